@@ -1,0 +1,222 @@
+"""The five words every backend speaks: append, score, select, attend, evict.
+
+Tensors only: a backend sees no cache, method or model. Shapes use B rows of a batch, Hq query heads, Hk KV heads
+(query head h reads KV head h // (Hq // Hk)), D channels, S slots per page, N physical pages, P logical pages per row.
+
+Paged storage, shared by all ops:
+    k_pages, v_pages  [N, Hk, S, D]  fp32, fp16 or bf16; contiguous
+    bounds            [N, Hk, 2, D]  per-channel max (index 0) and min (index 1) of the keys of a page, same dtype
+    page_table        [B, P] int32   logical page -> physical page; last dimension contiguous, rows may be strided;
+                                     entries past a row's last page are never read
+    lengths           [B] int32      entries stored in each row; slot t of row b lies in page_table[b, t // S] at t % S
+All accumulation is fp32 or better. A row of length 0 is legal: it scores -inf, selects nothing and attends to zeros.
+Rules that every backend keeps: ties go to the lower index; NaN ranks first; results do not depend on thread counts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MassMode = Literal["none", "last", "sum"]
+Merge = Literal["none", "sum_softmax", "max"]
+
+
+class Ops(ABC):
+    """What a backend must provide. The docstrings are the contract; ``reference`` is the specification."""
+
+    device: ClassVar[str] = "cpu"
+
+    @property
+    def name(self) -> str:
+        """Registered name: the stem of the backend's file."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """``None`` if the backend works on this machine, else the reason as one sentence. Never raises."""
+
+    @abstractmethod
+    def append(
+        self,
+        k: Tensor,
+        v: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        bounds: Tensor | None,
+        page_table: Tensor,
+        lengths: Tensor,
+        new: Tensor | None = None,
+    ) -> None:
+        """Store new entries, advance ``lengths`` in place and bring the bounds of every touched page up to date.
+
+        Args:
+            k, v: ``[B, Hk, n, D]`` in storage dtype, any strides with a contiguous last dimension.
+            bounds: ``None`` where no method needs them. Otherwise after the call the bounds of each touched page,
+                open ones included, are exactly the max and min over its valid entries (NaN propagates).
+            new: ``[B]`` int32, entries that row b really appends: the *last* ``new[b]`` of its n (left padding).
+                ``None`` means all n. The pages they need must already stand in ``page_table``.
+        """
+
+    @abstractmethod
+    def score(
+        self, q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, *, skip_newest: bool
+    ) -> Tensor:
+        """Upper bounds of q . k for every page (Quest, section 3.3): ``sum_d max(q_d * max_d, q_d * min_d)``.
+
+        Args:
+            q: ``[B, Hq, D]`` in storage dtype.
+            skip_newest: leave the page that holds the newest entry unscored.
+
+        Returns:
+            ``[B, Hq, P]`` fp32; -inf for unscored pages and pages a row does not have.
+        """
+
+    @abstractmethod
+    def select(
+        self,
+        scores: Tensor,
+        lengths: Tensor,
+        page_size: int,
+        count: int | Tensor,
+        *,
+        width: int,
+        force_newest: bool,
+        merge: Merge = "none",
+        group: int = 1,
+        scale: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """The best pages of each head, exact on the given fp32 scores.
+
+        Args:
+            scores: ``[B, Hq, P]`` fp32.
+            count: pages to read, the newest included: one int, or ``[B]`` int32 per row. Rows with no more pages
+                than that get all of them.
+            width: list slots to return, at least the largest count that can occur.
+            force_newest: the newest page is always taken and only ``count - 1`` others are chosen by score.
+            merge: how the ``group`` query heads of one KV head become one list. ``none`` gives a list per query
+                head. ``max`` takes the maximum over the group. ``sum_softmax`` takes the sum over the group of the
+                softmax over pages of ``scale * score``, in fp32; NaN propagates.
+
+        Returns:
+            ``pages`` ``[B, H, width]`` int32, logical page ids ascending, -1 past the end, and ``counts``
+            ``[B, H]`` int32, with H = Hq for ``none`` and Hq // group otherwise. Ties: lower page first. NaN: first.
+        """
+
+    @abstractmethod
+    def attend(
+        self,
+        q: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        page_table: Tensor,
+        lengths: Tensor,
+        scale: float,
+        *,
+        pages: Tensor | None = None,
+        counts: Tensor | None = None,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
+        prefix_q: Tensor | None = None,
+        prefix: int = 0,
+        mass: Tensor | None = None,
+        mass_mode: MassMode = "none",
+        visits: Tensor | None = None,
+    ) -> Tensor:
+        """Softmax attention of one query per head over everything, or over lists of pages.
+
+        Args:
+            q: ``[B, Hq, D]`` in storage dtype.
+            pages, counts: as :meth:`select` returns them, H = Hk or H = Hq. ``None``: all entries (dense).
+            softcap: logits become ``softcap * tanh(logit / softcap)`` after scaling; 0 switches it off.
+            sinks: ``[Hq]`` fp32, one extra logit per query head that takes mass but has no value.
+            prefix_q, prefix: entries in slots below ``prefix`` use ``prefix_q`` ``[B, Hq, D]`` as their query
+                (StreamingLLM's re-indexed positions).
+            mass: ``[B, Hk, C]`` fp32, C at least the longest row. ``last`` overwrites slots below each row's length
+                with this query's normalised probabilities, summed over the query heads of the group (0 where not
+                attended); ``sum`` adds them.
+            visits: ``[B, Hk, C]`` int32: incremented for every slot each time a query head reads it. This is where
+                the entries really read are counted.
+
+        Returns:
+            ``[B, Hq, D]`` in the dtype of ``q``; zeros for empty rows.
+        """
+
+    def attend_top(
+        self,
+        q: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        bounds: Tensor,
+        page_table: Tensor,
+        lengths: Tensor,
+        scale: float,
+        *,
+        count: int | Tensor,
+        width: int,
+        force_newest: bool,
+        merge: Merge,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
+        visits: Tensor | None = None,
+    ) -> Tensor:
+        """Score, select and attend in one call. A backend may fuse it; the result must equal the three ops."""
+        page_size, group = k_pages.shape[2], q.shape[1] // k_pages.shape[1]
+        scores = self.score(q, bounds, page_table, lengths, page_size, skip_newest=force_newest)
+        pages, counts = self.select(
+            scores,
+            lengths,
+            page_size,
+            count,
+            width=width,
+            force_newest=force_newest,
+            merge=merge,
+            group=group,
+            scale=scale,
+        )
+        return self.attend(
+            q,
+            k_pages,
+            v_pages,
+            page_table,
+            lengths,
+            scale,
+            pages=pages,
+            counts=counts,
+            softcap=softcap,
+            sinks=sinks,
+            visits=visits,
+        )
+
+    @abstractmethod
+    def evict(
+        self,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        page_table: Tensor,
+        lengths: Tensor,
+        positions: Tensor,
+        mass: Tensor | None,
+        *,
+        capacity: int,
+        sinks: int,
+        recent: int,
+        shared: bool,
+    ) -> None:
+        """Drop one entry of every row that holds ``capacity + 1``, in place; other rows stay untouched.
+
+        The victim of each KV head is the candidate with the least ``mass`` (the oldest, if ``mass`` is ``None``);
+        candidates are entries whose position is at least ``sinks`` and that are not among the ``recent`` newest
+        positions (position <= newest - recent). Ties go to the oldest; NaN mass counts as the greatest. The last
+        entry (K, V, position, mass) moves into the victim's slot and ``lengths`` drops to ``capacity``: one slot
+        per KV head is overwritten at most, order is not kept, positions are.
+
+        Args:
+            positions: ``[B, Hk, C]`` int32, the text position of every slot.
+            mass: ``[B, Hk, C]`` fp32 or ``None``.
+            shared: one victim for all KV heads of a row, by the mass summed over them (TOVA). Slots of all KV heads
+                then hold the same positions.
+        """

@@ -1,0 +1,120 @@
+"""What a run writes: one ResultRecord per measured value, one RunManifest per run.
+
+Schema history:
+    1  first version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["kernel", "e2e", "accuracy", "analyze"]
+Status = Literal["ok", "skipped", "failed"]
+Fidelity = Literal["measured", "modelled"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultRecord:
+    """One metric of one cell. A cell is what ``params``, ``method``, ``method_args``, ``backend`` and ``seed`` name."""
+
+    run: str
+    """Name of the run folder."""
+    kind: Kind
+    """The experiment."""
+    status: Status
+    """``skipped`` and ``failed`` records have a ``reason`` and no value."""
+    method: str
+    """Registered name of the method; ``sdpa`` for torch's own attention in ``kernel``."""
+    method_args: dict[str, Any]
+    """Every field of the method, defaults included, effective values (budget floored to whole pages)."""
+    backend: str
+    """Registered name of the backend, or ``torch``."""
+    params: dict[str, Any]
+    """Inputs only; they identify the cell."""
+    metric: str
+    """What was measured: latency, speedup, score, ..."""
+    unit: str
+    """``s``, ``x``, ``B``, ``fraction``, ``tokens``; latency is always in seconds."""
+    value: float | None
+    """The headline number: the median of ``samples``, or the mean score."""
+    reason: str | None = None
+    """Why there is no value."""
+    fidelity: Fidelity = "measured"
+    """``modelled`` numbers come from arithmetic, not from a clock or a count."""
+    samples: list[float] = dataclasses.field(default_factory=list)
+    """Raw samples, in the order in which they were taken."""
+    stats: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Derived numbers: p20, p80, n, ci_low, ci_high, tokens_visible, ..."""
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    """Why the number may not be trusted, one sentence each."""
+    seed: int = 0
+    """Seed of the run."""
+    schema: int = SCHEMA_VERSION
+    """Version of this schema."""
+
+    def to_json(self) -> str:
+        """One line of strict JSON (NaN and infinities become null); what ``--json`` prints and the store keeps."""
+        return json.dumps(_jsonable(dataclasses.asdict(self)), allow_nan=False, separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ResultRecord:
+        """The record of a parsed JSON line.
+
+        Raises:
+            ValueError: a field is missing or unknown, or the schema is newer than this version.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(data) - fields):
+            raise ValueError(f"unknown record fields: {', '.join(unknown)}")
+        if data.get("schema", 0) > SCHEMA_VERSION:
+            raise ValueError(f"record schema {data['schema']} is newer than {SCHEMA_VERSION}; update questbench")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ValueError(f"not a result record: {error}") from None
+
+    def cell(self) -> str:
+        """Identity of the cell this record belongs to, whatever its metric: the key that resume and report use."""
+        identity = [self.kind, self.method, self.method_args, self.backend, self.params, self.seed]
+        return json.dumps(_jsonable(identity), sort_keys=True, separators=(",", ":"))
+
+
+@dataclasses.dataclass
+class RunManifest:
+    """``run.json``: everything about a run that is not a result."""
+
+    run: str
+    """Name of the run folder."""
+    kind: Kind
+    """The experiment."""
+    argv: list[str]
+    """The command line."""
+    config: dict[str, Any]
+    """The resolved configuration, defaults included."""
+    environment: dict[str, Any]
+    """Machine, packages, commit and dirty flag; see ``records/environment.py``."""
+    start: str
+    """UTC time, ISO 8601."""
+    end: str | None = None
+    """UTC time; ``None`` while the run goes on or if it was killed."""
+    prefills: int | None = None
+    """Dense prefills made (accuracy); one per sample and protocol."""
+    exit_code: int | None = None
+    """How the run ended."""
+    schema: int = SCHEMA_VERSION
+    """Version of this schema."""
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value

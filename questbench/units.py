@@ -1,0 +1,78 @@
+"""Numbers as people write and read them: token counts, seconds, bytes, rates."""
+
+from __future__ import annotations
+
+import re
+
+from questbench.errors import UsageError
+
+_COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(k|ki|m|mi)?\s*$", re.IGNORECASE)
+_FACTOR = {"": 1, "k": 1024, "m": 1024 * 1024}
+
+
+def parse_count(text: str, *, what: str = "count") -> int:
+    """``"32k"`` -> 32768. ``k`` is always 1024 and ``m`` 1024 * 1024, whatever their case.
+
+    Raises:
+        UsageError: not a positive whole number of tokens.
+    """
+    match = _COUNT.match(text)
+    if not match:
+        raise UsageError(f"'{text}' is not a {what}.", "Write a whole number such as 4096, or 4k for 4,096.")
+    suffix = (match.group(2) or "").lower().removesuffix("i")
+    value = float(match.group(1)) * _FACTOR[suffix]
+    if value != int(value):
+        raise UsageError(f"{what} '{text}' is not whole: {value}.", "Write a whole number such as 4096, or 4k.")
+    return int(value)
+
+
+def parse_counts(text: str, *, what: str = "count") -> list[int]:
+    """``"8k,32k"`` -> ``[8192, 32768]``; commas sweep. Raises as :func:`parse_count`, also for an empty list."""
+    parts = [part for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UsageError(f"No {what} given.", "Write one or more, separated by commas: 4k,8k.")
+    return [parse_count(part, what=what) for part in parts]
+
+
+def count(value: int) -> str:
+    """32768 -> ``32k``; numbers that are no multiple of 1024 stay as they are."""
+    return f"{value // 1024}k" if value >= 1024 and value % 1024 == 0 else str(value)
+
+
+def echo_count(value: int) -> str:
+    """32768 -> ``32k = 32,768 tokens``."""
+    short = count(value)
+    return f"{short} = {value:,} tokens" if short != str(value) else f"{value:,} tokens"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with ``digits`` significant figures and no exponent: 0.01234 -> ``0.0123``."""
+    if value == 0:
+        return "0"
+    import math
+
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:,.{max(decimals, 0)}f}"
+
+
+def seconds(value: float) -> str:
+    """0.00123 -> ``1.23 ms``."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if abs(value) >= scale:
+            return f"{significant(value / scale)} {unit}"
+    return f"{significant(value / 1e-9)} ns"
+
+
+def size(value: float) -> str:
+    """Bytes with binary prefixes: 134217728 -> ``128 MiB``."""
+    for scale, unit in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if abs(value) >= scale:
+            return f"{significant(value / scale)} {unit}"
+    return f"{int(value)} B"
+
+
+def rate(bytes_per_second: float) -> str:
+    """Bytes per second with decimal prefixes, as bandwidths are quoted: 3.6e10 -> ``36.0 GB/s``."""
+    return f"{significant(bytes_per_second / 1e9)} GB/s"
