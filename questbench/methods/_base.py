@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from questbench.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -84,6 +86,11 @@ class CacheShape:
     page_size: int
     element_bytes: int
 
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one entry: its key and value in all KV heads. The bounds of one page weigh the same."""
+        return 2 * self.kv_heads * self.head_dim * self.element_bytes
+
 
 @dataclass(frozen=True)
 class Method(ABC):
@@ -140,7 +147,21 @@ class Method(ABC):
     def bytes_read(self, length: int, shape: CacheShape) -> int:
         """Bytes of cache that one decode step of one row must read in one layer: KV entries and page bounds."""
 
+    def tokens_scored(self, length: int) -> int:
+        """Keys read to decide what to attend; counted apart from the entries attended. Only yardsticks do that."""
+        del length
+        return 0
+
     def arguments(self, page_size: int) -> dict[str, object]:
         """Every parameter with its effective value, for the record."""
         del page_size
         return dataclasses.asdict(self)
+
+
+def at_least(method: Method, entries: int, why: str) -> None:
+    """Raise UsageError if the budget cannot hold ``entries``."""
+    if method.budget < entries:
+        raise UsageError(
+            f"{method.name} needs a budget of at least {entries} ({why}), not {method.budget}.",
+            f"Use --budget {entries} or more.",
+        )

@@ -1,0 +1,361 @@
+"""Paged KV cache of one layer, with page bounds, eviction and copy-on-write forks. Batched: rows differ in length.
+
+A row's entries sit in slots 0 .. held-1, slot t in logical page t // S. Without eviction a slot is a text position;
+with it, ``positions`` tells. ``seen`` counts the text, ``held`` what is resident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from questbench.kernels._ops import Ops
+from questbench.methods._base import Keep, Method
+from questbench.paging import PagePool
+
+Rotate = Callable[[Tensor, Tensor], Tensor]
+"""``rotate(x [B, H, D], delta [B])`` turns rotary embeddings by ``delta`` positions."""
+
+
+class LayerCache:
+    """Keys and values of one layer under one method.
+
+    Args:
+        method: the policy of this layer.
+        ops: the backend that does the work.
+        rows, kv_heads, head_dim, page_size, dtype, device: shape and storage.
+        capacity: entries per row to allocate ahead; the cache grows beyond it when it must.
+        index: number of the layer in its model.
+        rotate: rotary embedding of the model, for methods that re-index positions.
+        pool: share the pages of another cache instead of allocating (see :meth:`fork`).
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        ops: Ops,
+        *,
+        rows: int,
+        kv_heads: int,
+        head_dim: int,
+        page_size: int = 16,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        capacity: int = 0,
+        index: int = 0,
+        rotate: Rotate | None = None,
+        pool: PagePool | None = None,
+        bounds: bool | None = None,
+    ) -> None:
+        self.method, self.ops, self.index, self.rotate = method, ops, index, rotate
+        self.rows, self.kv_heads, self.head_dim, self.page_size = rows, kv_heads, head_dim, page_size
+        self.dtype, self.device = dtype, torch.device(device)
+        self.seen = [0] * rows
+        self.held = [0] * rows
+        self.steps = 0
+        """Decode steps since the prefill."""
+        self.lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
+        self.prefill_mass: dict[str, Tensor] = {}
+        """Attention mass ``[B, Hk, T]`` of the prefill's queries: of the ``last`` row, and the ``sum`` over rows."""
+        pages = -(-capacity // page_size)
+        self.pool = pool or PagePool(
+            kv_heads,
+            head_dim,
+            page_size,
+            dtype=dtype,
+            device=self.device,
+            pages=max(pages * rows, 1),
+            bounds=method.needs_bounds if bounds is None else bounds,
+        )
+        self._owned: list[list[int]] = [[] for _ in range(rows)]
+        self._table = torch.zeros((rows, max(pages, 1)), dtype=torch.int32, device=self.device)
+        self._view: Tensor | None = None
+        evicts = method.forget() is not None
+        slots = self._table.shape[1] * page_size
+        self.positions = self._slots(slots, torch.int32) if evicts else None
+        self.mass = self._slots(slots, torch.float32) if method.observes != "nothing" else None
+
+    @property
+    def k_pages(self) -> Tensor:
+        """``[N, Hk, S, D]``."""
+        return self.pool.k
+
+    @property
+    def v_pages(self) -> Tensor:
+        """``[N, Hk, S, D]``."""
+        return self.pool.v
+
+    @property
+    def bounds(self) -> Tensor | None:
+        """``[N, Hk, 2, D]``: max and min of the keys of each page, or ``None`` where the method needs none."""
+        return self.pool.bounds
+
+    @property
+    def page_max(self) -> Tensor | None:
+        """``[N, Hk, D]``."""
+        return None if self.bounds is None else self.bounds[:, :, 0]
+
+    @property
+    def page_min(self) -> Tensor | None:
+        """``[N, Hk, D]``."""
+        return None if self.bounds is None else self.bounds[:, :, 1]
+
+    @property
+    def page_table(self) -> Tensor:
+        """``[B, P]`` int32, P the pages of the longest row."""
+        if self._view is None:
+            self._view = self._table[:, : max(map(len, self._owned), default=0)]
+        return self._view
+
+    @property
+    def slots(self) -> int:
+        """Slots per row that ``page_table`` spans."""
+        return self.page_table.shape[1] * self.page_size
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of pages in use by this cache and the forks it shares them with."""
+        return self.pool.bytes_in_use
+
+    def append(self, k: Tensor, v: Tensor, new: Sequence[int] | None = None) -> None:
+        """Store the last ``new[b]`` of the n entries ``[B, Hk, n, D]`` of each row (all n by default)."""
+        counts = [k.shape[2]] * self.rows if new is None else list(new)
+        for row, count in enumerate(counts):
+            self._make_room(row, count)
+        self._number(counts)
+        uneven = None if new is None else torch.tensor(counts, dtype=torch.int32, device=self.device)
+        self.ops.append(k, v, self.k_pages, self.v_pages, self.bounds, self.page_table, self.lengths, uneven)
+        for row, count in enumerate(counts):
+            self.seen[row] += count
+            self.held[row] += count
+
+    def gather(self, row: int) -> tuple[Tensor, Tensor]:
+        """Resident keys and values of one row in slot order, ``[Hk, held, D]`` each (copies)."""
+        pages = self._table[row, : len(self._owned[row])].long()
+        k = self.k_pages[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]]
+        v = self.v_pages[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]]
+        return k, v
+
+    def end_prefill(self) -> None:
+        """Hand the prefill's attention mass to the method and drop what it does not keep."""
+        self.steps = 0
+        wanted = self.method.prefill_observes
+        if wanted != "nothing" and self.mass is not None:
+            collected = self.prefill_mass[wanted]
+            self.mass[:, :, : collected.shape[2]] = collected
+        if self.method.forgets_prefill:
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop what the method does not keep: in place after a decode step, by a new store after a prefill."""
+        keep = self.method.forget()
+        if keep is None or self.positions is None:
+            return
+        longest = max(self.held)
+        if longest > keep.entries + 1:
+            self.retain(keep)
+        elif longest == keep.entries + 1:
+            self.ops.evict(
+                self.k_pages,
+                self.v_pages,
+                self.page_table,
+                self.lengths,
+                self.positions,
+                self.mass if keep.by == "mass" else None,
+                capacity=keep.entries,
+                sinks=keep.sinks,
+                recent=keep.recent,
+                shared=keep.shared,
+            )
+            self.held = [min(held, keep.entries) for held in self.held]
+
+    def retain(self, keep: Keep) -> None:
+        """Gather the kept entries of every row, oldest first, into a store of their own."""
+        if self.positions is None:
+            raise ValueError(f"the cache of {self.method.name} tracks no positions")
+        fresh = PagePool(
+            self.kv_heads,
+            self.head_dim,
+            self.page_size,
+            dtype=self.dtype,
+            device=self.device,
+            pages=self.rows * (-(-(keep.entries + 1) // self.page_size)),
+            bounds=False,
+        )
+        old_positions, old_mass = self.positions, self.mass
+        gathered = [self.gather(row) for row in range(self.rows)]
+        held, seen = self.held, self.seen
+        self.release()
+        self.pool = fresh
+        self._table = self._table.new_zeros((self.rows, 1))
+        self.positions = self._slots(self.page_size, torch.int32)
+        self.mass = None if old_mass is None else self._slots(self.page_size, torch.float32)
+        self.lengths.zero_()
+        self.held = [0] * self.rows
+        kept = [
+            kept_slots(old_positions[row, :, : held[row]], _of(old_mass, row, held[row]), keep)
+            for row in range(self.rows)
+        ]
+        for row, slots in enumerate(kept):
+            self._make_room(row, slots.shape[1])
+        width = max(slots.shape[1] for slots in kept)
+        k = torch.zeros((self.rows, self.kv_heads, width, self.head_dim), dtype=self.dtype, device=self.device)
+        v = torch.zeros_like(k)
+        for row, slots in enumerate(kept):
+            index = slots[..., None].expand(-1, -1, self.head_dim)
+            count = slots.shape[1]
+            k[row, :, width - count :], v[row, :, width - count :] = (x.gather(1, index) for x in gathered[row])
+            self.positions[row, :, :count] = old_positions[row].gather(1, slots)
+            if self.mass is not None and old_mass is not None:
+                self.mass[row, :, :count] = old_mass[row].gather(1, slots)
+        counts = torch.tensor([slots.shape[1] for slots in kept], dtype=torch.int32, device=self.device)
+        self.ops.append(k, v, self.k_pages, self.v_pages, None, self.page_table, self.lengths, counts)
+        self.held, self.seen = counts.tolist(), seen
+
+    def fork(self, method: Method, *, page_size: int | None = None) -> LayerCache:
+        """A cache of its own for ``method`` that starts from this one's entries.
+
+        Closed pages are shared copy-on-write. Another page size copies the entries into new pages.
+        Evicting methods share too until :meth:`end_prefill` or the first step moves what they keep.
+        """
+        same_pages = page_size in (None, self.page_size) and not (method.needs_bounds and self.bounds is None)
+        twin = LayerCache(
+            method,
+            self.ops,
+            rows=self.rows,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            page_size=page_size or self.page_size,
+            dtype=self.dtype,
+            device=self.device,
+            capacity=0 if same_pages else max(self.held) + 1,
+            index=self.index,
+            rotate=self.rotate,
+            pool=self.pool if same_pages else None,
+        )
+        twin.prefill_mass = self.prefill_mass
+        if same_pages:
+            twin._owned = [list(pages) for pages in self._owned]
+            for pages in twin._owned:
+                self.pool.share(pages)
+            twin._table, twin._view = self._table.clone(), None
+            twin.lengths = self.lengths.clone()
+            twin.held, twin.seen = list(self.held), list(self.seen)
+            twin._fit_slots()
+        else:
+            longest = max(self.held)
+            k, v = (torch.zeros((self.rows, self.kv_heads, longest, self.head_dim), dtype=self.dtype) for _ in "kv")
+            for row in range(self.rows):
+                k[row, :, longest - self.held[row] :], v[row, :, longest - self.held[row] :] = self.gather(row)
+            twin.append(k.to(self.device), v.to(self.device), self.held)
+            twin.seen = list(self.seen)
+        if twin.positions is not None:
+            if self.positions is not None:
+                twin.positions[:, :, : self.positions.shape[2]] = self.positions[:, :, : twin.positions.shape[2]]
+            else:
+                twin.positions[:] = torch.arange(twin.positions.shape[2], dtype=torch.int32, device=self.device)
+        return twin
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep or repeat rows (beam search, batch selection): row i becomes the old row ``rows[i]``."""
+        order = rows.tolist()
+        owned = [list(self._owned[row]) for row in order]
+        for pages in owned:
+            self.pool.share(pages)
+        self.release()
+        self._owned, self.rows = owned, len(order)
+        self._table, self._view = self._table[rows], None
+        self.lengths = self.lengths[rows]
+        self.held, self.seen = [self.held[row] for row in order], [self.seen[row] for row in order]
+        self.positions = None if self.positions is None else self.positions[rows]
+        self.mass = None if self.mass is None else self.mass[rows]
+
+    def release(self) -> None:
+        """Give this cache's pages back to the pool; the cache must not be used afterwards."""
+        for pages in self._owned:
+            self.pool.release(pages)
+        self._owned = [[] for _ in range(self.rows)]
+        self._view = None
+
+    def _make_room(self, row: int, count: int) -> None:
+        """Own every page that the next ``count`` entries of a row touch."""
+        if count == 0:
+            return
+        owned, first = self._owned[row], self.held[row] // self.page_size
+        if first < len(owned) and self.pool.is_shared(owned[first]):
+            owned[first] = self.pool.copy(owned[first])
+            self._table[row, first] = owned[first]
+        missing = -(-(self.held[row] + count) // self.page_size) - len(owned)
+        if missing <= 0:
+            return
+        pages = self.pool.allocate(missing)
+        total = len(owned) + missing
+        if total > self._table.shape[1]:
+            wider = self._table.new_zeros((self.rows, max(total, 2 * self._table.shape[1])))
+            wider[:, : self._table.shape[1]] = self._table
+            self._table = wider
+        self._table[row, len(owned) : total] = torch.tensor(pages, dtype=torch.int32, device=self.device)
+        owned += pages
+        self._view = None
+        self._fit_slots()
+
+    def _number(self, counts: list[int]) -> None:
+        """Give the entries about to be appended their text positions and no mass yet."""
+        if self.positions is None and self.mass is None:
+            return
+        for row, count in enumerate(counts):
+            slots = slice(self.held[row], self.held[row] + count)
+            if self.positions is not None:
+                if count == 1:
+                    self.positions[row, :, slots] = self.seen[row]
+                else:
+                    text = range(self.seen[row], self.seen[row] + count)
+                    self.positions[row, :, slots] = torch.tensor(text, dtype=torch.int32, device=self.device)
+            if self.mass is not None:
+                self.mass[row, :, slots] = 0.0
+
+    def _slots(self, slots: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros((self.rows, self.kv_heads, slots), dtype=dtype, device=self.device)
+
+    def _fit_slots(self) -> None:
+        """Grow the per-slot tensors with the page table."""
+        slots = self._table.shape[1] * self.page_size
+        if self.positions is not None and self.positions.shape[2] < slots:
+            wider = self._slots(slots, torch.int32)
+            wider[:, :, : self.positions.shape[2]] = self.positions
+            self.positions = wider
+        if self.mass is not None and self.mass.shape[2] < slots:
+            heavier = self._slots(slots, torch.float32)
+            heavier[:, :, : self.mass.shape[2]] = self.mass
+            self.mass = heavier
+
+
+def kept_slots(positions: Tensor, mass: Tensor | None, keep: Keep) -> Tensor:
+    """Slots that ``keep`` keeps, ordered by position: ``[Hk, n]`` -> ``[Hk, min(n, keep.entries)]`` int64.
+
+    Args:
+        positions: ``[Hk, n]`` int32 text positions.
+        mass: ``[Hk, n]`` fp32, or ``None`` where ``keep.by`` is ``age``.
+    """
+    positions = positions.long()
+    newest = positions.amax(1, keepdim=True)
+    safe = (positions < keep.sinks) | (positions > newest - keep.recent)
+    if keep.by == "mass":
+        if mass is None:
+            raise ValueError("keeping by mass needs the attention mass")
+        weight = mass.sum(0, keepdim=True).expand_as(mass) if keep.shared else mass
+        weight = torch.where(weight.isnan(), torch.inf, weight)
+    else:
+        weight = positions.to(torch.float64)
+    # Three stable sorts, least significant key first: newer before older, heavier before lighter, safe before the rest.
+    order = positions.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, weight.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    order = order.gather(1, safe.gather(1, order).to(torch.int8).argsort(dim=1, descending=True, stable=True))
+    kept = order[:, : keep.entries]
+    return kept.gather(1, positions.gather(1, kept).argsort(dim=1))
+
+
+def _of(mass: Tensor | None, row: int, held: int) -> Tensor | None:
+    return None if mass is None else mass[row, :, :held]

@@ -1,0 +1,242 @@
+"""The specification: every op in plain torch, written to be read. Slow on purpose; runs on any device.
+
+    score_page  = sum_d max(q_d * max_d, q_d * min_d)         an upper bound of q . k for every key of the page
+    p           = softmax(softcap(scale * q . K))             over the entries read, plus a sink logit without a value
+    out         = p . V
+
+Storage may be fp16, bf16 or fp32, and float64 too: with float64 tensors every op computes in float64, which is what
+error budgets are measured against.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from questbench.kernels._ops import MassMode, Merge, Ops
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The dtype that accumulation happens in: fp32, or fp64 for fp64 storage."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _gather(pages: Tensor, table: Tensor, length: int) -> Tensor:
+    """The first ``length`` entries of one row: ``[N, Hk, S, D]`` and ``[P]`` -> ``[Hk, length, D]``."""
+    page_size = pages.shape[2]
+    used = table[: -(-length // page_size)].long()
+    return pages[used].transpose(0, 1).flatten(1, 2)[:, :length]
+
+
+class ReferenceOps(Ops):
+    """The five ops in plain torch."""
+
+    def unavailable(self) -> str | None:
+        """Always available where torch is."""
+        return None
+
+    def append(
+        self,
+        k: Tensor,
+        v: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        bounds: Tensor | None,
+        page_table: Tensor,
+        lengths: Tensor,
+        new: Tensor | None = None,
+    ) -> None:
+        """See :meth:`Ops.append`."""
+        page_size, incoming = k_pages.shape[2], k.shape[2]
+        for row in range(k.shape[0]):
+            count = incoming if new is None else int(new[row])
+            first = int(lengths[row])
+            slots = torch.arange(first, first + count, device=k.device)
+            physical = page_table[row].long()[slots // page_size]
+            k_pages[physical, :, slots % page_size] = k[row, :, incoming - count :].transpose(0, 1)
+            v_pages[physical, :, slots % page_size] = v[row, :, incoming - count :].transpose(0, 1)
+            lengths[row] += count
+            if bounds is None or count == 0:
+                continue
+            for page in range(first // page_size, (first + count - 1) // page_size + 1):
+                valid = min(page_size, first + count - page * page_size)
+                keys = k_pages[int(page_table[row, page]), :, :valid]
+                bounds[int(page_table[row, page])] = torch.stack([keys.amax(1), keys.amin(1)], dim=1)
+
+    def score(
+        self, q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, *, skip_newest: bool
+    ) -> Tensor:
+        """See :meth:`Ops.score`."""
+        rows, query_heads, _ = q.shape
+        group = query_heads // bounds.shape[1]
+        wide = _wide(q)
+        scores = torch.full((rows, query_heads, page_table.shape[1]), -torch.inf, dtype=wide.dtype, device=q.device)
+        for row in range(rows):
+            count = -(-int(lengths[row]) // page_size) - int(skip_newest)
+            if count <= 0:
+                continue
+            row_bounds = _wide(bounds[page_table[row, :count].long()]).repeat_interleave(group, dim=1)
+            products = wide[row, None, :, None] * row_bounds
+            scores[row, :, :count] = products.amax(2).sum(-1).T
+        return scores
+
+    def select(
+        self,
+        scores: Tensor,
+        lengths: Tensor,
+        page_size: int,
+        count: int | Tensor,
+        *,
+        width: int,
+        force_newest: bool,
+        merge: Merge = "none",
+        group: int = 1,
+        scale: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Ops.select`."""
+        rows, query_heads, _ = scores.shape
+        heads = query_heads if merge == "none" else query_heads // group
+        pages = torch.full((rows, heads, width), -1, dtype=torch.int32, device=scores.device)
+        counts = torch.zeros((rows, heads), dtype=torch.int32, device=scores.device)
+        for row in range(rows):
+            total = -(-int(lengths[row]) // page_size)
+            wanted = min(total, int(count if isinstance(count, int) else count[row]))
+            if wanted <= 0:
+                continue
+            scored = total - int(force_newest)
+            merged = _merge(scores[row, :, :scored], merge, group, scale)
+            # Stable and descending: equal scores keep their order, so ties go to the lower page; NaN sorts first.
+            order = merged.sort(dim=-1, descending=True, stable=True).indices
+            chosen = order[:, : wanted - int(force_newest)]
+            if force_newest:
+                chosen = torch.cat([chosen, chosen.new_full((heads, 1), total - 1)], dim=-1)
+            pages[row, :, :wanted] = chosen.sort(dim=-1).values.to(torch.int32)
+            counts[row] = wanted
+        return pages, counts
+
+    def attend(
+        self,
+        q: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        page_table: Tensor,
+        lengths: Tensor,
+        scale: float,
+        *,
+        pages: Tensor | None = None,
+        counts: Tensor | None = None,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
+        prefix_q: Tensor | None = None,
+        prefix: int = 0,
+        mass: Tensor | None = None,
+        mass_mode: MassMode = "none",
+        visits: Tensor | None = None,
+    ) -> Tensor:
+        """See :meth:`Ops.attend`."""
+        out = torch.zeros_like(q)
+        kv_heads, page_size = k_pages.shape[1:3]
+        group = q.shape[1] // kv_heads
+        for row in range(q.shape[0]):
+            length = int(lengths[row])
+            if length == 0:
+                continue
+            keys = _wide(_gather(k_pages, page_table[row], length)).repeat_interleave(group, dim=0)
+            values = _wide(_gather(v_pages, page_table[row], length)).repeat_interleave(group, dim=0)
+            logits = (keys @ _wide(q[row])[..., None])[..., 0] * scale
+            if prefix_q is not None and prefix > 0:
+                logits[:, :prefix] = (keys[:, :prefix] @ _wide(prefix_q[row])[..., None])[..., 0] * scale
+            if softcap > 0:
+                logits = softcap * torch.tanh(logits / softcap)
+            read = _read_mask(pages, counts, row, length, page_size, q.shape[1])
+            # Unread entries are taken out, not masked: a NaN behind them must not leak into the output.
+            logits = torch.where(read, logits, -torch.inf)
+            values = torch.where(read[..., None], values, 0.0)
+            if sinks is not None:
+                logits = torch.cat([logits, sinks[:, None].to(logits.dtype)], dim=-1)
+            p = torch.softmax(logits, dim=-1)[:, :length]
+            out[row] = (p[:, None] @ values)[:, 0].to(q.dtype)
+            by_kv_head = p.view(kv_heads, group, length).sum(1)
+            if mass is not None and mass_mode == "last":
+                mass[row, :, :length] = by_kv_head.to(mass.dtype)
+            elif mass is not None and mass_mode == "sum":
+                mass[row, :, :length] += by_kv_head.to(mass.dtype)
+            if visits is not None:
+                visits[row, :, :length] += read.view(kv_heads, group, length).sum(1, dtype=torch.int32)
+        return out
+
+    def evict(
+        self,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        page_table: Tensor,
+        lengths: Tensor,
+        positions: Tensor,
+        mass: Tensor | None,
+        *,
+        capacity: int,
+        sinks: int,
+        recent: int,
+        shared: bool,
+    ) -> None:
+        """See :meth:`Ops.evict`."""
+        page_size = k_pages.shape[2]
+        for row in range(lengths.shape[0]):
+            if int(lengths[row]) != capacity + 1:
+                continue
+            last = capacity
+            source = int(page_table[row, last // page_size]), last % page_size
+            total = None if mass is None else mass[row].sum(0)
+            for head in range(k_pages.shape[1]):
+                place = positions[row, head, : capacity + 1]
+                weight = None if mass is None or total is None else (total if shared else mass[row, head])[: last + 1]
+                slot = victim(place, weight, sinks=sinks, recent=recent)
+                target = int(page_table[row, slot // page_size]), slot % page_size
+                for stored in (k_pages, v_pages):
+                    stored[target[0], head, target[1]] = stored[source[0], head, source[1]]
+                positions[row, head, slot] = positions[row, head, last]
+                if mass is not None:
+                    mass[row, head, slot] = mass[row, head, last]
+            lengths[row] = capacity
+
+
+def victim(positions: Tensor, mass: Tensor | None, *, sinks: int, recent: int) -> int:
+    """Slot of the entry to drop: least mass among the candidates, the oldest where masses are equal or ``None``.
+
+    Args:
+        positions: ``[n]`` text positions of the slots.
+        mass: ``[n]`` or ``None``; NaN counts as the greatest.
+    """
+    candidates = (positions >= sinks) & (positions <= positions.max() - recent)
+    slots = candidates.nonzero()[:, 0]
+    slots = slots[positions[slots].argsort()]
+    if mass is None:
+        return int(slots[0])
+    weight = torch.where(mass[slots].isnan(), torch.inf, mass[slots])
+    return int(slots[weight.sort(stable=True).indices[0]])
+
+
+def _merge(scores: Tensor, merge: Merge, group: int, scale: float) -> Tensor:
+    """Scores of the query heads of each KV head become one: ``[Hq, P]`` -> ``[H, P]``."""
+    if merge == "none":
+        return scores
+    grouped = scores.view(scores.shape[0] // group, group, -1)
+    if merge == "max":
+        return grouped.amax(1)
+    return torch.softmax(scale * grouped, dim=-1).sum(1)
+
+
+def _read_mask(
+    pages: Tensor | None, counts: Tensor | None, row: int, length: int, page_size: int, query_heads: int
+) -> Tensor:
+    """Which entries each query head of a row reads: ``[Hq, length]`` bool."""
+    device = None if pages is None else pages.device
+    read = torch.ones((query_heads, length), dtype=torch.bool, device=device)
+    if pages is None or counts is None:
+        return read
+    per_list = query_heads // pages.shape[1]
+    slot_page = torch.arange(length, device=device) // page_size
+    for head in range(query_heads):
+        listed = pages[row, head // per_list, : int(counts[row, head // per_list])]
+        read[head] = torch.isin(slot_page.to(listed.dtype), listed)
+    return read

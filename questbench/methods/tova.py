@@ -1,0 +1,54 @@
+"""TOVA: token omission via attention (Oren et al., EMNLP 2024, https://arxiv.org/abs/2401.06104).
+
+    w    = mean over all query heads of this step's attention probabilities       one weight per entry of the layer
+    keep = the budget - 1 entries with the largest w                              the same set for every KV head
+
+Deviations: none in the decode step. After the prompt the last row of the prefill decides in one shot, as upstream
+does; the mean is a sum over heads here, which ranks alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from questbench.methods._base import CacheShape, Everything, Keep, Method, Observes, Selection, at_least
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from questbench.cache import LayerCache
+    from questbench.kernels._ops import Ops
+
+
+@dataclass(frozen=True)
+class TOVA(Method):
+    """Keeps the entries that the newest query attends to most."""
+
+    observes: ClassVar[Observes] = "last"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2401.06104"
+
+    @property
+    def prefill_observes(self) -> Observes:
+        """The attention of the prompt's last query."""
+        return "last"
+
+    def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
+        """Everything that is still there."""
+        return Everything()
+
+    def forget(self) -> Keep:
+        """The heaviest entries of this step; the newest is not protected."""
+        return Keep(self.budget - 1, by="mass", shared=True)
+
+    def check(self, page_size: int) -> None:
+        """One kept entry beside the new one."""
+        at_least(self, 2, "one kept entry and the new one")
+
+    def tokens_visible(self, length: int, page_size: int) -> int:
+        """The kept ones and the new one."""
+        return min(length, self.budget)
+
+    def bytes_read(self, length: int, shape: CacheShape) -> int:
+        """Keys and values of what is resident; this step's probabilities are written and read besides."""
+        return (shape.entry_bytes + 8 * shape.kv_heads) * min(length, self.budget)

@@ -1,0 +1,98 @@
+"""Physical pages of one layer: storage, reference counts, growth. Forks of a cache share pages through one pool."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from questbench._memory import empty
+
+
+class PagePool:
+    """Pages of keys, values and key bounds of one layer.
+
+    Args:
+        kv_heads, head_dim, page_size: shape of a page, ``[kv_heads, page_size, head_dim]``.
+        dtype, device: storage of keys, values and bounds.
+        pages: pages to allocate at once; the pool doubles when it runs out.
+        bounds: whether per-channel maxima and minima of the keys are kept, ``[pages, kv_heads, 2, head_dim]``.
+    """
+
+    def __init__(
+        self,
+        kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        pages: int,
+        bounds: bool,
+    ) -> None:
+        self.page_size = page_size
+        self.k = empty((pages, kv_heads, page_size, head_dim), dtype, device)
+        self.v = empty((pages, kv_heads, page_size, head_dim), dtype, device)
+        self.bounds = empty((pages, kv_heads, 2, head_dim), dtype, device) if bounds else None
+        self._references = [0] * pages
+        self._free = list(range(pages - 1, -1, -1))
+
+    @property
+    def in_use(self) -> int:
+        """Pages that some cache holds."""
+        return len(self._references) - len(self._free)
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes of the pages that some cache holds, bounds included."""
+        stored = [self.k, self.v] + ([] if self.bounds is None else [self.bounds])
+        return self.in_use * sum(tensor[:1].numel() * tensor.element_size() for tensor in stored)
+
+    def allocate(self, count: int) -> list[int]:
+        """``count`` pages with one reference each, in ascending order where the pool is fresh."""
+        if count > len(self._free):
+            self._grow(count - len(self._free))
+        pages = [self._free.pop() for _ in range(count)]
+        for page in pages:
+            self._references[page] = 1
+        return pages
+
+    def share(self, pages: list[int]) -> None:
+        """One more cache holds these pages."""
+        for page in pages:
+            self._references[page] += 1
+
+    def release(self, pages: list[int]) -> None:
+        """One cache less holds these pages; unheld ones can be allocated again."""
+        for page in pages:
+            self._references[page] -= 1
+            if self._references[page] == 0:
+                self._free.append(page)
+
+    def is_shared(self, page: int) -> bool:
+        """Whether a write to the page would be seen by another cache."""
+        return self._references[page] > 1
+
+    def copy(self, page: int) -> int:
+        """A private copy of a shared page, whose reference moves to the copy."""
+        (target,) = self.allocate(1)
+        self.k[target], self.v[target] = self.k[page], self.v[page]
+        if self.bounds is not None:
+            self.bounds[target] = self.bounds[page]
+        self.release([page])
+        return target
+
+    def _grow(self, missing: int) -> None:
+        old = len(self._references)
+        extra = max(old, missing, 8)
+        self.k, self.v = _extended(self.k, extra), _extended(self.v, extra)
+        if self.bounds is not None:
+            self.bounds = _extended(self.bounds, extra)
+        self._references += [0] * extra
+        # Behind the pages that are free already, so that a fresh pool hands out ascending pages.
+        self._free = list(range(old + extra - 1, old - 1, -1)) + self._free
+
+
+def _extended(stored: Tensor, extra: int) -> Tensor:
+    grown = empty((stored.shape[0] + extra, *stored.shape[1:]), stored.dtype, stored.device)
+    grown[: stored.shape[0]] = stored
+    return grown
