@@ -103,6 +103,8 @@ class Method(ABC):
     """Attention mass of decode steps that ``forget`` needs: none, this step's, or the running sum."""
     needs_bounds: ClassVar[bool] = False
     """Whether the cache must keep page bounds."""
+    budgeted: ClassVar[bool] = True
+    """Whether the budget limits what is read; only dense has none."""
     yardstick: ClassVar[bool] = False
     """A reference point (oracle, random) that no one would deploy; refused in ``kernel`` and ``e2e``."""
     paper: ClassVar[str] = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from questbench.methods._base import CacheShape, Everything, Method, Selection
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Dense(Method):
     """Reads all, keeps all; the budget is ignored."""
+
+    budgeted: ClassVar[bool] = False
 
     def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
         """Everything."""

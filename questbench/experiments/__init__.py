@@ -1,0 +1,1 @@
+"""Experiments yield units of finished work; they never print and never write."""

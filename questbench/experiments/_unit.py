@@ -1,0 +1,47 @@
+"""What an experiment yields: a unit of work that is stored whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from questbench.errors import QuestbenchError
+from questbench.records.schema import Kind, ResultRecord
+
+Progress = Callable[[int, int, str], None]
+"""``progress(done, total, estimate)``: units done, units in all, the current estimate in words."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Finished work: an interleaved group of cells in ``kernel``, one sample or one summary in ``accuracy``."""
+
+    key: str
+    """Known before the unit runs; ``--resume`` skips units whose key is stored."""
+    records: list[ResultRecord]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Rows for samples.jsonl."""
+    prefills: int = 0
+    """Dense prefills that this unit made."""
+
+
+def unusable(
+    kind: Kind, backend: str, method: str, params: dict[str, Any], error: Exception, *, metric: str, unit: str, seed: int
+) -> ResultRecord:
+    """The record of a cell that cannot run: the reason instead of a value."""
+    reason = f"{error.message} {error.hint or ''}".strip() if isinstance(error, QuestbenchError) else str(error)
+    return ResultRecord(
+        run="",
+        kind=kind,
+        status="failed",
+        method=method,
+        method_args={},
+        backend=backend,
+        params=params,
+        metric=metric,
+        unit=unit,
+        value=None,
+        reason=reason or type(error).__name__,
+        seed=seed,
+    )

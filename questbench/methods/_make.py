@@ -1,0 +1,81 @@
+"""Build methods from names and ``-M`` values: the strings of the command line become dataclass fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from questbench import registry
+from questbench.errors import UsageError
+from questbench.methods._base import Method
+
+PACKAGE = "questbench.methods"
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a registered method. Raises UsageError for an unknown name."""
+    return registry.load(PACKAGE, name, Method, kind="method")  # type: ignore[type-abstract]
+
+
+def make(name: str, budget: int, arguments: Mapping[str, str] | None = None) -> Method:
+    """A method with its fields set.
+
+    Args:
+        name: registered name.
+        budget: visible entries per query head.
+        arguments: ``field`` or ``method.field`` -> text. A plain field that this method does not have is left to
+            the other methods of the run; :func:`check_arguments` finds those that no method has.
+
+    Raises:
+        UsageError: unknown method, or a value that its field does not take.
+    """
+    kind = method_class(name)
+    fields = _fields(kind)
+    chosen: dict[str, Any] = {}
+    for key, text in (arguments or {}).items():
+        owner, _, field = key.rpartition(".")
+        if owner in ("", name) and field in fields:
+            chosen[field] = _coerce(f"{name}.{field}", text, fields[field])
+    return kind(**{"budget": budget} | chosen)
+
+
+def check_arguments(names: Iterable[str], arguments: Mapping[str, str]) -> None:
+    """Raise UsageError for a ``-M`` key that no method of the run has."""
+    known = {name: sorted(_fields(method_class(name))) for name in names}
+    for key in arguments:
+        owner, _, field = key.rpartition(".")
+        if owner and owner not in known:
+            raise UsageError(
+                f"-M {key}: method '{owner}' is not part of this run ({', '.join(known)}).", "Add it with --method."
+            )
+        if not any(field in fields for name, fields in known.items() if owner in ("", name)):
+            listed = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in known.items() if fields)
+            raise UsageError(f"No method of this run has a field '{field}'.", f"Fields are: {listed or 'none'}.")
+
+
+def _fields(kind: type[Method]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True, localns={"Tensor": object, "Observes": str})
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name != "budget"}
+
+
+def _coerce(where: str, text: str, hint: Any) -> Any:
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
+    if choices is not None:
+        if text not in map(str, choices):
+            raise UsageError(f"-M {where}={text}: takes {', '.join(map(str, choices))}.", f"Try {where}={choices[0]}.")
+        return next(choice for choice in choices if str(choice) == text)
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise UsageError(f"-M {where}={text}: takes true or false.", f"Try {where}=true.")
+        return text.lower() == "true"
+    if hint in (int, float):
+        try:
+            value = hint(text)
+        except ValueError:
+            raise UsageError(f"-M {where}={text}: takes a number.", f"Try {where}=4.") from None
+        if value < 0:
+            raise UsageError(f"-M {where}={text}: must not be negative.", f"Try {where}=4.")
+        return value
+    return text

@@ -1,0 +1,53 @@
+"""Build tasks from ``name`` or ``name:field=value:field=value`` (commas separate tasks)."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+from questbench import registry
+from questbench.errors import UsageError
+from questbench.tasks._base import Task
+
+PACKAGE = "questbench.tasks"
+
+
+def make_task(spec: str) -> Task:
+    """A task with its parameters set.
+
+    Raises:
+        UsageError: unknown task or parameter, or a value that the parameter does not take.
+    """
+    name, _, settings = spec.partition(":")
+    kind = registry.load(PACKAGE, name.strip(), Task, kind="task")  # type: ignore[type-abstract]
+    if not settings:
+        return kind()
+    hints = typing.get_type_hints(kind)
+    names = [item.name for item in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    chosen: dict[str, Any] = {}
+    for setting in settings.split(":"):
+        key, equals, text = setting.partition("=")
+        if key not in names or not equals:
+            raise UsageError(
+                f"Task '{name}' has no parameter '{key}'.", f"Its parameters are: {', '.join(names) or 'none'}."
+            )
+        chosen[key] = _coerce(name, key, text, hints[key])
+    return kind(**chosen)
+
+
+def _coerce(task: str, key: str, text: str, hint: Any) -> Any:
+    options = typing.get_args(hint) or (hint,)
+    for option in options:
+        if option is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if option is int and text.isdigit():
+            return int(text)
+        if option is float:
+            try:
+                return float(text)
+            except ValueError:
+                continue
+        if option is str or text == option:
+            return text
+    raise UsageError(f"Task '{task}' does not take {key}={text}.", f"Look at: questbench ls tasks (type {hint}).")
