@@ -1,0 +1,251 @@
+"""Run folders: records are appended cell by cell, and a kill at any moment loses at most the cell in flight.
+
+A run folder holds four files::
+
+    run.json       the manifest; replaced as a whole (temporary file, then rename)
+    records.jsonl  one ResultRecord per line, exactly what ``--json`` prints
+    samples.jsonl  one line per sample (accuracy)
+    cells.jsonl    the journal: one line per whole cell, with the lengths that the two files above had then
+
+Writing is :class:`RunWriter`; this file makes, resumes, finds and reads run folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from questbench.errors import PrerequisiteError, UsageError
+from questbench.records import environment as probes
+from questbench.records import journal
+from questbench.records.schema import SCHEMA_VERSION, Kind, ResultRecord, RunManifest
+from questbench.records.writer import MANIFEST, RunWriter, now, unwritable, write_manifest
+
+__all__ = [
+    "RunWriter",
+    "create_run",
+    "expand",
+    "load",
+    "load_manifest",
+    "load_samples",
+    "newest_per_cell",
+    "resume",
+    "runs",
+]
+
+NOT_COMPARED = frozenset({"out", "resume", "json", "quiet"})
+"""Keys of a configuration that say where results go, not what they are."""
+
+
+def create_run(
+    results: Path, kind: Kind, argv: Sequence[str], config: Mapping[str, Any], environment: Mapping[str, Any]
+) -> RunWriter:
+    """Make a new run folder ``results/<UTC time>-<kind>-<machine>-<id>`` and its manifest.
+
+    Raises:
+        PrerequisiteError: the folder cannot be made.
+    """
+    start = datetime.datetime.now(datetime.UTC)
+    stem = f"{start:%Y%m%dT%H%M%SZ}-{kind}-{probes.slug(dict(environment))}"
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = results / f"{stem}-{secrets.token_hex(2)}"
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                break
+        held = journal.lock(path)
+    except OSError as error:
+        raise unwritable(results, error) from None
+    manifest = RunManifest(
+        run=path.name,
+        kind=kind,
+        argv=probes.scrub(list(argv)),
+        config=_plain(config),
+        environment=dict(environment),
+        start=start.isoformat(),
+    )
+    write_manifest(path, manifest)
+    return RunWriter(path, manifest, held)
+
+
+def resume(
+    path: Path, kind: Kind, argv: Sequence[str], config: Mapping[str, Any], environment: Mapping[str, Any]
+) -> RunWriter:
+    """Open a run folder again: cells in ``finished`` need not run, a cell that was in flight is removed.
+
+    Raises:
+        PrerequisiteError: there is no run, another process writes it, or its files do not fit together.
+        UsageError: the kind, the configuration or the machine is not the one the run was started with.
+    """
+    manifest = load_manifest(path)
+    _require_same(path, manifest, kind, _plain(config), dict(environment))
+    try:
+        held = journal.lock(path)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    try:
+        commits = journal.recover(path)
+        facts = {name: environment.get(name) for name in ("git", "packages", "load")}
+        again = {"time": now(), "argv": probes.scrub(list(argv)), **facts}
+        manifest.environment.setdefault("resumed", []).append(again)
+        manifest.end = manifest.exit_code = None
+        write_manifest(path, manifest)
+    except OSError as error:
+        held.close()
+        raise unwritable(path, error) from None
+    except BaseException:
+        held.close()
+        raise
+    return RunWriter(path, manifest, held, commits)
+
+
+def load(paths: Iterable[Path]) -> list[ResultRecord]:
+    """Records of run folders, oldest run first; a torn last line and a cell in flight are left out.
+
+    Args:
+        paths: run folders, folders of run folders, or ``records.jsonl`` files.
+
+    Raises:
+        PrerequisiteError: a path is no run, a line cannot be read, or its schema is newer than this version.
+    """
+    records = []
+    for folder in expand(paths):
+        for number, line in journal.read_lines(folder, journal.RECORDS):
+            try:
+                data = journal.parse(line)
+                _require_known_schema(data)
+                records.append(ResultRecord.from_dict(data))
+            except ValueError as error:
+                hint = "Update questbench if the schema is newer; otherwise remove that line or leave this run out."
+                raise PrerequisiteError(f"{folder / journal.RECORDS}, line {number}: {error}.", hint) from None
+    return records
+
+
+def load_samples(path: Path) -> list[dict[str, Any]]:
+    """Rows of a run's ``samples.jsonl``, without those of a cell in flight.
+
+    Raises:
+        PrerequisiteError: a line cannot be read.
+    """
+    rows = []
+    for number, line in journal.read_lines(path, journal.SAMPLES):
+        try:
+            rows.append(journal.parse(line))
+        except ValueError as error:
+            message = f"{path / journal.SAMPLES}, line {number}: {error}."
+            raise PrerequisiteError(message, "Remove that line or leave this run out.") from None
+    return rows
+
+
+def load_manifest(path: Path) -> RunManifest:
+    """The manifest of a run folder.
+
+    Raises:
+        PrerequisiteError: it is not there or cannot be read.
+    """
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise PrerequisiteError(f"There is no run folder '{path}'.", "Name one: results/<time>-<kind>-<machine>-<id>")
+    try:
+        data = journal.parse(file.read_bytes())
+        _require_known_schema(data)
+        return RunManifest(**data)
+    except FileNotFoundError:
+        raise PrerequisiteError(f"'{path}' is not a run: it has no {MANIFEST}.", "Start a new run.") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise PrerequisiteError(f"{file} cannot be read: {error}.", "Leave this run out or start a new one.") from None
+
+
+def runs(results: Path) -> list[Path]:
+    """Run folders directly below ``results``, oldest first; empty if there are none."""
+    if not results.is_dir():
+        return []
+    return sorted((path for path in results.iterdir() if _is_run(path)), key=_age)
+
+
+def expand(paths: Iterable[Path]) -> list[Path]:
+    """The run folders that ``paths`` mean, oldest first, each once.
+
+    Raises:
+        PrerequisiteError: a path is neither a run nor a folder of runs.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.name == journal.RECORDS and path.is_file():
+            found[path.parent] = None
+        elif _is_run(path):
+            found[path] = None
+        elif below := runs(path):
+            found.update(dict.fromkeys(below))
+        else:
+            what = "holds no run" if path.is_dir() else "does not exist"
+            hint = "Name a run folder, or make one with: questbench kernel"
+            raise PrerequisiteError(f"'{path}' {what}.", hint)
+    return sorted(found, key=_age)
+
+
+def newest_per_cell(records: Iterable[ResultRecord]) -> list[ResultRecord]:
+    """One record per (cell, metric): the last one, so pass them oldest first, as :func:`load` returns them.
+
+    A failed or skipped record gives way to any later success of its cell, whatever metric it was recorded under.
+    """
+    latest: dict[tuple[str, str], tuple[int, ResultRecord]] = {}
+    success: dict[str, int] = {}
+    for number, record in enumerate(records):
+        cell = record.cell()
+        latest[cell, record.metric] = number, record
+        if record.status == "ok":
+            success[cell] = number
+    kept = [
+        (number, record)
+        for (cell, _), (number, record) in latest.items()
+        if record.status == "ok" or number > success.get(cell, -1)
+    ]
+    return [record for _, record in sorted(kept, key=lambda pair: pair[0])]
+
+
+def _is_run(path: Path) -> bool:
+    return (path / MANIFEST).is_file() or (path / journal.RECORDS).is_file()
+
+
+def _age(path: Path) -> tuple[str, str]:
+    # Folder names begin with the time in seconds; the manifest knows it better and survives a rename.
+    with contextlib.suppress(PrerequisiteError):
+        return load_manifest(path).start, path.name
+    return "", path.name
+
+
+def _require_known_schema(data: Mapping[str, Any]) -> None:
+    schema = data.get("schema", 0)
+    if not isinstance(schema, int) or schema > SCHEMA_VERSION:
+        raise ValueError(f"schema {schema} is newer than {SCHEMA_VERSION}, which this questbench knows")
+
+
+def _require_same(
+    path: Path, manifest: RunManifest, kind: Kind, config: dict[str, Any], environment: dict[str, Any]
+) -> None:
+    if manifest.kind != kind:
+        message = f"'{path}' is a run of '{manifest.kind}', not of '{kind}'."
+        raise UsageError(message, f"Use: questbench {manifest.kind}")
+    keys = sorted((set(manifest.config) | set(config)) - NOT_COMPARED)
+    differing = [key for key in keys if manifest.config.get(key) != config.get(key)]
+    if differing:
+        shown = "; ".join(f"{key}: {manifest.config.get(key)!r} then, {config.get(key)!r} now" for key in differing)
+        hint = "Repeat the flags the run was started with (its run.json has them), or start a new run."
+        raise UsageError(f"'{path}' was started with another configuration: {shown}.", hint)
+    then, today = probes.machine(manifest.environment), probes.machine(environment)
+    if then != today:
+        message = f"'{path}' was started on another machine: {then}; this is {today}."
+        raise UsageError(message, "Start a new run here; report reads both.")
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as JSON gives it back, so that a stored one compares equal; home folders become ``~``."""
+    plain: dict[str, Any] = probes.scrub(json.loads(json.dumps(dict(config), default=str)))
+    return plain

@@ -1,0 +1,157 @@
+"""The one writer of a run folder: whole cells, durable when :meth:`RunWriter.write` returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from questbench.errors import PrerequisiteError
+from questbench.records.journal import JOURNAL, RECORDS, SAMPLES, Commit
+from questbench.records.schema import ResultRecord, RunManifest
+
+MANIFEST = "run.json"
+
+
+class RunWriter:
+    """Writes one run folder; made by ``store.create_run`` or ``store.resume``. Use it as a context manager.
+
+    Attributes:
+        path: the run folder.
+        name: its name, which is stamped on every record as ``run``.
+        manifest: what ``run.json`` says.
+        finished: keys of cells that need not run again: every ``key`` given to :meth:`write` and every
+            ``ResultRecord.cell()`` written, unless one of its records is ``failed``.
+    """
+
+    def __init__(self, path: Path, manifest: RunManifest, held: IO[str], commits: Sequence[Commit] = ()) -> None:
+        self.path = path
+        self.name = manifest.run
+        self.manifest = manifest
+        self.finished: set[str] = set()
+        self._held = held
+        self._records_end = commits[-1].records_end if commits else 0
+        for commit in commits:
+            self._remember(commit)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        self._files: dict[str, int] = {}
+        try:
+            for name in (RECORDS, SAMPLES, JOURNAL):
+                self._files[name] = os.open(path / name, flags, 0o644)
+        except OSError as error:
+            self.close()
+            raise unwritable(path, error) from None
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, records: Iterable[ResultRecord], *, key: str | None = None) -> list[ResultRecord]:
+        """Append all records of one cell (one unit of work) and make them durable.
+
+        After a crash either all of them are there or none. Records of several ``ResultRecord.cell()`` identities that
+        were measured together (stages, baselines, metrics) belong in one call.
+
+        Args:
+            records: the cell's records; their ``run`` is set to this run's name.
+            key: a name of the unit of work that the caller can work out before running it; it joins ``finished``.
+
+        Returns:
+            The records as they were stored.
+
+        Raises:
+            PrerequisiteError: the disk is full or the folder is gone.
+        """
+        stored = [dataclasses.replace(record, run=self.name) for record in records]
+        if not stored:
+            return []
+        # An interrupted call may have left bytes behind; a whole cell must not follow them.
+        os.ftruncate(self._files[RECORDS], self._records_end)
+        self._append(RECORDS, "".join(record.to_json() + "\n" for record in stored))
+        failed = sorted({record.cell() for record in stored if record.status == "failed"})
+        done = sorted({record.cell() for record in stored} - set(failed))
+        if key is not None:
+            (failed if failed else done).append(key)
+        records_end, samples_end = (os.fstat(self._files[name]).st_size for name in (RECORDS, SAMPLES))
+        commit = Commit(records_end=records_end, samples_end=samples_end, done=tuple(done), failed=tuple(failed))
+        self._append(JOURNAL, commit.to_json() + "\n")
+        self._records_end = records_end
+        self._remember(commit)
+        return stored
+
+    def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows to ``samples.jsonl``; they count once the next :meth:`write` has committed their cell."""
+        text = "".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows)
+        if text:
+            self._append(SAMPLES, text)
+
+    def finish(self, prefills: int | None = None, exit_code: int | None = 0) -> None:
+        """Note how the run ended and let go of the folder.
+
+        Args:
+            prefills: dense prefills made since this writer was opened; added to those before a resume.
+            exit_code: what the process will exit with.
+        """
+        if prefills is not None:
+            self.manifest.prefills = (self.manifest.prefills or 0) + prefills
+        self.manifest.end = now()
+        self.manifest.exit_code = exit_code
+        try:
+            write_manifest(self.path, self.manifest)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the folder without noting an end, as a killed run would."""
+        files, self._files = self._files, {}
+        for descriptor in files.values():
+            os.close(descriptor)
+        self._held.close()
+
+    def _append(self, name: str, text: str) -> None:
+        data = memoryview(text.encode())
+        try:
+            while data:
+                data = data[os.write(self._files[name], data) :]
+            os.fsync(self._files[name])
+        except OSError as error:  # a full disk, mostly
+            raise unwritable(self.path, error) from None
+
+    def _remember(self, commit: Commit) -> None:
+        self.finished.difference_update(commit.failed)
+        self.finished.update(commit.done)
+
+
+def write_manifest(folder: Path, manifest: RunManifest) -> None:
+    """Replace ``run.json`` as a whole, so that a reader never sees half of it.
+
+    Raises:
+        PrerequisiteError: the folder cannot be written.
+    """
+    temporary = folder / f".{MANIFEST}.{os.getpid()}"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(manifest), file, indent=2, ensure_ascii=False, default=str)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / MANIFEST)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def unwritable(folder: Path, error: OSError) -> PrerequisiteError:
+    """The error for a folder that cannot be written."""
+    why = error.strerror or str(error)
+    return PrerequisiteError(f"Cannot write to '{folder}': {why}.", "Name a folder you can write with --out DIR.")
+
+
+def now() -> str:
+    """UTC time, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat()
