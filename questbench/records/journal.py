@@ -33,6 +33,8 @@ class Commit:
     """Keys of cells that ended ``ok`` or ``skipped``."""
     failed: tuple[str, ...] = ()
     """Keys of cells with a ``failed`` record; they are run again."""
+    prefills: int = 0
+    """Dense prefills that this unit made."""
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -70,7 +72,8 @@ def read_commits(folder: Path) -> list[Commit] | None:
         try:
             data = parse(line)
             keys = {name: tuple(data[name]) for name in ("done", "failed")}
-            commits.append(Commit(records_end=int(data["records_end"]), samples_end=int(data["samples_end"]), **keys))
+            counts = {name: int(data.get(name, 0)) for name in ("records_end", "samples_end", "prefills")}
+            commits.append(Commit(**counts, **keys))
         except (ValueError, KeyError, TypeError) as error:
             message = f"{file}, line {number}: {error!r}."
             hint = f"Remove {JOURNAL}: all records are then read as they stand, and the run cannot be resumed."

@@ -35,6 +35,7 @@ class RunWriter:
         self.finished: set[str] = set()
         self._held = held
         self._records_end = commits[-1].records_end if commits else 0
+        self._prefills = 0
         for commit in commits:
             self._remember(commit)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
@@ -52,15 +53,24 @@ class RunWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, records: Iterable[ResultRecord], *, key: str | None = None) -> list[ResultRecord]:
-        """Append all records of one cell (one unit of work) and make them durable.
+    def write(
+        self,
+        records: Iterable[ResultRecord],
+        *,
+        key: str | None = None,
+        samples: Iterable[Mapping[str, Any]] = (),
+        prefills: int = 0,
+    ) -> list[ResultRecord]:
+        """Append all records and sample rows of one unit of work (mostly a cell) and make them durable.
 
         After a crash either all of them are there or none. Records of several ``ResultRecord.cell()`` identities that
         were measured together (stages, baselines, metrics) belong in one call.
 
         Args:
-            records: the cell's records; their ``run`` is set to this run's name.
+            records: the cell's records; their ``run`` is set to this run's name. None is fine if there is a ``key``.
             key: a name of the unit of work that the caller can work out before running it; it joins ``finished``.
+            samples: rows for ``samples.jsonl``, after those that :meth:`samples` has taken.
+            prefills: dense prefills that the unit made; summed up in the manifest.
 
         Returns:
             The records as they were stored.
@@ -69,24 +79,24 @@ class RunWriter:
             PrerequisiteError: the disk is full or the folder is gone.
         """
         stored = [dataclasses.replace(record, run=self.name) for record in records]
-        if not stored:
-            return []
+        self.samples(samples)
         # An interrupted call may have left bytes behind; a whole cell must not follow them.
         os.ftruncate(self._files[RECORDS], self._records_end)
-        self._append(RECORDS, "".join(record.to_json() + "\n" for record in stored))
+        if stored:
+            self._append(RECORDS, "".join(record.to_json() + "\n" for record in stored))
         failed = sorted({record.cell() for record in stored if record.status == "failed"})
         done = sorted({record.cell() for record in stored} - set(failed))
         if key is not None:
             (failed if failed else done).append(key)
         records_end, samples_end = (os.fstat(self._files[name]).st_size for name in (RECORDS, SAMPLES))
-        commit = Commit(records_end=records_end, samples_end=samples_end, done=tuple(done), failed=tuple(failed))
+        commit = Commit(records_end, samples_end, tuple(done), tuple(failed), prefills)
         self._append(JOURNAL, commit.to_json() + "\n")
         self._records_end = records_end
         self._remember(commit)
         return stored
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows to ``samples.jsonl``; they count once the next :meth:`write` has committed their cell."""
+        """Append rows to ``samples.jsonl``; they count once the next :meth:`write` has committed their unit."""
         text = "".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows)
         if text:
             self._append(SAMPLES, text)
@@ -95,11 +105,10 @@ class RunWriter:
         """Note how the run ended and let go of the folder.
 
         Args:
-            prefills: dense prefills made since this writer was opened; added to those before a resume.
+            prefills: dense prefills of the whole run; the sum of what :meth:`write` was told if ``None``.
             exit_code: what the process will exit with.
         """
-        if prefills is not None:
-            self.manifest.prefills = (self.manifest.prefills or 0) + prefills
+        self.manifest.prefills = (self._prefills or None) if prefills is None else prefills
         self.manifest.end = now()
         self.manifest.exit_code = exit_code
         try:
@@ -126,6 +135,7 @@ class RunWriter:
     def _remember(self, commit: Commit) -> None:
         self.finished.difference_update(commit.failed)
         self.finished.update(commit.done)
+        self._prefills += commit.prefills
 
 
 def write_manifest(folder: Path, manifest: RunManifest) -> None:
