@@ -171,6 +171,21 @@ class LayerCache:
             )
             self.held = [min(held, keep.entries) for held in self.held]
 
+    def rewind(self, held: int) -> None:
+        """Forget the newest entries of every row so that ``held`` remain; their pages stay owned.
+
+        Page bounds stay valid upper bounds, though not tight ones until the page is overwritten.
+
+        Raises:
+            ValueError: the cache evicts, so that its newest entries may have taken older ones' slots.
+        """
+        if self.positions is not None:
+            raise ValueError(f"{self.method.name} evicts: its cache cannot go back")
+        for row in range(self.rows):
+            self.seen[row] -= max(self.held[row] - held, 0)
+            self.held[row] = min(self.held[row], held)
+        self.lengths.clamp_(max=held)
+
     def retain(self, keep: Keep) -> None:
         """Gather the kept entries of every row, oldest first, into a store of their own."""
         if self.positions is None:

@@ -1,0 +1,226 @@
+"""Attention kernels: one decode step of one layer, every method against dense and torch SDPA in the same rounds.
+
+A cell is one (length, budget, page size, batch, dtype). Within a cell all methods, both baselines and a plain read of
+memory are timed in interleaved rounds, so that ratios are paired and every row shows its distance to the limit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from questbench import registry, units
+from questbench.errors import PrerequisiteError, QuestbenchError, UsageError
+from questbench.experiments._unit import Progress, Unit, unusable
+from questbench.methods._base import Method
+from questbench.methods._make import PACKAGE, check_arguments, make, method_class
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """What to run; every field is an axis or a setting of the command line."""
+
+    methods: list[str] = field(default_factory=lambda: ["dense", "quest", "h2o", "tova", "streaming_llm"])
+    method_args: dict[str, str] = field(default_factory=dict)
+    seq_lens: list[int] = field(default_factory=lambda: [32768])
+    budgets: list[int] = field(default_factory=lambda: [2048])
+    page_sizes: list[int] = field(default_factory=lambda: [16])
+    shape: str = "llama-3.1-8b"
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    batch: list[int] = field(default_factory=lambda: [1])
+    dtype: list[str] = field(default_factory=lambda: ["bf16"])
+    threads: int | None = None
+    device: str = "cpu"
+    backend: str | None = None
+    cache: str = "cold"
+    rounds: int = 20
+    """Least number of interleaved rounds."""
+    max_seconds: float = 20.0
+    """Longest measuring time of a cell, set-up apart."""
+    stages: bool = True
+    """Break the step down into append, score, select, attend, evict."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid; all methods run in it."""
+
+    seq_len: int
+    budget: int
+    page_size: int
+    batch: int
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        """Names the unit of work for resume."""
+        return f"{self.seq_len}|{self.budget}|{self.page_size}|{self.batch}|{self.dtype}"
+
+
+def cells(config: KernelConfig) -> list[Cell]:
+    """The grid: the product of all axes."""
+    return [
+        Cell(seq_len, budget, page_size, batch, dtype)
+        for seq_len in config.seq_lens
+        for page_size in config.page_sizes
+        for batch in config.batch
+        for dtype in config.dtype
+        for budget in config.budgets
+    ]
+
+
+def methods(config: KernelConfig, cell: Cell) -> dict[str, Method]:
+    """The methods of a cell by name; dense is always one of them, since everything is measured against it."""
+    return {name: make(name, cell.budget, config.method_args) for name in dict.fromkeys(["dense", *config.methods])}
+
+
+def heads(config: KernelConfig) -> tuple[int, int, int]:
+    """(query heads, KV heads, head dim): of the named shape, with what the flags replace.
+
+    Raises:
+        UsageError: unknown shape, or heads that do not divide.
+    """
+    from questbench.models.shapes import SHAPES
+
+    if config.shape not in SHAPES:
+        raise registry.unknown("shape", config.shape, sorted(SHAPES))
+    shape = SHAPES[config.shape]
+    query = config.heads or shape.heads
+    kv = config.kv_heads or (shape.kv_heads if config.heads is None else min(shape.kv_heads, query))
+    if query % kv:
+        raise UsageError(
+            f"{query} query heads cannot share {kv} KV heads evenly.", f"Use --kv-heads with a divisor of {query}."
+        )
+    return query, kv, config.head_dim or shape.head_dim
+
+
+def check(config: KernelConfig) -> None:
+    """Refuse what no cell can satisfy, before anything runs.
+
+    Raises:
+        UsageError: unknown names, impossible values.
+        PrerequisiteError: a missing backend, compiler or device.
+    """
+    from questbench.experiments._setup import check_machine
+
+    positive = {
+        "--seq-len": config.seq_lens,
+        "--budget": config.budgets,
+        "--batch": config.batch,
+        "--heads": [config.heads],
+        "--kv-heads": [config.kv_heads],
+        "--head-dim": [config.head_dim],
+        "--rounds": [config.rounds],
+    }
+    for flag, values in positive.items():
+        for value in values:
+            if value is not None and value < 1:
+                raise UsageError(f"{flag} {value}: must be at least 1.", f"See: questbench kernel --help ({flag}).")
+    if config.cache not in ("cold", "warm"):
+        raise registry.unknown("cache state", config.cache, ["cold", "warm"])
+    heads(config)
+    for name in config.methods:
+        if method_class(name).yardstick:
+            usable = [known for known in registry.names(PACKAGE) if not method_class(known).yardstick]
+            raise UsageError(
+                f"'{name}' is a yardstick for accuracy: nobody would deploy it, so its speed means nothing.",
+                f"Use --method with one of: {', '.join(usable)}.",
+            )
+    check_arguments(dict.fromkeys(["dense", *config.methods]), config.method_args)
+    refusals = [_refusals(config, cell) for cell in cells(config)]
+    for name, error in refusals[0].items():
+        if all(name in refused for refused in refusals):
+            raise error
+    for dtype in config.dtype:
+        check_machine(config.device, config.backend, dtype, config.page_sizes, config.threads)
+
+
+def card(config: KernelConfig) -> dict[str, str]:
+    """What is about to run, for the card that is shown before."""
+    query, kv, head_dim = heads(config)
+    return {
+        "shape": f"{config.shape}: {query} query heads, {kv} KV heads of {head_dim}",
+        "lengths": ", ".join(map(units.echo_count, config.seq_lens)),
+        "budgets": ", ".join(map(units.echo_count, config.budgets)),
+        "methods": ", ".join(dict.fromkeys(["dense", *config.methods])) + " against torch SDPA",
+        "cache": f"{config.cache}, pages of {', '.join(map(str, config.page_sizes))}, {', '.join(config.dtype)}",
+        "cells": str(len(cells(config))),
+    }
+
+
+def run(
+    config: KernelConfig,
+    *,
+    finished: frozenset[str] | set[str] = frozenset(),
+    stored: Any = (),
+    progress: Progress | None = None,
+) -> Iterator[Unit]:
+    """Measure every cell that is not finished yet; one unit per cell."""
+    from questbench.experiments._kernel_cell import measure
+
+    del stored
+    grid = cells(config)
+    for done, cell in enumerate(grid):
+        if cell.key in finished:
+            continue
+        if progress:
+            progress(done, len(grid), units.echo_count(cell.seq_len))
+        refused = _refusals(config, cell)
+        try:
+            records = measure(config, cell, refused, progress=lambda text, n=done: progress and progress(n, len(grid), text))  # type: ignore[misc]
+        except (MemoryError, PrerequisiteError) as error:
+            records = [_failed(config, cell, name, error) for name in methods(config, cell)]
+        records += [_failed(config, cell, name, error) for name, error in refused.items()]
+        yield Unit(cell.key, records)
+        if progress:
+            progress(done + 1, len(grid), units.echo_count(cell.seq_len))
+
+
+def params(config: KernelConfig, cell: Cell, **more: Any) -> dict[str, Any]:
+    """The inputs that identify a record."""
+    query, kv, head_dim = heads(config)
+    return {
+        "seq_len": cell.seq_len,
+        "budget": cell.budget,
+        "page_size": cell.page_size,
+        "shape": config.shape,
+        "heads": query,
+        "kv_heads": kv,
+        "head_dim": head_dim,
+        "batch": cell.batch,
+        "dtype": cell.dtype,
+        "threads": config.threads or os.cpu_count(),
+        "device": config.device,
+        "cache": config.cache,
+        **more,
+    }
+
+
+def _refusals(config: KernelConfig, cell: Cell) -> dict[str, QuestbenchError]:
+    """Methods that make no sense in this cell, with the reason."""
+    refused: dict[str, QuestbenchError] = {}
+    for name, method in methods(config, cell).items():
+        try:
+            if method.budgeted:
+                method.check(cell.page_size)
+        except UsageError as error:
+            refused[name] = error
+    return refused
+
+
+def _failed(config: KernelConfig, cell: Cell, name: str, error: Exception) -> Any:
+    return unusable(
+        "kernel",
+        config.backend or config.device,
+        name,
+        params(config, cell, stage="total"),
+        error,
+        metric="latency",
+        unit="s",
+        seed=config.seed,
+    )
