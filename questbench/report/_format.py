@@ -1,0 +1,137 @@
+"""How numbers and set-ups are written in tables and small print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from questbench import units
+from questbench.report.render import NONE, Cell, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FALLBACK = "DENSE-FALLBACK"
+FALLBACK_NOTE = (
+    "DENSE-FALLBACK: a sparse layer attended every entry although the text was longer than the budget. "
+    "This is dense attention, so it is no result of the method."
+)
+COUNTS = ("seq_len", "budget", "tokens", "length")
+"""Inputs that are token counts and are shown as ``32k``."""
+_SCALES: dict[str, list[tuple[float, str]]] = {
+    "s": [(1.0, "s"), (1e-3, "ms"), (1e-6, "us")],
+    "B": [(float(1 << shift), name) for shift, name in ((30, "GiB"), (20, "MiB"), (10, "KiB"), (0, "B"))],
+}
+
+
+def missing(value: Any) -> bool:
+    """Whether there is no number: ``None`` or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def scale(values: Iterable[Any], unit: str) -> tuple[float, str]:
+    """Divisor and name of the unit in which the middle value has one to three digits before the point."""
+    if unit == "fraction":
+        return 0.01, "%"
+    known = sorted(abs(value) for value in values if not missing(value) and value != 0)
+    steps = _SCALES.get(unit)
+    if steps is None or not known:
+        return 1.0, unit
+    middle = known[len(known) // 2]
+    return next(((size, name) for size, name in steps if middle >= size), steps[-1])
+
+
+def number(value: Any, divisor: float = 1.0) -> str:
+    """Three significant figures, or a dash."""
+    return NONE if missing(value) else units.significant(value / divisor)
+
+
+def tokens(value: Any) -> str:
+    """A token count; means over steps and samples keep three figures."""
+    return NONE if missing(value) else f"{value:,.0f}" if float(value).is_integer() else units.significant(value)
+
+
+def spread(value: Any, low: Any, high: Any, divisor: float = 1.0) -> str:
+    """``median [p20-p80]``; the bracket is left out where there is none."""
+    if missing(value) or missing(low) or missing(high):
+        return number(value, divisor)
+    return f"{number(value, divisor)} [{number(low, divisor)}–{number(high, divisor)}]"
+
+
+def inputs(name: str, value: Any) -> str:
+    """An input as a person writes it: counts with ``k``, whole numbers without a point."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(inputs(name, item) for item in value)
+    if missing(value):
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)) and float(value).is_integer():
+        whole = int(value)
+        return (units.count(whole) if whole > 0 else NONE) if name in COUNTS else str(whole)
+    return str(value)
+
+
+def column(frame: pd.DataFrame, name: str) -> list[Any]:
+    """Values of a column, ``None`` for every row if there is no such column."""
+    return [None if missing(value) else value for value in frame[name]] if name in frame else [None] * len(frame)
+
+
+def split_inputs(frame: pd.DataFrame, names: Sequence[str], always: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Inputs that tell rows apart (``always`` first) and inputs that all rows share."""
+    varying = [name for name in always if name in names]
+    shared = []
+    for name in names:
+        if name in always:
+            continue
+        # A cell that lacks an input (a baseline without pages) does not make it vary.
+        different = {str(value) for value in column(frame, name) if value is not None}
+        (varying if len(different) > 1 else shared).append(name)
+    return varying, shared
+
+
+def shared_line(frame: pd.DataFrame, names: Sequence[str]) -> str:
+    """``shape llama-3.1-8b, heads 32, dtype bf16``."""
+    known = {name: next((value for value in column(frame, name) if value is not None), None) for name in names}
+    return ", ".join(f"{name.replace('_', ' ')} {inputs(name, value)}" for name, value in known.items() if value)
+
+
+def origin_line(frame: pd.DataFrame) -> str:
+    """Machine, backends and commits of the rows."""
+    backends = sorted({str(value) for value in frame["backend"]})
+    commits = sorted({str(value) for value in frame["commit"]})
+    machines = sorted({str(value) for value in frame["machine"]})
+    return f"{'; '.join(machines)}. Backend {', '.join(backends)}; commit {', '.join(commits)}"
+
+
+def counts_line(frame: pd.DataFrame, names: Iterable[str] = ("seq_len", "budget")) -> str:
+    """``32k = 32,768 tokens; ...`` for every length and budget of the rows."""
+    values = {int(value) for name in names for value in column(frame, name) if value}
+    return "; ".join(units.echo_count(value) for value in sorted(values) if value >= 1024)
+
+
+def gap(table: Table, row: Any) -> str:
+    """A dash with a footnote that says why there is no value."""
+    return f"{NONE} {table.mark('{status}: {reason}'.format(**row))}" if row["reason"] else NONE
+
+
+def list_warnings(frame: pd.DataFrame, keys: Sequence[str], limit: int = 8) -> list[str]:
+    """Each warning once, with the cells it is about."""
+    where: dict[str, list[str]] = {}
+    for _, row in frame.iterrows():
+        name = " ".join([str(row["label"]), *(inputs(key, row[key]) for key in keys if not missing(row[key]))])
+        for text in row["warnings"]:
+            where.setdefault(text, []).append(name)
+    lines = []
+    for text, cells in where.items():
+        more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
+        lines.append(f"{text.rstrip('.')} ({', '.join(cells[:3])}{more})")
+    hidden = len(lines) - limit
+    return lines[:limit] + ([f"{hidden} more kinds of warning stand in the records"] if hidden > 0 else [])
+
+
+def embolden(rows: list[list[Cell]], where: Iterable[tuple[int, int]]) -> None:
+    """Mark cells (row, column) as the best of their block."""
+    for row, position in where:
+        rows[row][position] = Cell(rows[row][position].text, best=True)

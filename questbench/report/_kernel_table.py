@@ -1,0 +1,113 @@
+"""The table of ``kernel``: time, speed-up, and how far both are from what the machine allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from questbench.report import _format as fmt
+from questbench.report.frame import BASELINES
+from questbench.report.render import NONE, Cell, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+OPTIONAL = ("tokens\nread", "x sdpa", "% of\nideal", "% of\nbandwidth", "ideal x\nvs dense")
+
+
+def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
+    """One table with a row per cell; blocks of equal inputs hold the methods that were measured together."""
+    keys, shared = fmt.split_inputs(frame, names, always=("seq_len", "budget"))
+    frame = _sorted(frame, keys)
+    divisor, unit = fmt.scale(fmt.column(frame, "latency"), "s")
+    size, size_unit = fmt.scale(fmt.column(frame, "bytes"), "B")
+    headers = {key: key.replace("_", " ") for key in keys}
+    latency = f"latency ({unit})\nmedian [p20–p80]"
+    table = Table(
+        title="Attention kernels: one decode step of one layer",
+        columns=[
+            *headers.values(),
+            "method",
+            latency,
+            "x dense",
+            "x sdpa",
+            "ideal x\nvs dense",
+            "% of\nideal",
+            "% of\nbandwidth",
+            f"traffic\n({size_unit})",
+            "tokens\nread",
+            "tokens\nresident",
+        ],
+        text_columns=frozenset({"method"}),
+        optional=("tokens\nresident", f"traffic\n({size_unit})", *OPTIONAL),
+        keys=len(keys),
+        setup=[
+            fmt.shared_line(frame, shared),
+            fmt.origin_line(frame),
+            "Speed-ups are medians of paired ratios; ideal is the ratio of predicted traffic; " + fmt.counts_line(frame),
+        ],
+        warnings=fmt.list_warnings(frame, keys),
+    )
+    for _, row in frame.iterrows():
+        cells = [fmt.inputs(key, row[key]) for key in keys]
+        timed = fmt.missing(row.get("latency"))
+        cells += [row["label"], fmt.gap(table, row) if timed else _latency(row, divisor)]
+        cells += _limits(table, row)
+        cells += [
+            fmt.number(row.get("bytes"), size),
+            *(fmt.tokens(row.get(name)) for name in ("tokens_read", "tokens_resident")),
+        ]
+        table.rows.append([Cell(str(text)) for text in cells])
+    fmt.embolden(table.rows, ((row, len(keys) + 1) for row in _fastest(frame, keys)))
+    return [table.without_empty_columns()]
+
+
+def mismeasured(row: Any) -> str | None:
+    """Why the numbers of a cell cannot be right, or ``None``."""
+    speedup, ideal, share = (row.get(name) for name in ("speedup.dense", "ideal_speedup", "bandwidth_fraction"))
+    if not fmt.missing(speedup) and not fmt.missing(ideal) and speedup > ideal and row["method"] not in BASELINES:
+        return "mismeasured: faster than the ratio of the traffic to dense allows (warm caches or a slow dense arm)"
+    if not fmt.missing(share) and share > 1:
+        return "mismeasured: more than the measured bandwidth of this machine (warm caches or miscounted traffic)"
+    return None
+
+
+def _latency(row: Any, divisor: float) -> str:
+    return fmt.spread(row["latency"], row.get("latency.p20"), row.get("latency.p80"), divisor)
+
+
+def _limits(table: Table, row: Any) -> list[str]:
+    """Speed-ups, ideal, and both distances to the limit."""
+    share = row.get("bandwidth_fraction")
+    used = NONE if fmt.missing(share) else fmt.number(share, 0.01)
+    if row["fallback"]:
+        return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE, NONE, NONE, used]
+    speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")
+    if fmt.missing(speedup) and row["method"] == "dense" and not fmt.missing(row.get("latency")):
+        speedup = 1.0
+    if row["method"] in BASELINES:
+        ideal = None
+    reached = None if fmt.missing(speedup) or fmt.missing(ideal) else speedup / ideal
+    flag = f" {table.mark(why)}" if (why := mismeasured(row)) else ""
+    return [
+        fmt.number(speedup) + flag,
+        fmt.number(row.get("speedup.sdpa")),
+        fmt.number(ideal),
+        fmt.number(reached, 0.01),
+        used + (flag if not fmt.missing(share) and share > 1 else ""),
+    ]
+
+
+def _sorted(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    rank = {method: number for number, method in enumerate(dict.fromkeys([*BASELINES, *frame["method"]]))}
+    by = [key for key in keys if key in frame]
+    return frame.assign(_rank=frame["method"].map(rank)).sort_values([*by, "_rank"], kind="stable").reset_index()
+
+
+def _fastest(frame: pd.DataFrame, keys: list[str]) -> list[int]:
+    """Row numbers of the fastest cell of every block with something to compare; a fallback cannot win."""
+    if "latency" not in frame:
+        return []
+    fair = frame[~frame["fallback"] & frame["latency"].notna()]
+    blocks = fair.groupby(keys, dropna=False)["latency"]
+    return [int(block.idxmin()) for _, block in blocks if len(block) > 1]

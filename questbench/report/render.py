@@ -1,0 +1,176 @@
+"""A table that knows its title, set-up, footnotes and warnings, and three ways to show it: rich, Markdown, HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+
+NONE = "—"
+"""Shown where there is no value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One text of a table."""
+
+    text: str
+    best: bool = False
+    """Shown in bold."""
+
+
+@dataclasses.dataclass
+class Table:
+    """What is shown; how is for the renderers."""
+
+    title: str
+    columns: list[str]
+    """Headers, with units in them."""
+    text_columns: frozenset[str] = frozenset()
+    """Headers of columns that hold words: left-aligned, all others are right-aligned."""
+    rows: list[list[Cell]] = dataclasses.field(default_factory=list)
+    setup: list[str] = dataclasses.field(default_factory=list)
+    """What all rows have in common, one sentence or list per entry."""
+    footnotes: list[str] = dataclasses.field(default_factory=list)
+    """Texts that ``[1]``, ``[2]`` ... in the cells point to."""
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    """Why some numbers may not be trusted."""
+    optional: tuple[str, ...] = ()
+    """Columns that a narrow terminal may leave out, the first one first."""
+    keys: int = 0
+    """Leading columns that name a block; a line divides blocks in the terminal."""
+
+    def mark(self, text: str) -> str:
+        """The marker of a footnote, which is added if it is new."""
+        if text not in self.footnotes:
+            self.footnotes.append(text)
+        return f"[{self.footnotes.index(text) + 1}]"
+
+    def without_empty_columns(self) -> Table:
+        """The same table without columns in which no row has a value."""
+        used = [index for index in range(len(self.columns)) if any(row[index].text != NONE for row in self.rows)]
+        return self._keep(used)
+
+    def fitting(self, width: int) -> tuple[Table, list[str]]:
+        """The table without as many optional columns as it takes to fit, and the headers left out."""
+        table, hidden = self, []
+        for header in self.optional:
+            if table.width() <= width:
+                break
+            if header in table.columns:
+                table = table._keep([index for index, name in enumerate(table.columns) if name != header])
+                hidden.append(header.replace("\n", " "))
+        return table, hidden
+
+    def width(self) -> int:
+        """Characters of the widest line in a terminal, two between columns."""
+        columns = zip(*([header.split("\n") for header in self.columns], *([[c.text] for c in r] for r in self.rows)))
+        return sum(max(len(line) for lines in column for line in lines) + 2 for column in columns)
+
+    def _keep(self, indices: list[int]) -> Table:
+        rows = [[row[index] for index in indices] for row in self.rows]
+        return dataclasses.replace(self, columns=[self.columns[index] for index in indices], rows=rows)
+
+    def below(self) -> list[str]:
+        """Lines under the table."""
+        notes = [f"[{number}] {text}" for number, text in enumerate(self.footnotes, start=1)]
+        return notes + [f"Warning: {text}" for text in self.warnings]
+
+
+@dataclasses.dataclass(frozen=True)
+class ForTerminal:
+    """A rich renderable that leaves out columns, and says so, where the terminal is too narrow for all of them."""
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Called by rich with the width there is."""
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table, hidden = self.table.fitting(options.max_width)
+        yield Text(table.title, style="bold")
+        shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for header in table.columns:
+            left = header in table.text_columns
+            shown.add_column(Text(header), justify="left" if left else "right", overflow="fold")
+        for number, row in enumerate(table.rows, start=1):
+            following = table.rows[number][: table.keys] if number < len(table.rows) else row[: table.keys]
+            cells = [Text(cell.text, style="bold" if cell.best else "") for cell in row]
+            shown.add_row(*cells, end_section=table.keys > 0 and row[: table.keys] != following)
+        yield shown
+        yield from (Text(line, style="dim") for line in table.setup)
+        yield from (Text(line) for line in table.below())
+        if hidden:
+            yield Text(f"Left out for lack of width: {', '.join(hidden)}; report.md has them.", style="dim")
+        yield Text("")
+
+
+def to_rich(table: Table) -> RenderableType:
+    """For the terminal."""
+    return ForTerminal(table)
+
+
+def to_markdown(table: Table, level: int = 3) -> str:
+    """For ``report.md``; renders on code hosts."""
+    lines = [f"{'#' * level} {table.title}", ""]
+    lines += [f"{_md(line)}  " for line in table.setup] + [""]
+    lines.append("| " + " | ".join(_md(header) for header in table.columns) + " |")
+    lines.append("|" + "|".join(":--" if header in table.text_columns else "--:" for header in table.columns) + "|")
+    for row in table.rows:
+        cells = [f"**{_md(cell.text)}**" if cell.best else _md(cell.text) for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [""] + [f"{_md(line)}  " for line in table.below()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_html(table: Table, level: int = 3) -> str:
+    """For ``report.html``."""
+    parts = [f"<h{level}>{_html(table.title)}</h{level}>"]
+    parts += [f'<p class="setup">{_html(line)}</p>' for line in table.setup]
+    parts.append('<div class="table"><table><thead><tr>')
+    parts += [f"<th{_class(table, header)}>{_html(header)}</th>" for header in table.columns]
+    parts.append("</tr></thead><tbody>")
+    for row in table.rows:
+        parts.append("<tr>")
+        for header, cell in zip(table.columns, row, strict=True):
+            text = f"<strong>{_html(cell.text)}</strong>" if cell.best else _html(cell.text)
+            parts.append(f"<td{_class(table, header)}>{text}</td>")
+        parts.append("</tr>")
+    parts.append("</tbody></table></div>")
+    parts += [f'<p class="note">{_html(line)}</p>' for line in table.below()]
+    return "\n".join(parts)
+
+
+def to_csv(table: Table) -> str:
+    """The texts of the table, for spreadsheets."""
+    import csv
+    import io
+
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header.replace("\n", " ") for header in table.columns)
+    writer.writerows([cell.text for cell in row] for row in table.rows)
+    return file.getvalue()
+
+
+def texts(values: Sequence[str]) -> list[Cell]:
+    """Plain cells."""
+    return [Cell(value) for value in values]
+
+
+def _md(text: str) -> str:
+    return text.replace("\n", " ").replace("\\", "\\\\").replace("|", "\\|").replace("_", "\\_").replace("*", "\\*").replace("<", "&lt;")
+
+
+def _html(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
+
+
+def _class(table: Table, header: str) -> str:
+    return ' class="text"' if header in table.text_columns else ""
