@@ -1,0 +1,1 @@
+"""The command line: parse, configure, run, show. Nothing is computed here."""

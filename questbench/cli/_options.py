@@ -1,0 +1,135 @@
+"""Flags that several verbs share, and how their texts become values. Commas sweep; ``k`` is 1024."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from questbench import units
+from questbench.errors import UsageError
+
+AXES = "Axes (commas sweep)"
+MACHINE = "Machine"
+RUN = "Run"
+
+Methods = Annotated[str, typer.Option("--method", metavar="NAMES", help="Methods.", rich_help_panel=AXES)]
+MethodArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-M",
+        metavar="NAME=VALUE",
+        help="A field of the methods, or of one: quest.select_by=q_head. Repeatable.",
+        rich_help_panel=AXES,
+    ),
+]
+Budgets = Annotated[
+    str,
+    typer.Option(
+        "--budget",
+        "--token-budget",
+        metavar="TOKENS",
+        help="KV entries that one query head may see in a step.",
+        rich_help_panel=AXES,
+    ),
+]
+PageSizes = Annotated[
+    str, typer.Option("--page-size", metavar="TOKENS", help="Tokens per page: 4, 8 ... 128.", rich_help_panel=AXES)
+]
+Lengths = Annotated[
+    str, typer.Option("--seq-len", metavar="TOKENS", help="Tokens in the cache.", rich_help_panel=AXES)
+]
+Threads = Annotated[
+    str | None, typer.Option("--threads", metavar="N", help="CPU threads; all cores if left out.", rich_help_panel=MACHINE)
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu.", rich_help_panel=MACHINE)]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        "--backend", metavar="NAME", help="Kernels; the device's own if left out.", rich_help_panel=MACHINE
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.", rich_help_panel=RUN)]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder that holds the run folders.", rich_help_panel=RUN)
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="DIR",
+        help="Continue a run; flags left out are those it was started with.",
+        rich_help_panel=RUN,
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON lines on stdout instead of tables.", rich_help_panel=RUN)
+]
+
+
+def names(text: str, flag: str) -> list[str]:
+    """``"dense,quest"`` -> ``["dense", "quest"]``, each once.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise UsageError(f"{flag} names nothing.", "Write one or more names, separated by commas.")
+    return found
+
+
+def counts(text: str, flag: str) -> list[int]:
+    """``"8k,32k"`` -> ``[8192, 32768]``, each once.
+
+    Raises:
+        UsageError: there is none, or one is not a whole number of 1 or more.
+    """
+    return list(dict.fromkeys(count(part, flag) for part in names(text, flag)))
+
+
+def count(text: str, flag: str, *, least: int = 1) -> int:
+    """``"4k"`` -> 4096.
+
+    Raises:
+        UsageError: it is not a whole number of ``least`` or more.
+    """
+    value = units.parse_count(text, what=f"value for {flag}")
+    if value < least:
+        raise UsageError(f"{flag} {text}: must be at least {least}.", f"Write {flag} {max(least, 1)} or more.")
+    return value
+
+
+def optional_count(text: str | None, flag: str, *, least: int = 1) -> int | None:
+    """As :func:`count`; ``None`` stays ``None``."""
+    return None if text is None else count(text, flag, least=least)
+
+
+def pairs(texts: Sequence[str] | None) -> dict[str, str]:
+    """``["a=1", "quest.b=2"]`` -> ``{"a": "1", "quest.b": "2"}``.
+
+    Raises:
+        UsageError: a text is not ``name=value``, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts or []:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise UsageError(f"-M '{text}' is not name=value.", "Write it as -M quest.select_by=q_head.")
+        if name in found:
+            raise UsageError(f"-M {name} is given twice.", "Give each field once.")
+        found[name] = value
+    return found
+
+
+def positive(value: float, flag: str) -> float:
+    """The value.
+
+    Raises:
+        UsageError: it is not above 0.
+    """
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{flag} {value:g}: must be a number above 0.", f"Write {flag} 10.")
+    return value

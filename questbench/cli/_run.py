@@ -1,0 +1,162 @@
+"""What the run verbs share: open the run, store every unit of work as it ends, show the tables, say how it went."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from questbench.cli._output import Output
+from questbench.errors import ExitCode, PrerequisiteError, QuestbenchError, UsageError
+
+if TYPE_CHECKING:
+    import typer
+
+    from questbench.experiments._unit import Unit
+    from questbench.records.schema import Kind, ResultRecord
+    from questbench.records.store import RunWriter
+
+
+class Experiment(Protocol):
+    """A module of ``questbench.experiments``."""
+
+    def check(self, config: Any) -> None:
+        """Refuse what no cell can satisfy."""
+
+    def card(self, config: Any) -> dict[str, str]:
+        """What is about to run."""
+
+    def run(self, config: Any, *, finished: set[str], stored: Any, progress: Any) -> Iterator[Unit]:
+        """Run what is not finished."""
+
+
+def execute(
+    kind: Kind,
+    experiment: Any,
+    config_class: type[Any],
+    flags: Mapping[str, Any],
+    ctx: typer.Context,
+    *,
+    out: Path,
+    resume: Path | None,
+    json: bool,
+) -> int:
+    """Run an experiment from its flags to its tables.
+
+    Args:
+        experiment: the module, an :class:`Experiment`.
+        config_class: its configuration, a dataclass whose fields are named as the flags' parameters.
+        flags: values of all fields.
+        ctx: knows which of them the user gave.
+
+    Returns:
+        The exit code.
+    """
+    from questbench.records import environment as probes
+    from questbench.records import store
+
+    output = Output(json=json)
+    if resume is None:
+        config = config_class(**flags)
+    else:
+        given = {name for name in flags if _from_user(ctx, name)}
+        config = _stored_config(kind, config_class, resume, {name: flags[name] for name in given})
+    experiment.check(config)
+    environment = probes.collect()
+    argv = ["questbench", *sys.argv[1:]]
+    settings = dataclasses.asdict(config)
+    if resume is None:
+        writer = store.create_run(out, kind, argv, settings, environment)
+    else:
+        writer = store.resume(resume, kind, argv, settings, environment)
+    with writer:
+        facts = {"machine": probes.machine(environment), **experiment.card(config), "results": str(writer.path)}
+        output.card(f"questbench {kind}", facts)
+        return _run(experiment, config, writer, output)
+
+
+def _run(experiment: Experiment, config: Any, writer: RunWriter, output: Output) -> int:
+    from questbench.records import store
+    from questbench.report.tables import tables
+
+    earlier = store.load([writer.path])
+    output.records(earlier)
+    fresh = not writer.finished and not earlier
+    stored = store.load_samples(writer.path)
+    try:
+        with output.progress() as progress:
+            for unit in experiment.run(config, finished=set(writer.finished), stored=stored, progress=progress):
+                written = writer.write(unit.records, key=unit.key, samples=unit.samples, prefills=unit.prefills)
+                output.records(written)
+                fresh = False
+    except KeyboardInterrupt:
+        writer.finish(exit_code=ExitCode.INTERRUPTED)
+        output.error("Interrupted; what was finished is kept.", _again(writer))
+        return ExitCode.INTERRUPTED
+    except QuestbenchError as error:
+        writer.finish(exit_code=error.exit_code)
+        if fresh:  # nothing was measured: leave no empty run behind
+            shutil.rmtree(writer.path, ignore_errors=True)
+        else:
+            output.say(f"What was finished is kept. To continue: {_again(writer)}")
+        raise
+    records = store.newest_per_cell(store.load([writer.path]))
+    code = exit_code(records)
+    writer.finish(exit_code=code)
+    output.tables(tables(records, {writer.name: writer.manifest}))
+    _close(records, code, writer, output)
+    return code
+
+
+def exit_code(records: Iterable[ResultRecord]) -> ExitCode:
+    """0, or 4 if any cell failed, or 3 if all were skipped."""
+    states = {record.status for record in records}
+    if "failed" in states:
+        return ExitCode.CELLS_FAILED
+    return ExitCode.PREREQUISITE if states == {"skipped"} else ExitCode.OK
+
+
+def _close(records: list[ResultRecord], code: ExitCode, writer: RunWriter, output: Output) -> None:
+    """The last words: where the records are, and what to do about cells that have no value."""
+    if code is ExitCode.OK:
+        output.say(f"Records: {writer.path}. Plots and tables: questbench report {writer.path}")
+        return
+    gone = [record for record in records if record.status != "ok"]
+    reasons = dict.fromkeys(f"{record.method}: {record.reason}" for record in gone)
+    verb = "failed" if code is ExitCode.CELLS_FAILED else "were skipped"
+    for reason in list(reasons)[:5]:
+        output.say(f"  {reason}")
+    cells = {record.cell() for record in gone}
+    output.error(f"{len(cells)} cells {verb}; their reasons stand in the records.", _again(writer))
+
+
+def _again(writer: RunWriter) -> str:
+    return f"questbench {writer.manifest.kind} --resume {writer.path}"
+
+
+def _from_user(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _stored_config(kind: Kind, config_class: type[Any], path: Path, given: Mapping[str, Any]) -> Any:
+    """The configuration a run was started with, and what the user repeats of it (the store compares both).
+
+    Raises:
+        UsageError: it is a run of another verb.
+        PrerequisiteError: there is no run, or another version of questbench made it.
+    """
+    from questbench.records import store
+
+    manifest = store.load_manifest(path)
+    if manifest.kind != kind:
+        message = f"'{path}' is a run of '{manifest.kind}', not of '{kind}'."
+        raise UsageError(message, f"Use: questbench {manifest.kind} --resume {path}")
+    names = {field.name for field in dataclasses.fields(config_class)}
+    if set(manifest.config) != names:
+        message = f"'{path}' was started by another version of questbench: its configuration has other fields."
+        raise PrerequisiteError(message, "Start a new run; report reads both.")
+    return config_class(**{**manifest.config, **given})

@@ -1,0 +1,135 @@
+"""The ``questbench`` command: finds the verb, and turns every way to end into an exit code and a message.
+
+A verb's module is imported when the verb is used, so that ``questbench --help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from questbench import __version__
+from questbench.cli._output import Output
+from questbench.errors import ExitCode, QuestbenchError, UsageError
+
+VERBS = {
+    "kernel": "Time the attention kernels of every method: latency, bytes, distance to the machine's limit.",
+    "accuracy": "Score every method on long-context tasks, on the same samples as dense attention.",
+    "report": "Make tables and plots from stored runs; --compare paper sets them beside the published numbers.",
+    "ls": "List methods, tasks, backends, models and plots.",
+    "doctor": "Say what works on this machine, what does not, and what to do about it.",
+    "build": "Compile the CPU kernels ahead of their first use.",
+}
+EXAMPLES = ("questbench kernel --seq-len 32k", "questbench accuracy --task passkey --budget 64,256,1k")
+BUGS = "Run it again with QUESTBENCH_DEBUG=1 for the traceback, and report it with that."
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text: a line of its own for every example."""
+    return "\n\n".join(["Examples:", *(f"$ {line}" for line in lines)])
+
+
+class VerbGroup(TyperGroup):
+    """Shows the verbs' summaries without importing them; imports the one that is used."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs, in the order in which a newcomer meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in with the verb's summary."""
+        summary = VERBS.get(cmd_name)
+        return TyperCommand(cmd_name, help=summary, rich_markup_mode="rich") if summary else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb itself.
+
+        Raises:
+            UsageError: there is no such verb.
+        """
+        if args[0] not in VERBS:
+            raise _unknown_verb(args[0])
+        module = importlib.import_module(f"questbench.cli.{args[0]}")
+        verb = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        settings = {"help_option_names": ["-h", "--help"]}
+        function = getattr(module, args[0])
+        verb.command(args[0], epilog=examples(*module.EXAMPLES), context_settings=settings)(function)
+        return args[0], typer.main.get_command(verb), args[1:]
+
+
+app = typer.Typer(
+    cls=VerbGroup,
+    add_completion=False,
+    rich_markup_mode="rich",
+    epilog=examples(*EXAMPLES),
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # Evaluation tools write --token_budget, command-line tools --token-budget: both are right here.
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False
+) -> None:
+    """Measure what query-aware KV-cache sparsity really buys: speed, accuracy and memory in one harness."""
+    if version:
+        Output().line(f"questbench {__version__}")
+    elif ctx.invoked_subcommand is None:
+        Output().line(ctx.get_help())
+
+
+def invoke(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; shows errors, never raises them."""
+    command = typer.main.get_command(app)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return int(command.main(args=arguments, prog_name="questbench", standalone_mode=False) or ExitCode.OK)
+    except QuestbenchError as error:
+        _traceback_if_wanted()
+        Output().error(error.message, error.hint)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        Output().error("Interrupted.")
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's own complaints, whichever library they come from
+            return _show_parser_error(error)
+        _traceback_if_wanted()
+        Output().error(f"{type(error).__name__}: {error}. This is a bug in questbench.", BUGS)
+        return ExitCode.UNEXPECTED
+
+
+def main() -> NoReturn:
+    """Entry point of the ``questbench`` script."""
+    sys.exit(invoke())
+
+
+def _show_parser_error(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "questbench"
+    Output().error(error.format_message(), f"See: {path} --help")
+    return ExitCode.USAGE
+
+
+def _unknown_verb(name: str) -> UsageError:
+    import difflib
+
+    close = difflib.get_close_matches(name, VERBS, n=1)
+    guess = f"Did you mean: questbench {close[0]}? " if close else ""
+    return UsageError(f"Unknown command '{name}'. Known: {', '.join(VERBS)}.", f"{guess}See: questbench --help")
+
+
+def _traceback_if_wanted() -> None:
+    if os.environ.get("QUESTBENCH_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()
