@@ -1,0 +1,83 @@
+"""What the accuracy plots share: a panel per task and length, dense as a level, intervals as bars."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from questbench import units
+from questbench.report import style
+from questbench.report.frame import BASELINES
+from questbench.report.plots._base import NothingToDraw
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_PANELS = 12
+
+
+def draw(frame: pd.DataFrame, figure: Figure, x: str, x_label: str) -> pd.DataFrame:
+    """Score in per cent over column ``x``.
+
+    Raises:
+        NothingToDraw: no scores, or no sparse method.
+    """
+    if "score" not in frame or "task" not in frame:
+        raise NothingToDraw("no scores in the records")
+    frame = frame.assign(**{x: _counts(frame, x)})
+    columns = ["task", "seq_len", "label", "budget", x, "score", "score.ci_low", "score.ci_high", "score.n", "yardstick"]
+    cells = frame[frame["score"].notna() & ~frame["fallback"]]
+    baseline = cells["method"].isin(BASELINES)
+    if (~baseline & cells[x].notna()).sum() == 0:
+        raise NothingToDraw("no sparse method with a score")
+    cells = cells[baseline | cells[x].notna()]
+    cells = cells.reindex(columns=list(dict.fromkeys(columns))).assign(baseline=baseline)
+    groups = list(cells.groupby(["task", "seq_len"], sort=False))[:MOST_PANELS]
+    looks = style.looks(cells["label"], cells.loc[cells["yardstick"], "label"])
+    axes_list = style.panels(figure, len(groups))
+    drawn = []
+    for axes, ((task, length), part) in zip(axes_list, groups, strict=True):
+        axes.set_title(f"{task}, {units.count(int(length))}")
+        drawn.append(part)
+        ends = _panel(axes, part, x, looks)
+        style.count_axis(axes, part.loc[~part["baseline"], x].unique(), x_label)
+        axes.set_ylim(-3, 105)
+    for axes in axes_list:
+        if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            axes.set_ylabel("score (%)")
+    if len(axes_list) == 1:
+        style.direct_labels(axes_list[0], ends)
+    else:
+        style.legend(figure, axes_list)
+    import pandas as pd
+
+    return pd.concat(drawn).drop(columns="baseline")
+
+
+def _panel(axes: Axes, part: pd.DataFrame, x: str, looks: dict[str, style.Look]) -> dict[str, tuple[float, str]]:
+    """Lines of one panel; the last height and the colour of each."""
+    ends = {}
+    for label in style.drawing_order(part["label"]):
+        line = part[part["label"] == label].sort_values(x)
+        value = line["score"] * 100
+        low, high = (line[name].fillna(line["score"]) * 100 for name in ("score.ci_low", "score.ci_high"))
+        look = looks[label]
+        name = f"{label} (yardstick)" if line["yardstick"].any() else label
+        if line["baseline"].any():
+            axes.axhspan(low.iloc[0], high.iloc[0], color=look.colour, alpha=0.07, linewidth=0)
+            axes.axhline(value.iloc[0], color=look.colour, linestyle=look.dash, linewidth=0.9, label=name)
+        else:
+            spread = [(value - low).clip(lower=0), (high - value).clip(lower=0)]
+            axes.errorbar(line[x], value, yerr=spread, label=name, elinewidth=0.6, **look.line())
+        ends[name] = (float(value.iloc[-1]), look.colour)
+    return ends
+
+
+def _counts(frame: pd.DataFrame, x: str) -> pd.Series[float]:
+    """A count, whether it stands beside the score or is a metric of its own."""
+    import pandas as pd
+
+    beside = frame[f"score.{x}"] if f"score.{x}" in frame else pd.Series(float("nan"), index=frame.index)
+    own = frame[x] if x in frame else beside
+    return beside.fillna(own)

@@ -1,0 +1,168 @@
+"""What a plot is, and how it becomes PDF, PNG and CSV.
+
+A plot is a module in this folder with::
+
+    KIND = "kernel"                       the experiment whose cells it draws
+    TITLE = "..."                         its caption
+    AXES = ("seq_len", "budget")          inputs that it can show; cells that differ in another one get figures of their own
+    def draw(frame, figure) -> DataFrame  draws on the empty figure and returns exactly what is drawn
+
+``frame`` has one row per cell of one machine (columns: ``questbench.report.frame``). ``draw`` is a pure function of it and
+raises :class:`NothingToDraw` rather than leave an empty figure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from questbench import registry
+from questbench.errors import PrerequisiteError
+from questbench.report import _format as fmt
+from questbench.report import style
+from questbench.report.frame import BASELINES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+PACKAGE = "questbench.report.plots"
+
+
+class NothingToDraw(Exception):
+    """The records hold nothing that this plot shows; the message says what is missing."""
+
+
+class Plot(Protocol):
+    """A plot's module."""
+
+    KIND: str
+    TITLE: str
+    AXES: tuple[str, ...]
+
+    def draw(self, frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
+        """Draw and return what was drawn."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """One finished figure."""
+
+    name: str
+    caption: str
+    png: Path
+    pdf: Path
+    csv: Path
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files of the figure."""
+        return [self.pdf, self.png, self.csv]
+
+
+def names() -> list[str]:
+    """Registered plots."""
+    return registry.names(PACKAGE)
+
+
+def load(name: str) -> Plot:
+    """A plot's module.
+
+    Raises:
+        UsageError: there is no such plot.
+        TypeError: the module lacks a part.
+    """
+    module = registry.load_module(PACKAGE, name, kind="plot")
+    if lacking := [part for part in ("KIND", "TITLE", "AXES", "draw") if not hasattr(module, part)]:
+        raise TypeError(f"{module.__file__} must define {', '.join(lacking)}")
+    return cast(Plot, module)
+
+
+def draw(name: str, frame: pd.DataFrame, inputs: Sequence[str], out: Path) -> Iterator[Drawn]:
+    """Write every figure that plot ``name`` makes of the cells.
+
+    Raises:
+        NothingToDraw: not one figure came of it.
+    """
+    plot = load(name)
+    cells = frame[(frame["kind"] == plot.KIND) & (frame["status"] == "ok")] if "kind" in frame else frame
+    if cells.empty:
+        raise NothingToDraw(f"no results of '{plot.KIND}'")
+    reason, drawn = NothingToDraw("nothing"), 0
+    for suffix, part in _setups(cells, [column for column in inputs if column not in plot.AXES]):
+        try:
+            yield _write(plot, name + suffix, part, inputs, out)
+            drawn += 1
+        except NothingToDraw as error:
+            reason = error
+    if not drawn:
+        raise reason
+
+
+@contextlib.contextmanager
+def blank() -> Iterator[Figure]:
+    """An empty figure in the project's style, whatever the user's own matplotlib settings are."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as EmptyFigure
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(mpl.rc_params_from_file(style.SHEET, use_default_template=False))
+        yield EmptyFigure()
+
+
+def _write(plot: Plot, name: str, frame: pd.DataFrame, inputs: Sequence[str], out: Path) -> Drawn:
+    with blank() as figure:
+        data = plot.draw(frame.reset_index(drop=True), figure)
+        _, shared = fmt.split_inputs(frame, [column for column in inputs if column not in plot.AXES])
+        style.small_print(figure, f"{fmt.origin_line(frame)}. {fmt.shared_line(frame, shared)}")
+        name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", name)
+        drawn = Drawn(name, plot.TITLE, *(out / f"{name}.{kind}" for kind in ("png", "pdf", "csv")))
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            # Without dates and versions the same records give the same bytes.
+            figure.savefig(drawn.pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+            figure.savefig(drawn.png, metadata={"Software": None})
+            data.to_csv(drawn.csv, index=False, lineterminator="\n")
+        except OSError as error:
+            message = f"Cannot write to '{out}': {error.strerror or error}."
+            raise PrerequisiteError(message, "Name a folder you can write with --out DIR.") from None
+    return drawn
+
+
+def _setups(frame: pd.DataFrame, inputs: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Cells that differ only in what the plot shows, with a suffix for the file's name."""
+    varying = [name for name in inputs if len({str(value) for value in fmt.column(frame, name) if value is not None}) > 1]
+    by = (["machine"] if frame["machine"].nunique() > 1 else []) + varying
+    if not by:
+        yield "", frame
+        return
+    keyed = frame.assign(**{name: frame[name].map(_hashable) for name in by})
+    for values, part in keyed.groupby(by, sort=False, dropna=True):
+        words = [f"{name}={fmt.inputs(name, value)}" for name, value in zip(by, values, strict=True)]
+        yield "-" + "-".join(words), _with_baseline(frame, keyed, by, values, part.index)
+
+
+def _with_baseline(
+    frame: pd.DataFrame, keyed: pd.DataFrame, by: list[str], values: tuple[Any, ...], index: pd.Index[Any]
+) -> pd.DataFrame:
+    """Dense results do not depend on the page size: a set-up without any borrows those of its sibling."""
+    part = frame.loc[index]
+    if "page_size" not in by or part["method"].isin(BASELINES).any():
+        return part
+    import pandas as pd
+
+    siblings = keyed[keyed["method"].isin(BASELINES)]
+    for name, value in zip(by, values, strict=True):
+        if name != "page_size":
+            siblings = siblings[siblings[name] == value]
+    return pd.concat([frame.loc[siblings.index], part])
+
+
+def _hashable(value: Any) -> Any:
+    return str(value) if isinstance(value, (list, dict)) else value

@@ -1,0 +1,62 @@
+"""Speed-up over dense beside the most that the saved traffic allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from questbench import units
+from questbench.report import style
+from questbench.report._kernel_table import mismeasured
+from questbench.report.frame import BASELINES
+from questbench.report.plots import _kernel
+from questbench.report.plots._base import NothingToDraw
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+KIND = "kernel"
+TITLE = (
+    "Speed-up over dense attention (bars: median of paired ratios, 20th to 80th percentile) and the ideal, which is the "
+    "ratio of the traffic (black lines). A '!' marks a bar above its ideal: mismeasured."
+)
+AXES = ("seq_len", "budget")
+
+
+def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
+    """A group of bars per length, a panel per budget."""
+    cells = _kernel.honest(frame, "speedup.dense")
+    cells = cells[~cells["method"].isin(BASELINES)]
+    if cells.empty:
+        raise NothingToDraw("no sparse method")
+    cells = cells.assign(mismeasured=[mismeasured(row) is not None for _, row in cells.iterrows()])
+    columns = ["budget", "seq_len", "label", "speedup.dense", "speedup.dense.p20", "speedup.dense.p80"]
+    cells = cells.reindex(columns=[*columns, "ideal_speedup", "mismeasured"])
+    labels = style.drawing_order(cells["label"])[::-1]
+    looks = style.looks(labels)
+    width = 0.8 / len(labels)
+    axes_list = []
+    for axes, part in _kernel.by_budget(cells, figure, share_y=False):
+        axes_list.append(axes)
+        lengths = sorted(part["seq_len"].unique())
+        for number, label in enumerate(labels):
+            bars = part[part["label"] == label].sort_values("seq_len")
+            x = [lengths.index(length) + (number - (len(labels) - 1) / 2) * width for length in bars["seq_len"]]
+            value = bars["speedup.dense"]
+            low, high = (bars[f"speedup.dense.{name}"].fillna(value) for name in ("p20", "p80"))
+            spread = [(value - low).clip(lower=0), (high - value).clip(lower=0)]
+            errors = {"elinewidth": 0.7, "ecolor": "0.25"}
+            axes.bar(x, value, width * 0.92, yerr=spread, error_kw=errors, label=label, **looks[label].bar())
+            for at, ideal, top, wrong in zip(x, bars["ideal_speedup"], high, bars["mismeasured"], strict=True):
+                axes.plot([at - width * 0.44, at + width * 0.44], [ideal] * 2, color="black", linewidth=1.2, zorder=4)
+                if wrong:
+                    axes.annotate("!", (at, max(top, ideal)), ha="center", va="bottom", fontweight="bold")
+        axes.plot([], [], color="black", linewidth=1.2, label="ideal")
+        axes.axhline(1, color="0.4", linewidth=0.6, linestyle="--")
+        axes.set_xticks(range(len(lengths)), [units.count(int(length)) for length in lengths])
+        axes.set_xlabel("text length (tokens)")
+        axes.set_xlim(-0.6, len(lengths) - 0.4)
+        if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            axes.set_ylabel("speed-up over dense (x)")
+    style.legend(figure, axes_list)
+    return cells.sort_values(columns[:3], kind="stable")

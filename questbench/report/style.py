@@ -1,0 +1,188 @@
+"""What all figures share: one colour, marker and dash per method whatever its place in the data, axes, labels.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers, dashes and hatches say the same again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from questbench import units
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHEET = Path(__file__).with_name("questbench.mplstyle")
+COLUMN, PAGE = 3.3, 6.8
+"""Widths in inches: one column of a paper, and its page."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How one method is drawn, in every figure."""
+
+    colour: str
+    marker: str
+    dash: Any
+    hatch: str = ""
+    hollow: bool = False
+
+    def line(self) -> dict[str, Any]:
+        """Arguments of ``Axes.plot`` and ``Axes.errorbar``."""
+        face = "white" if self.hollow else self.colour
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.dash, "markerfacecolor": face}
+
+    def bar(self) -> dict[str, Any]:
+        """Arguments of ``Axes.bar``."""
+        face = "white" if self.hollow else self.colour
+        return {"facecolor": face, "edgecolor": self.colour if self.hollow else "white", "hatch": self.hatch}
+
+
+_FIXED = {
+    "dense": Look("#000000", "o", "-"),
+    "sdpa": Look("#7F7F7F", "x", (0, (1, 1)), "xxx"),
+    "quest": Look("#D55E00", "s", "-"),
+    "h2o": Look("#0072B2", "^", "--", "///"),
+    "tova": Look("#009E73", "D", "-.", "\\\\\\"),
+    "streaming_llm": Look("#CC79A7", "v", ":", "..."),
+}
+_SPARE = (
+    Look("#E69F00", "P", (0, (3, 1, 1, 1)), "++"),
+    Look("#56B4E9", "X", (0, (5, 1)), "oo"),
+    Look("#8C6D31", "<", (0, (1, 2)), "**"),
+    Look("#5B5B9E", ">", (0, (4, 2, 1, 2)), "--"),
+)
+_YARDSTICKS = (Look("#6F6F6F", "*", (0, (1, 1)), hollow=True), Look("#A0A0A0", "+", (0, (1, 3)), hollow=True))
+STAGES = {
+    "append": ("#999999", ""),
+    "score": ("#E69F00", "///"),
+    "select": ("#56B4E9", "..."),
+    "attend": ("#0072B2", ""),
+    "evict": ("#CC79A7", "\\\\\\"),
+}
+"""Colour and hatch of each stage of a step, in the order in which they run."""
+
+
+def looks(labels: Iterable[str], yardsticks: Iterable[str] = ()) -> dict[str, Look]:
+    """The look of every label. A label is a method's name, perhaps with arguments behind it.
+
+    Unknown methods take the spare looks in sorted order; variants of one method share its colour and are hollow.
+    """
+    labels, marked = list(dict.fromkeys(labels)), set(yardsticks)
+    names = {label: label.split(" ")[0] for label in labels}
+    unknown = sorted({name for label, name in names.items() if name not in _FIXED and label not in marked})
+    known = {**_FIXED, **{name: _SPARE[index % len(_SPARE)] for index, name in enumerate(unknown)}}
+    known |= {
+        name: _YARDSTICKS[i % len(_YARDSTICKS)] for i, name in enumerate(sorted({names[label] for label in marked}))
+    }
+    found: dict[str, Look] = {}
+    variants: dict[str, int] = {}
+    for label in labels:
+        number = variants.get(names[label], 0)
+        variants[names[label]] = number + 1
+        look = known[names[label]]
+        if number:
+            dash = ("--", ":", "-.", "-")[(number - 1) % 4]
+            look = dataclasses.replace(look, hollow=True, dash=dash, hatch=("////", "....", "xxxx")[(number - 1) % 3])
+        found[label] = look
+    return found
+
+
+def drawing_order(labels: Iterable[str]) -> list[str]:
+    """Baselines below, quest on top: what is drawn last is never hidden."""
+    rank = {"dense": 0, "sdpa": 1, "quest": 3}
+    return sorted(dict.fromkeys(labels), key=lambda label: rank.get(label.split(" ")[0], 2))
+
+
+def count_axis(axes: Axes, values: Iterable[float], label: str) -> None:
+    """A logarithmic x axis of token counts with a tick, such as ``8k``, at every power of two that is needed."""
+    import math
+
+    present = sorted(values)
+    axes.set_xscale("log", base=2)
+    first, last = math.floor(math.log2(present[0])), math.ceil(math.log2(present[-1]))
+    step = max(1, math.ceil((last - first + 1) / 7))
+    ticks = [2**power for power in range(first, last + 1, step)]
+    whole = [int(value) for value in present if float(value).is_integer()]
+    if len(whole) == len(present) <= 7:
+        ticks = whole  # few measured points: their own values are the best ticks
+    axes.set_xticks(ticks, [units.count(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(label)
+
+
+def panels(figure: Figure, count: int, *, height: float = 2.0, columns: int = 3, share_y: bool = True) -> list[Axes]:
+    """``count`` axes in rows of ``columns``; one alone gets a paper's column, more get the page."""
+    across = 2 if count == 4 else min(count, columns)
+    down = -(-count // across)
+    figure.set_size_inches(COLUMN * 1.15 if count == 1 else PAGE, height * down + 0.5)
+    grid = figure.subplots(down, across, squeeze=False, sharey=share_y)
+    flat = [axes for row in grid for axes in row]
+    for axes in flat[count:]:
+        axes.set_visible(False)
+    return flat[:count]
+
+
+def legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend above all panels, every label once."""
+    handles: dict[str, Any] = {}
+    for one in axes:
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    width = figure.get_size_inches()[0]
+    fitting = max(1, int(width / 1.1))
+    rows = -(-len(handles) // fitting)
+    across = -(-len(handles) // rows)
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=across)
+
+
+def direct_labels(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
+    """Names at the right end of their lines, moved apart where they would overlap.
+
+    Args:
+        axes: with its final scale and limits.
+        ends: label -> (y of the line's last point, colour).
+    """
+    height = axes.figure.get_size_inches()[1] * 0.62  # of the axes, about
+    least = 8.5 / 72 / height
+    to_axes = axes.transData + axes.transAxes.inverted()
+    place = {label: to_axes.transform((1, y))[1] for label, (y, _) in ends.items()}
+    order = sorted(place, key=lambda label: place[label])
+    at = [min(max(float(place[label]), 0.0), 1.0) for label in order]
+    for index in range(1, len(at)):
+        at[index] = max(at[index], at[index - 1] + least)
+    over = max(0.0, at[-1] - 1.0) if at else 0.0
+    at = [value - over for value in at]
+    for index in range(len(at) - 2, -1, -1):
+        at[index] = min(at[index], at[index + 1] - least)
+    for label, y in zip(order, at, strict=True):
+        axes.annotate(label, (1.02, y), xycoords="axes fraction", color=ends[label][1], va="center", fontsize=7.5)
+
+
+def small_print(figure: Figure, text: str) -> None:
+    """Machine, data type and commit below everything; lines are broken to fit."""
+    import textwrap
+
+    width = int(figure.get_size_inches()[0] * 28)
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width)]
+    room = (0.09 * len(lines) + 0.04) / figure.get_size_inches()[1]
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(rect=(0, room, 1, 1 - room))  # type: ignore[call-arg]
+    figure.text(0.01, 0.01, "\n".join(lines), fontsize=5.5, color="0.35", va="bottom", linespacing=1.15)
+
+
+def plain_log_axis(axes: Axes) -> None:
+    """A logarithmic y axis with numbers rather than powers: 1, 2, 5, 10."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    low, high = axes.get_ylim()
+    subs = (1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0) if high / low < 2000 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
