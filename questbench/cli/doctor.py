@@ -1,0 +1,149 @@
+"""``questbench doctor``: what works on this machine, what does not and why, and what to install."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json as jsonlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from questbench import _paths, units
+from questbench.cli._output import Output
+from questbench.report.render import NONE, Cell, Table
+
+EXAMPLES = ("questbench doctor", "questbench doctor --json")
+
+EXTRAS = {
+    "flashinfer-python": ("flashinfer", "the dense baseline on CUDA"),
+    "torchao": ("quant", "quantised weights"),
+    "lm-eval": ("lm-eval", "tasks of the evaluation harness"),
+}
+CORE = ("torch", "transformers", "apache-tvm-ffi", "datasets", "pandas", "matplotlib")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    what: str
+    state: str
+    """``ok``; ``missing`` if a command needs it; ``optional`` if only some runs would gain."""
+    found: str
+    todo: str = ""
+    """What to do about it, where there is something to do."""
+
+
+def doctor(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that holds the run folders.")] = Path("results"),
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+) -> int:
+    """Say what works on this machine, what does not and why, and what to install. Ends with 0 whatever it finds."""
+    output = Output(json=json)
+    checks = list(_checks(out))
+    if json:
+        for check in checks:
+            output.line(jsonlib.dumps(dataclasses.asdict(check)))
+        return 0
+    rows = [[Cell(check.what), Cell(check.state), Cell(check.found), Cell(check.todo or NONE)] for check in checks]
+    columns = ["what", "state", "found", "to do"]
+    output.tables([Table("This machine", columns, frozenset(columns), rows).without_empty_columns()])
+    gone = [check for check in checks if check.state == "missing"]
+    output.say(f"{len(gone)} of {len(checks)} things are missing." if gone else "All that the commands need is there.")
+    return 0
+
+
+def _checks(out: Path) -> Iterator[Check]:
+    from questbench.records import environment as probes
+
+    facts = probes.collect()
+    yield Check("Python", "ok", f"{facts['python']} ({sys.executable})")
+    yield from _packages(facts["packages"])
+    yield from _compilers(facts["compilers"])
+    yield from _backends()
+    yield _cached()
+    yield from _hardware(facts)
+    yield _writable("cache folder", _paths.cache_folder(), "Set QUESTBENCH_CACHE to a folder you can write.")
+    yield _writable("results folder", out, "Name another one with --out DIR.")
+    for package, (extra, use) in EXTRAS.items():
+        version = _installed(package)
+        todo = "" if version else f"For {use}: pip install 'questbench[{extra}]'"
+        yield Check(package, "ok" if version else "optional", version or "not installed", todo)
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _packages(versions: dict[str, str]) -> Iterator[Check]:
+    for name in CORE:
+        version = versions.get(name)
+        todo = "" if version else f"pip install {name}"
+        yield Check(name, "ok" if version else "missing", version or "not installed", todo)
+
+
+def _compilers(versions: dict[str, str]) -> Iterator[Check]:
+    names = [f"{name} {versions[name]}" for name in ("g++", "clang++") if name in versions]
+    todo = "" if names else "Install g++ (apt-get install g++); until then the reference backend works."
+    yield Check("C++ compiler", "ok" if names else "missing", ", ".join(names) or "none on PATH", todo)
+    nvcc = versions.get("nvcc")
+    yield Check("CUDA compiler", "ok" if nvcc else "optional", f"nvcc {nvcc}" if nvcc else "no nvcc on PATH")
+
+
+def _backends() -> Iterator[Check]:
+    from questbench import kernels
+
+    for name, reason in kernels.available().items():
+        yield Check(f"backend {name}", "missing" if reason else "ok", reason or "works")
+
+
+def _cached() -> Check:
+    built = sorted(_paths.cache_folder().rglob("*.so")) if _paths.cache_folder().is_dir() else []
+    size = units.size(sum(path.stat().st_size for path in built))
+    found = f"{len(built)} in {_paths.cache_folder()} ({size})" if built else "none yet"
+    return Check("built kernels", "ok" if built else "optional", found, "" if built else "questbench build")
+
+
+def _hardware(facts: dict[str, Any]) -> Iterator[Check]:
+    processor = facts["cpu"]
+    flags = ", ".join(processor.get("flags") or []) or "no known vector instructions"
+    yield Check("CPU", "ok", f"{processor.get('model') or 'unknown'}: {flags}")
+    cores = processor.get("quota_cores") or processor.get("usable_cores") or os.cpu_count()
+    threads = facts["variables"].get("OMP_NUM_THREADS")
+    yield Check("threads", "ok", f"{cores} cores" + (f", OMP_NUM_THREADS={threads}" if threads else ""))
+    devices = [f"{device['name']} (driver {device['driver']})" for device in facts["gpus"]]
+    yield Check("GPU", "ok" if devices else "optional", ", ".join(devices) or "none: all commands run on the CPU")
+    yield _huge_pages()
+
+
+def _huge_pages() -> Check:
+    try:
+        text = HUGE_PAGES.read_text()
+    except OSError:
+        return Check("huge pages", "optional", "this system does not say")
+    setting = text.partition("[")[2].partition("]")[0]
+    if setting == "never":
+        todo = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled (as root): faster sparse reads"
+        return Check("huge pages", "optional", "never", todo)
+    return Check("huge pages", "ok", setting)
+
+
+def _writable(what: str, folder: Path, todo: str) -> Check:
+    # The nearest folder that exists decides; a look must not make any.
+    near = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=near):
+            return Check(what, "ok", str(folder))
+    except OSError as error:
+        return Check(what, "missing", f"cannot write to {near}: {error.strerror or error}", todo)

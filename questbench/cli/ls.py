@@ -1,0 +1,133 @@
+"""``questbench ls``: what there is, read from the folders; nothing of it is imported."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from questbench.cli._describe import describe
+from questbench.cli._output import Output
+from questbench.errors import UsageError
+from questbench.report.render import NONE, Cell, Table, to_markdown
+
+EXAMPLES = ("questbench ls methods", "questbench ls tasks --json")
+
+What = Annotated[
+    str | None, typer.Argument(metavar="[WHAT]", help="methods, tasks, backends, models or plots; all if left out.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Markdown tables.")]
+
+Rows = list[dict[str, Any]]
+
+
+def ls(what: What = None, json: Json = False, markdown: Markdown = False) -> int:
+    """List methods, tasks, backends, models and plots, with their parameters and a line on each."""
+    if what is not None and what not in KINDS:
+        raise UsageError(f"There are no '{what}' to list. Known: {', '.join(KINDS)}.", "Try: questbench ls methods")
+    output = Output(json=json)
+    for kind in [what] if what else list(KINDS):
+        rows = KINDS[kind]()
+        if json:
+            for row in rows:
+                output.line(jsonlib.dumps({"kind": kind, **row}))
+        elif markdown:
+            output.line(to_markdown(_table(kind, rows)))
+        else:
+            output.tables([_table(kind, rows)])
+    return 0
+
+
+def _table(kind: str, rows: Rows) -> Table:
+    keys = list(rows[0]) if rows else ["name"]
+    texts = [[Cell(_text(row[key])) for key in keys] for row in rows]
+    numbers = {key for key in keys if any(isinstance(row[key], int) for row in rows)}
+    table = Table(
+        title=kind,
+        columns=[HEADERS.get(key, key.replace("_", " ")) for key in keys],
+        text_columns=frozenset(HEADERS.get(key, key.replace("_", " ")) for key in keys if key not in numbers),
+        rows=texts,
+        setup=[REMARKS[kind]] if kind in REMARKS else [],
+    )
+    return table.without_empty_columns() if rows else table
+
+
+def _text(value: Any) -> str:
+    if value is None or value == {} or value == "":
+        return NONE
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={default}" for name, default in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _methods() -> Rows:
+    return [
+        {
+            "name": found.name,
+            "parameters": found.fields,
+            "summary": found.summary + (" (yardstick: accuracy only)" if found.yardstick else ""),
+            "source": found.source,
+        }
+        for found in describe("questbench.methods")
+    ]
+
+
+def _tasks() -> Rows:
+    return [
+        {"name": found.name, "parameters": found.fields, "summary": found.summary, "source": found.source}
+        for found in describe("questbench.tasks")
+    ]
+
+
+def _backends() -> Rows:
+    from questbench import kernels
+
+    works = kernels.available()
+    return [
+        {"name": found.name, "works_here": works.get(found.name) or "yes", "summary": found.summary}
+        for found in describe("questbench.kernels")
+    ]
+
+
+def _models() -> Rows:
+    from questbench.models.shapes import SHAPES
+
+    embedded = dict.fromkeys(("layers", "heads", "kv_heads", "head_dim", "context", "kv_bytes_per_token"))
+    return [
+        {"name": "constructed", "weights": "embedded, exact retrieval", **embedded},
+        *(
+            {
+                "name": f"shape:{name}",
+                "weights": "random",
+                "layers": shape.layers,
+                "heads": shape.heads,
+                "kv_heads": shape.kv_heads,
+                "head_dim": shape.head_dim,
+                "context": shape.context,
+                "kv_bytes_per_token": shape.kv_bytes(),
+            }
+            for name, shape in SHAPES.items()
+        ),
+    ]
+
+
+def _plots() -> Rows:
+    return [{"name": found.name, "summary": found.summary} for found in describe("questbench.report.plots")]
+
+
+KINDS: dict[str, Callable[[], Rows]] = {
+    "methods": _methods,
+    "tasks": _tasks,
+    "backends": _backends,
+    "models": _models,
+    "plots": _plots,
+}
+HEADERS = {"summary": "what it is", "heads": "query heads", "kv_bytes_per_token": "KV bytes per token (bf16)"}
+REMARKS = {
+    "methods": "Parameters are set with -M name=value, or -M method.name=value for one method.",
+    "tasks": "Parameters stand behind the name: --task kv:records=full",
+    "models": "--model also takes a hub id (with --online) or a local folder; kernel --shape takes a name without 'shape:'.",
+}
