@@ -71,9 +71,8 @@ def read_commits(folder: Path) -> list[Commit] | None:
     for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
             data = parse(line)
-            keys = {name: tuple(data[name]) for name in ("done", "failed")}
-            counts = {name: int(data.get(name, 0)) for name in ("records_end", "samples_end", "prefills")}
-            commits.append(Commit(**counts, **keys))
+            ends = int(data["records_end"]), int(data["samples_end"])
+            commits.append(Commit(*ends, tuple(data["done"]), tuple(data["failed"]), int(data.get("prefills", 0))))
         except (ValueError, KeyError, TypeError) as error:
             message = f"{file}, line {number}: {error!r}."
             hint = f"Remove {JOURNAL}: all records are then read as they stand, and the run cannot be resumed."
