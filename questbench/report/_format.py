@@ -56,7 +56,8 @@ def spread(value: Any, low: Any, high: Any, divisor: float = 1.0) -> str:
     """``median [p20-p80]``; the bracket is left out where there is none."""
     if missing(value) or missing(low) or missing(high):
         return number(value, divisor)
-    return f"{number(value, divisor)} [{number(low, divisor)}–{number(high, divisor)}]"
+    to = "–" if low >= 0 else ", "  # a dash after a minus sign cannot be read
+    return f"{number(value, divisor)} [{number(low, divisor)}{to}{number(high, divisor)}]"
 
 
 def inputs(name: str, value: Any) -> str:
@@ -81,7 +82,7 @@ def column(frame: pd.DataFrame, name: str) -> list[Any]:
 def split_inputs(frame: pd.DataFrame, names: Sequence[str], always: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """Inputs that tell rows apart (``always`` first) and inputs that all rows share."""
     varying = [name for name in always if name in names]
-    shared = []
+    shared: list[str] = []
     for name in names:
         if name in always:
             continue

@@ -44,7 +44,8 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
         setup=[
             fmt.shared_line(frame, shared),
             fmt.origin_line(frame),
-            "Speed-ups are medians of paired ratios; ideal is the ratio of predicted traffic; " + fmt.counts_line(frame),
+            "Speed-ups are medians of paired ratios; ideal is the ratio of predicted traffic.",
+            fmt.counts_line(frame),
         ],
         warnings=fmt.list_warnings(frame, keys),
     )
@@ -101,7 +102,9 @@ def _limits(table: Table, row: Any) -> list[str]:
 def _sorted(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     rank = {method: number for number, method in enumerate(dict.fromkeys([*BASELINES, *frame["method"]]))}
     by = [key for key in keys if key in frame]
-    return frame.assign(_rank=frame["method"].map(rank)).sort_values([*by, "_rank"], kind="stable").reset_index()
+    return (
+        frame.assign(_rank=frame["method"].map(rank)).sort_values([*by, "_rank"], kind="stable").reset_index(drop=True)
+    )
 
 
 def _fastest(frame: pd.DataFrame, keys: list[str]) -> list[int]:
@@ -110,4 +113,4 @@ def _fastest(frame: pd.DataFrame, keys: list[str]) -> list[int]:
         return []
     fair = frame[~frame["fallback"] & frame["latency"].notna()]
     blocks = fair.groupby(keys, dropna=False)["latency"]
-    return [int(block.idxmin()) for _, block in blocks if len(block) > 1]
+    return [list(frame.index).index(block.idxmin()) for _, block in blocks if len(block) > 1]

@@ -1,12 +1,12 @@
 """Records as a table of cells: one row per cell, its inputs and all its metrics as columns.
 
-Inputs keep their names (``seq_len``, ``budget``, ``dtype``); a metric is a column of its name, and what was derived from
-it stands behind a dot::
+Inputs keep their names (``seq_len``, ``budget``, ``dtype``); a metric is a column of its name, and what was derived
+from it stands behind a dot::
 
     latency  latency.p20  latency.p80  latency.score  latency.score.p20  speedup.dense  score  score.ci_low
 
-``stage`` and ``baseline`` qualify a metric (``stage="total"`` does not) instead of splitting its cell. Besides, every row
-has run, machine, commit, kind, method, label, args, backend, seed, status, reason, fallback, yardstick and warnings.
+``stage`` and ``baseline`` qualify a metric (``stage="total"`` does not) instead of splitting its cell. Besides, every
+row has run, machine, commit, kind, method, label, args, backend, seed, status, reason, fallback, yardstick, warnings.
 """
 
 from __future__ import annotations

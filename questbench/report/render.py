@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Sequence
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Table:
     """What all rows have in common, one sentence or list per entry."""
     footnotes: list[str] = dataclasses.field(default_factory=list)
     """Texts that ``[1]``, ``[2]`` ... in the cells point to."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """Remarks that belong under the table."""
     warnings: list[str] = dataclasses.field(default_factory=list)
     """Why some numbers may not be trusted."""
     optional: tuple[str, ...] = ()
@@ -68,8 +70,10 @@ class Table:
 
     def width(self) -> int:
         """Characters of the widest line in a terminal, two between columns."""
-        columns = zip(*([header.split("\n") for header in self.columns], *([[c.text] for c in r] for r in self.rows)))
-        return sum(max(len(line) for lines in column for line in lines) + 2 for column in columns)
+        widths = [max(map(len, header.split("\n"))) for header in self.columns]
+        for row in self.rows:
+            widths = [max(width, len(cell.text)) for width, cell in zip(widths, row, strict=True)]
+        return sum(widths) + 2 * len(widths)
 
     def _keep(self, indices: list[int]) -> Table:
         rows = [[row[index] for index in indices] for row in self.rows]
@@ -78,7 +82,7 @@ class Table:
     def below(self) -> list[str]:
         """Lines under the table."""
         notes = [f"[{number}] {text}" for number, text in enumerate(self.footnotes, start=1)]
-        return notes + [f"Warning: {text}" for text in self.warnings]
+        return notes + self.notes + [f"Warning: {text}" for text in self.warnings]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,25 +151,9 @@ def to_html(table: Table, level: int = 3) -> str:
     return "\n".join(parts)
 
 
-def to_csv(table: Table) -> str:
-    """The texts of the table, for spreadsheets."""
-    import csv
-    import io
-
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header.replace("\n", " ") for header in table.columns)
-    writer.writerows([cell.text for cell in row] for row in table.rows)
-    return file.getvalue()
-
-
-def texts(values: Sequence[str]) -> list[Cell]:
-    """Plain cells."""
-    return [Cell(value) for value in values]
-
-
 def _md(text: str) -> str:
-    return text.replace("\n", " ").replace("\\", "\\\\").replace("|", "\\|").replace("_", "\\_").replace("*", "\\*").replace("<", "&lt;")
+    text = text.replace("\n", " ").replace("<", "&lt;")
+    return re.sub(r"([\\|_*])", r"\\\1", text)
 
 
 def _html(text: str) -> str:

@@ -147,8 +147,7 @@ def direct_labels(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
         axes: with its final scale and limits.
         ends: label -> (y of the line's last point, colour).
     """
-    height = axes.figure.get_size_inches()[1] * 0.62  # of the axes, about
-    least = 8.5 / 72 / height
+    least = 8.5 / 72 / (axes.get_figure(root=True).get_size_inches()[1] * 0.62)  # type: ignore[union-attr]
     to_axes = axes.transData + axes.transAxes.inverted()
     place = {label: to_axes.transform((1, y))[1] for label, (y, _) in ends.items()}
     order = sorted(place, key=lambda label: place[label])

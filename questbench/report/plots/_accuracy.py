@@ -26,7 +26,18 @@ def draw(frame: pd.DataFrame, figure: Figure, x: str, x_label: str) -> pd.DataFr
     if "score" not in frame or "task" not in frame:
         raise NothingToDraw("no scores in the records")
     frame = frame.assign(**{x: _counts(frame, x)})
-    columns = ["task", "seq_len", "label", "budget", x, "score", "score.ci_low", "score.ci_high", "score.n", "yardstick"]
+    columns = [
+        "task",
+        "seq_len",
+        "label",
+        "budget",
+        x,
+        "score",
+        "score.ci_low",
+        "score.ci_high",
+        "score.n",
+        "yardstick",
+    ]
     cells = frame[frame["score"].notna() & ~frame["fallback"]]
     baseline = cells["method"].isin(BASELINES)
     if (~baseline & cells[x].notna()).sum() == 0:
@@ -37,8 +48,8 @@ def draw(frame: pd.DataFrame, figure: Figure, x: str, x_label: str) -> pd.DataFr
     looks = style.looks(cells["label"], cells.loc[cells["yardstick"], "label"])
     axes_list = style.panels(figure, len(groups))
     drawn = []
-    for axes, ((task, length), part) in zip(axes_list, groups, strict=True):
-        axes.set_title(f"{task}, {units.count(int(length))}")
+    for axes, (_, part) in zip(axes_list, groups, strict=True):
+        axes.set_title(f"{part['task'].iloc[0]}, {units.count(int(part['seq_len'].iloc[0]))}")
         drawn.append(part)
         ends = _panel(axes, part, x, looks)
         style.count_axis(axes, part.loc[~part["baseline"], x].unique(), x_label)
@@ -78,6 +89,5 @@ def _counts(frame: pd.DataFrame, x: str) -> pd.Series[float]:
     """A count, whether it stands beside the score or is a metric of its own."""
     import pandas as pd
 
-    beside = frame[f"score.{x}"] if f"score.{x}" in frame else pd.Series(float("nan"), index=frame.index)
-    own = frame[x] if x in frame else beside
-    return beside.fillna(own)
+    none = pd.Series(float("nan"), index=frame.index)
+    return frame.get(f"score.{x}", none).fillna(frame.get(x, none))

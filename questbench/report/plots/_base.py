@@ -4,11 +4,11 @@ A plot is a module in this folder with::
 
     KIND = "kernel"                       the experiment whose cells it draws
     TITLE = "..."                         its caption
-    AXES = ("seq_len", "budget")          inputs that it can show; cells that differ in another one get figures of their own
+    AXES = ("seq_len", "budget")          inputs that it shows; where another one varies, each value gets a figure
     def draw(frame, figure) -> DataFrame  draws on the empty figure and returns exactly what is drawn
 
-``frame`` has one row per cell of one machine (columns: ``questbench.report.frame``). ``draw`` is a pure function of it and
-raises :class:`NothingToDraw` rather than leave an empty figure.
+``frame`` has one row per cell of one machine (columns: ``questbench.report.frame``). ``draw`` is a pure function of it
+and raises :class:`NothingToDraw` rather than leave an empty figure.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def _write(plot: Plot, name: str, frame: pd.DataFrame, inputs: Sequence[str], ou
 
 def _setups(frame: pd.DataFrame, inputs: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Cells that differ only in what the plot shows, with a suffix for the file's name."""
-    varying = [name for name in inputs if len({str(value) for value in fmt.column(frame, name) if value is not None}) > 1]
+    varying = [
+        name for name in inputs if len({str(value) for value in fmt.column(frame, name) if value is not None}) > 1
+    ]
     by = (["machine"] if frame["machine"].nunique() > 1 else []) + varying
     if not by:
         yield "", frame

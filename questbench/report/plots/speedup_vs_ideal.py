@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 KIND = "kernel"
 TITLE = (
-    "Speed-up over dense attention (bars: median of paired ratios, 20th to 80th percentile) and the ideal, which is the "
-    "ratio of the traffic (black lines). A '!' marks a bar above its ideal: mismeasured."
+    "Speed-up over dense attention (bars: median of paired ratios, 20th to 80th percentile) and the ideal, which is "
+    "the ratio of the traffic (black lines). A '!' marks a bar above its ideal: mismeasured."
 )
 AXES = ("seq_len", "budget")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from questbench import units
 from questbench.report import _format as fmt
@@ -47,7 +47,7 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
         for stage, column in zip(known, columns, strict=True):
             colour, hatch = style.STAGES[stage]
             size = part[column].fillna(0.0) / divisor
-            look = {"facecolor": colour, "edgecolor": "white", "linewidth": 0.3, "hatch": hatch}
+            look: dict[str, Any] = {"facecolor": colour, "edgecolor": "white", "linewidth": 0.3, "hatch": hatch}
             axes.barh(y, size, 0.68, left=left, label=stage, **look)
             left = left + size
         axes.plot(part["latency"] / divisor, y, "D", color="black", markersize=3, label="whole step")
@@ -63,7 +63,8 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
         length = units.count(int(cells["seq_len"].iloc[0]))
         axes.set_title(f"{axes.get_title()}, length {length}")
     style.legend(figure, axes_list)
-    return cells.rename(columns={name: f"{name}_seconds" for name in [*columns, "latency"]})
+    drawn: pd.DataFrame = cells.rename(columns={name: f"{name}_seconds" for name in [*columns, "latency"]})
+    return drawn
 
 
 def _limit(cells: pd.DataFrame, columns: list[str]) -> float:

@@ -1,0 +1,134 @@
+"""``report.md`` and ``report.html``: card, comparison, tables, figures and the list of runs, in that order."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from questbench import __version__
+from questbench.records.schema import RunManifest
+from questbench.report.frame import commit
+from questbench.report.plots._base import Drawn
+from questbench.report.render import Cell, Table, to_html, to_markdown
+
+_CSS = """
+body { font: 16px/1.5 Georgia, "Times New Roman", serif; color: #1a1a1a; max-width: 72rem }
+body { margin: 2rem auto; padding: 0 1rem }
+h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .5rem } h2 { border-bottom: 1px solid #ccc; padding-bottom: .2rem }
+.table { overflow-x: auto } table { border-collapse: collapse; margin: .75rem 0; font-size: .875rem }
+th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4e4 }
+th { border-bottom: 1.5px solid #444; vertical-align: bottom } .text { text-align: left; white-space: normal }
+.setup, .note { font-size: .85rem; color: #444; margin: .15rem 0 }
+figure { margin: 1.5rem 0 } figure img { max-width: 100%; height: auto } figcaption { font-size: .875rem; color: #333 }
+"""
+
+
+@dataclasses.dataclass
+class Document:
+    """What a report says, before it is written."""
+
+    manifests: list[RunManifest]
+    tables: list[Table]
+    drawn: list[Drawn]
+    comparison: list[Table]
+    notes: list[str]
+
+
+def write(document: Document, out: Path, formats: Iterable[str]) -> list[Path]:
+    """Write the report in the given formats (``md``, ``html``); the paths written."""
+    writers = {"md": ("report.md", _markdown), "html": ("report.html", _page)}
+    paths = []
+    for name in formats:
+        file, writer = writers[name]
+        (out / file).write_text(writer(document, out), encoding="utf-8")
+        paths.append(out / file)
+    return paths
+
+
+def card(manifests: Sequence[RunManifest]) -> list[tuple[str, str]]:
+    """Machine, system, versions and commits of the runs."""
+    environments = [manifest.environment for manifest in manifests]
+    return [
+        (name, "; ".join(dict.fromkeys(value for environment in environments if (value := text(environment)))))
+        for name, text in (
+            ("machine", lambda environment: str(environment.get("machine") or "")),
+            ("system", lambda environment: str(environment.get("os") or "")),
+            ("python", lambda environment: str(environment.get("python") or "")),
+            ("packages", _packages),
+            ("compilers", lambda environment: _pairs(environment.get("compilers"))),
+        )
+    ] + [("commits", ", ".join(dict.fromkeys(map(commit, manifests))))]
+
+
+def run_table(manifests: Sequence[RunManifest]) -> Table:
+    """The list of runs."""
+    table = Table(
+        title="Runs",
+        columns=["run", "start (UTC)", "kind", "commit", "exit", "command"],
+        text_columns=frozenset({"run", "start (UTC)", "kind", "commit", "command"}),
+    )
+    for manifest in manifests:
+        ended = "unfinished" if manifest.end is None else str(manifest.exit_code)
+        command = " ".join(Path(word).name if number == 0 else word for number, word in enumerate(manifest.argv))
+        values = [manifest.run, manifest.start[:19].replace("T", " "), manifest.kind, commit(manifest), ended, command]
+        table.rows.append([Cell(value) for value in values])
+    return table
+
+
+def _packages(environment: dict[str, Any]) -> str:
+    return _pairs(environment.get("packages"))
+
+
+def _pairs(versions: Any) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""
+
+
+def _markdown(document: Document, out: Path) -> str:
+    parts = ["# questbench report\n"]
+    parts += [f"- **{name}**: {value}" for name, value in card(document.manifests) if value and document.manifests]
+    parts += ["", *(f"- {note}" for note in document.notes)]
+    if document.comparison:
+        parts += ["\n## Comparison\n", *map(to_markdown, document.comparison)]
+    if document.tables:
+        parts += ["\n## Tables\n", *map(to_markdown, document.tables)]
+    if document.drawn:
+        parts.append("\n## Figures\n")
+    for figure in document.drawn:
+        files = ", ".join(f"[{path.suffix[1:]}]({_below(path, out)})" for path in figure.paths)
+        parts.append(f"![{figure.name}]({_below(figure.png, out)})\n\n*{figure.caption}* ({files})\n")
+    if document.manifests:
+        parts += ["\n## Runs\n", to_markdown(run_table(document.manifests))]
+    return "\n".join(parts).rstrip() + f"\n\nMade by questbench {__version__} from stored records.\n"
+
+
+def _page(document: Document, out: Path) -> str:
+    del out  # everything is inside the page
+    parts = ["<h1>questbench report</h1>", "<ul>"]
+    known = card(document.manifests) if document.manifests else []
+    parts += [f"<li><strong>{name}</strong>: {html.escape(value)}</li>" for name, value in known if value]
+    parts += [*(f"<li>{html.escape(note)}</li>" for note in document.notes), "</ul>"]
+    if document.comparison:
+        parts += ["<h2>Comparison</h2>", *map(to_html, document.comparison)]
+    if document.tables:
+        parts += ["<h2>Tables</h2>", *map(to_html, document.tables)]
+    if document.drawn:
+        parts.append("<h2>Figures</h2>")
+    for figure in document.drawn:
+        image = base64.b64encode(figure.png.read_bytes()).decode()
+        caption = html.escape(figure.caption)
+        source = f'<img alt="{html.escape(figure.name)}" src="data:image/png;base64,{image}">'
+        parts.append(f"<figure>{source}<figcaption>{caption}</figcaption></figure>")
+    if document.manifests:
+        parts.append(to_html(run_table(document.manifests), level=2))
+    body = "\n".join(parts)
+    head = f'<meta charset="utf-8"><title>questbench report</title><style>{_CSS}</style>'
+    foot = f"<p class='note'>Made by questbench {__version__} from stored records.</p>"
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n{foot}\n</body></html>\n'
+
+
+def _below(path: Path, out: Path) -> str:
+    return path.relative_to(out).as_posix()

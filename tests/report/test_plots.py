@@ -1,0 +1,110 @@
+"""Plots: files that venues accept, numbers that can be checked, one look per method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import golden
+import pandas as pd
+import pytest
+
+from questbench.errors import UsageError
+from questbench.records.schema import ResultRecord
+from questbench.report import style
+from questbench.report.frame import cell_frame, input_columns
+from questbench.report.plots import _base
+
+RECORDS = {"kernel": golden.kernel(), "accuracy": golden.accuracy((64, 256), (8192, 32768))}
+
+
+def draw(name: str, records: list[ResultRecord], out: Path) -> list[_base.Drawn]:
+    frame = cell_frame(records)
+    return list(_base.draw(name, frame, input_columns(frame, records), out))
+
+
+@pytest.mark.parametrize("name", _base.names())
+def test_every_plot_writes_its_files(name: str, tmp_path: Path) -> None:
+    plot = _base.load(name)
+    frame = cell_frame(RECORDS[plot.KIND])
+    (drawn,) = draw(name, RECORDS[plot.KIND], tmp_path / "first")
+    assert [path.suffix for path in drawn.paths] == [".pdf", ".png", ".csv"]
+    assert drawn.png.read_bytes().startswith(b"\x89PNG")
+    pdf = drawn.pdf.read_bytes()
+    assert b"/Type3" not in pdf, "several venues refuse Type 3 fonts"
+    assert b"CreationDate" not in pdf
+    with _base.blank() as figure:
+        data = plot.draw(frame, figure)
+        assert any(axes.has_data() for axes in figure.axes)
+    written = pd.read_csv(drawn.csv)
+    assert list(written.columns) == list(data.columns)
+    for column in data.select_dtypes("number"):
+        assert written[column].to_numpy() == pytest.approx(data[column].to_numpy(), nan_ok=True)
+    (again,) = draw(name, RECORDS[plot.KIND], tmp_path / "second")
+    for one, two in zip(drawn.paths, again.paths, strict=True):
+        assert one.read_bytes() == two.read_bytes(), f"{one.suffix} depends on more than the records"
+
+
+def test_csv_holds_the_drawn_values(tmp_path: Path) -> None:
+    (drawn,) = draw("latency_by_length", RECORDS["kernel"], tmp_path)
+    data = pd.read_csv(drawn.csv)
+    chosen = data[(data["label"] == "quest") & (data["seq_len"] == 32768) & (data["budget"] == 2048)]
+    record = next(
+        record
+        for record in RECORDS["kernel"]
+        if record.method == "quest"
+        and record.metric == "latency"
+        and (record.params["seq_len"], record.params["budget"], record.params["stage"]) == (32768, 2048, "total")
+    )
+    assert chosen["latency_seconds"].tolist() == [record.value]
+    assert chosen["latency.p20_seconds"].tolist() == [record.stats["p20"]]
+
+
+def test_nothing_to_draw_has_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(_base.NothingToDraw, match="two or more lengths"):
+        draw("latency_by_length", golden.kernel((8192,), (1024,)), tmp_path)
+    with pytest.raises(_base.NothingToDraw, match="no results of 'accuracy'"):
+        draw("accuracy_by_budget", RECORDS["kernel"], tmp_path)
+    with pytest.raises(_base.NothingToDraw):
+        draw("speedup_vs_ideal", [golden.failure("quest", "failed", "x")], tmp_path)
+    assert not list(tmp_path.iterdir()), "no empty figure"
+
+
+def test_fallbacks_are_not_drawn(tmp_path: Path) -> None:
+    records = [
+        ResultRecord(**{**record.__dict__, "stats": {**record.stats, "dense_fallback": True}})
+        if record.method == "quest"
+        else record
+        for record in RECORDS["kernel"]
+    ]
+    for name in ("latency_by_length", "speedup_vs_ideal", "stage_breakdown"):
+        (drawn,) = draw(name, records, tmp_path)
+        assert "quest" not in set(pd.read_csv(drawn.csv)["label"])
+
+
+def test_set_ups_that_differ_otherwise_get_their_own_figure(tmp_path: Path) -> None:
+    records = RECORDS["kernel"] + golden.kernel(dtype="fp32")
+    names = [drawn.name for drawn in draw("speedup_vs_ideal", records, tmp_path)]
+    assert names == ["speedup_vs_ideal-dtype=bf16", "speedup_vs_ideal-dtype=fp32"]
+
+
+def test_dense_is_drawn_for_every_page_size(tmp_path: Path) -> None:
+    other = [record for record in golden.accuracy(page_size=32) if record.method != "dense"]
+    drawn = draw("accuracy_by_budget", golden.accuracy() + other, tmp_path)
+    assert len(drawn) == 2
+    assert all("dense" in set(pd.read_csv(figure.csv)["label"]) for figure in drawn)
+
+
+def test_a_look_does_not_depend_on_the_company() -> None:
+    few, many = style.looks(["quest"]), style.looks(["dense", "h2o", "quest", "snapkv"])
+    assert few["quest"] == many["quest"]
+    looks = style.looks([*style._FIXED, "snapkv", "other", "oracle"], ["oracle"])
+    for aspect in ("colour", "marker"):
+        assert len({getattr(look, aspect) for look in looks.values()}) == len(looks)
+    variants = style.looks(["quest", "quest select_by=q_head"])
+    assert len({look.colour for look in variants.values()}) == 1
+    assert len({look.hollow for look in variants.values()}) == 2
+
+
+def test_unknown_plot() -> None:
+    with pytest.raises(UsageError, match="latency_by_length"):
+        _base.load("latency_by_lenght")

@@ -1,0 +1,210 @@
+"""Tables on golden records: what is shown, what is never shown, and that it can be read everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import golden
+import pytest
+from rich.console import Console
+
+from questbench.records.schema import ResultRecord, RunManifest
+from questbench.report.frame import cell_frame, labels
+from questbench.report.render import Table, to_html, to_markdown, to_rich
+from questbench.report.tables import tables
+
+MANIFEST = RunManifest("r", "kernel", ["questbench", "kernel"], {}, golden.ENVIRONMENT, "2026-01-01T00:00:00+00:00")
+
+
+def one(records: list[ResultRecord]) -> Table:
+    (table,) = tables([dataclasses.replace(record, run="r") for record in records], {"r": MANIFEST})
+    return table
+
+
+def change(records: list[ResultRecord], method: str, metric: str, **changes: object) -> list[ResultRecord]:
+    return [
+        dataclasses.replace(record, **changes) if (record.method, record.metric) == (method, metric) else record
+        for record in records
+    ]
+
+
+def row(table: Table, method: str) -> dict[str, str]:
+    names = [name.replace("\n", " ") for name in table.columns]
+    found = [[cell.text for cell in cells] for cells in table.rows]
+    return next(dict(zip(names, cells, strict=True)) for cells in found if method in cells)
+
+
+def test_kernel_table() -> None:
+    table = one(golden.kernel((32768,), (2048,)))
+    quest = row(table, "quest")
+    assert quest["latency (us) median [p20–p80]"].startswith("58")
+    assert quest["ideal x vs dense"] == "8.00"
+    assert quest["seq len"] == "32k"
+    assert quest["tokens read"] == "2,048"
+    assert float(quest["% of ideal"]) == pytest.approx(72, abs=2)
+    assert row(table, "dense")["x dense"] == "1.00"
+    assert row(table, "dense")["ideal x vs dense"] == "—"
+    text = to_markdown(table)
+    assert "32k = 32,768 tokens" in text
+    assert "Test CPU 9000, 16 cores" in text
+    assert "0123456789" in text
+
+
+def test_the_fastest_of_each_block_is_bold() -> None:
+    table = one(golden.kernel((8192, 32768), (1024, 2048)))
+    best = [(cells[0].text, cells[1].text, cells[2].text) for cells in table.rows if any(cell.best for cell in cells)]
+    assert best == [(length, budget, "streaming_llm") for length in ("8k", "32k") for budget in ("1k", "2k")]
+    assert "**" in to_markdown(table)
+    assert "<strong>" in to_html(table)
+
+
+def test_a_fallback_is_never_a_speed_up() -> None:
+    records = golden.kernel((32768,), (2048,))
+    records = change(records, "streaming_llm", "tokens_read", stats={"dense_fallback": True})
+    table = one(records)
+    shown = row(table, "streaming_llm")
+    assert shown["x dense"].startswith("DENSE-FALLBACK [")
+    assert (shown["x sdpa"], shown["% of ideal"]) == ("—", "—")
+    assert "no result of the method" in to_markdown(table)
+    best = [cells[2].text for cells in table.rows if any(cell.best for cell in cells)]
+    assert best == ["tova"], "the fallback was the fastest and must not win"
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "column"),
+    [("ideal_speedup", 3.0, "x dense"), ("bandwidth_fraction", 1.2, "% of bandwidth")],
+)
+def test_impossible_numbers_are_flagged(metric: str, value: float, column: str) -> None:
+    table = one(change(golden.kernel((32768,), (2048,)), "quest", metric, value=value))
+    assert "[1]" in row(table, "quest")[column]
+    assert table.footnotes[0].startswith("mismeasured")
+    assert "[1]" not in row(table, "tova")[column]
+
+
+def test_other_baselines_are_not_held_against_the_ideal() -> None:
+    records = golden.kernel((32768,), (2048,))
+    records = [
+        dataclasses.replace(record, value=99.0) if record.params.get("baseline") == "sdpa" else record
+        for record in records
+    ]
+    assert not one(records).footnotes
+
+
+def test_gaps_have_reasons() -> None:
+    records = golden.kernel((32768,), (2048,))
+    records += [
+        golden.failure("snapkv", "failed", "out of memory"),
+        golden.failure("pyramid", "skipped", "budget | page"),
+    ]
+    table = one(records)
+    assert row(table, "snapkv")["latency (us) median [p20–p80]"] == "— [1]"
+    assert table.footnotes == ["failed: out of memory", "skipped: budget | page"]
+    assert "budget \\| page" in to_markdown(table)
+
+
+def test_nothing_but_failures() -> None:
+    table = one([golden.failure("quest", "failed", "no <memory>")])
+    assert "no &lt;memory&gt;" in to_html(table)
+
+
+def test_warnings_name_their_cells() -> None:
+    records = change(golden.kernel((8192, 32768), (2048,)), "tova", "latency", warnings=["Noisy."])
+    assert one(records).warnings == ["Noisy (tova 8k 2k, tova 32k 2k)"]
+
+
+def test_machines_do_not_share_a_table() -> None:
+    other = dataclasses.replace(MANIFEST, run="s", environment={**golden.ENVIRONMENT, "machine": "Other GPU"})
+    records = golden.kernel((32768,), (2048,))
+    both = [dataclasses.replace(record, run=run) for run in "rs" for record in records]
+    assert len(tables(both, {"r": MANIFEST, "s": other})) == 2
+
+
+def test_varying_inputs_become_columns() -> None:
+    table = one(golden.kernel((32768,), (2048,)) + golden.kernel((32768,), (2048,), batch=8))
+    assert "batch" in table.columns
+    assert not any("batch" in line for line in table.setup)
+
+
+def test_variants_are_told_apart() -> None:
+    variants = [
+        {"budget": 1024, "select_by": "kv_head", "recent": 512},
+        {"budget": 1024, "select_by": "q_head", "recent": 512},
+    ]
+    variants.append({"budget": 2048, "select_by": "kv_head", "recent": 1024})
+    records = [dataclasses.replace(golden.failure("quest", "failed", "x"), method_args=args) for args in variants]
+    frame = cell_frame(records)
+    assert labels(frame) == ["quest select_by=kv_head", "quest select_by=q_head", "quest select_by=kv_head"]
+
+
+def test_accuracy_table() -> None:
+    table = one(golden.accuracy((64, 256)))
+    quest = row(table, "quest")
+    assert quest["score (%) mean [95% CI]"] == "70.0 [60.0–80.0]"
+    assert (quest["n"], quest["vs dense (points)"], quest["p"]) == ("50", "-28.0", "<0.001")
+    assert (quest["tokens read"], quest["tokens resident"]) == ("109", "8,192")
+    assert row(table, "dense")["budget"] == "—"
+    assert row(table, "oracle (yardstick)")
+    text = to_markdown(table)
+    for part in ("Dense prefill, then evict", "Illustrative, n &lt; 100", "protocol stepwise", "8k = 8,192 tokens"):
+        assert part in text
+    best = [cells[2].text for cells in table.rows if any(cell.best for cell in cells)]
+    assert best == ["quest", "quest"], "a yardstick does not compete"
+
+
+def test_many_samples_are_not_illustrative() -> None:
+    assert "Illustrative" not in to_markdown(one(golden.accuracy((64,), samples=100)))
+
+
+def test_accuracy_of_a_fallback_is_not_shown() -> None:
+    records = golden.accuracy((64,))
+    quest = next(record for record in records if record.method == "quest")
+    shown = row(one(change(records, "quest", "score", stats={**quest.stats, "dense_fallback": True})), "quest")
+    assert shown["score (%) mean [95% CI]"].startswith("DENSE-FALLBACK")
+    assert shown["vs dense (points)"] == "—"
+
+
+def test_each_task_and_protocol_has_its_table() -> None:
+    records = golden.accuracy((64,), tasks=("passkey", "kv")) + golden.accuracy((64,), protocol="prefill")
+    titles = [table.title for table in tables(records)]
+    assert titles == [
+        f"Accuracy: {name}"
+        for name in ("passkey, protocol stepwise", "kv, protocol stepwise", "passkey, protocol prefill")
+    ]
+
+
+def test_kinds_without_a_table_of_their_own() -> None:
+    records = [dataclasses.replace(record, kind="e2e") for record in golden.kernel((8192,), (1024,))]
+    table = one(records)
+    assert table.title == "End to end"
+    assert "latency\n(us)" in table.columns
+    listed = [dataclasses.replace(golden.failure("quest", "failed", "x"), kind="analyze", params={"layers": [0, 1]})]
+    assert one(listed).rows[0][-1].text == "— [1]"
+
+
+@pytest.mark.parametrize("width", [66, 80, 100, 200])
+def test_narrow_terminals_lose_columns_not_digits(width: int) -> None:
+    console = Console(width=width, file=io.StringIO())
+    table = one(golden.kernel((8192, 32768), (2048,)))
+    console.print(to_rich(table))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert all(len(line) <= width for line in text.splitlines())
+    for cells in table.rows:
+        latency = cells[3].text
+        assert latency in text, "the latency is always there, whole"
+    assert ("Left out for lack of width" in text) == (width < 120)
+
+
+def test_markup_in_data_is_text() -> None:
+    table = Table("t", ["[red]x"], rows=[], setup=["a_b*c"])
+    console = Console(width=80, file=io.StringIO())
+    console.print(to_rich(table))
+    assert isinstance(console.file, io.StringIO)
+    assert "[red]x" in console.file.getvalue()
+    assert "a\\_b\\*c" in to_markdown(table)
+
+
+def test_no_records() -> None:
+    assert tables([]) == []
+    assert cell_frame([]).empty
