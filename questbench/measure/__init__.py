@@ -1,0 +1,1 @@
+"""Timing, stopping, statistics and limits: this package knows callables and numbers, not attention."""

@@ -1,0 +1,91 @@
+"""Builds and loads the compiled reader of the bandwidth probe."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import weakref
+from pathlib import Path
+
+from questbench._paths import cache_folder, kernel_sources
+from questbench.errors import PrerequisiteError
+
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-pthread")
+NATIVE = ("-march=native",)
+
+
+class Reader:
+    """A pool of threads that read a buffer together; it ends with this object.
+
+    Args:
+        threads: threads that read, the caller's included.
+
+    Raises:
+        PrerequisiteError: no compiler, or it fails, or there is nowhere to keep what it makes.
+    """
+
+    def __init__(self, threads: int) -> None:
+        path = build()
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise PrerequisiteError(f"{path} cannot be loaded: {error}.", "Delete it and run again.") from error
+        library.questbench_reader_new.argtypes = [ctypes.c_int]
+        library.questbench_reader_new.restype = ctypes.c_void_p
+        library.questbench_reader_read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+        library.questbench_reader_read.restype = ctypes.c_uint64
+        library.questbench_reader_free.argtypes = [ctypes.c_void_p]
+        library.questbench_reader_free.restype = None
+        self._read = library.questbench_reader_read
+        self._pool = library.questbench_reader_new(threads)
+        # Not at exit: the threads end with the process, and a forked child would wait for threads it does not have.
+        weakref.finalize(self, library.questbench_reader_free, self._pool).atexit = False
+
+    def __call__(self, address: int, size: int) -> int:
+        """Read ``size`` bytes from ``address``; the exclusive or of all of them in words of 8 bytes."""
+        return int(self._read(self._pool, address, size))
+
+
+def build() -> Path:
+    """The shared library, compiled unless it is there already for this source, compiler and CPU."""
+    source = kernel_sources() / "probe" / "read.cpp"
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
+    if compiler is None or not source.is_file():
+        raise PrerequisiteError("No C++ compiler was found for the bandwidth probe.", "Install g++, or set CXX.")
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+        parts = (source.read_bytes(), compiler.encode(), version, _cpu(), " ".join(FLAGS + NATIVE).encode())
+        target = cache_folder() / "probe" / f"read-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, source, target)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise PrerequisiteError(f"The bandwidth probe could not be built: {error}.", "Check the compiler.") from error
+    return target
+
+
+def _compile(compiler: str, source: Path, target: Path) -> None:
+    """Compile aside and move into place, so that two runs at once never load half a file."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / "read.so"
+        for native in (NATIVE, ()):
+            # Some compilers do not know "native" for their CPU; plain vectors still read fast.
+            done = subprocess.run([compiler, *FLAGS, *native, str(source), "-o", str(made)], capture_output=True)
+            if done.returncode == 0:
+                break
+        done.check_returncode()
+        made.replace(target)
+
+
+def _cpu() -> bytes:
+    """What the code may use: a library built on one machine must not be loaded on another, lesser one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().split(b"\n")
+    except OSError:
+        return platform.processor().encode()
+    return b"".join(sorted({line for line in lines if line.lower().startswith((b"flags", b"features", b"model name"))}))
