@@ -84,7 +84,10 @@ def compare(
 def mcnemar(losses: int, gains: int) -> float:
     """Exact two-sided p of McNemar's test: the pairs that differ are throws of a fair coin (Q. McNemar, 1947)."""
     thrown = losses + gains
-    tail = sum(math.comb(thrown, k) for k in range(min(losses, gains) + 1))
+    tail, ways = 0, 1
+    for k in range(min(losses, gains) + 1):
+        tail += ways
+        ways = ways * (thrown - k) // (k + 1)
     return min(1.0, 2 * tail / (1 << thrown))
 
 

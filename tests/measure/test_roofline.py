@@ -1,0 +1,88 @@
+"""Ideals and flags against numbers worked out by hand, and the rotation against a simulated cache."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+
+from questbench.errors import UsageError
+from questbench.measure import roofline
+from questbench.measure.cautions import Caution
+
+KIB = 1024
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "budget", "page_size", "ideal"),
+    [
+        (32 * KIB, 2 * KIB, 16, 8.0),
+        (32 * KIB, 4 * KIB, 16, 16 / 3),
+        (16 * KIB, 4 * KIB, 16, 3.2),
+        (8 * KIB, 4 * KIB, 16, 16 / 9),
+        (4 * KIB, 4 * KIB, 16, 1.0),
+        (1 * KIB, 4 * KIB, 16, 1.0),
+        (4 * KIB + 1, 4 * KIB, 16, 1 / (1 / 16 + 4096 / 4097)),  # just beyond the budget bounds cost more than is saved
+    ],
+)
+def test_ideal_speedup(seq_len: int, budget: int, page_size: int, ideal: float) -> None:
+    assert roofline.ideal_speedup(seq_len, budget, page_size) == pytest.approx(ideal)
+    assert roofline.read_fraction(seq_len, budget, page_size) == pytest.approx(1 / ideal)
+
+
+def test_senseless_lengths_are_refused() -> None:
+    for values in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
+        with pytest.raises(UsageError):
+            roofline.read_fraction(*values)
+
+
+def test_bytes_and_time() -> None:
+    assert roofline.seconds_at(36.5e9, 36.5e9) == 1.0
+    assert roofline.bandwidth_fraction(18e9, 1.0, 36e9) == 0.5
+
+
+def test_mismeasured() -> None:
+    assert roofline.mismeasured() == []
+    assert roofline.mismeasured(speedup=7.9, ideal=8.0, fraction=1.0) == []
+    assert roofline.mismeasured(speedup=9.0) == []
+    too_fast, too_much = roofline.mismeasured(speedup=8.1, ideal=8.0, fraction=1.25)
+    assert too_fast == Caution.ABOVE_IDEAL.text(speedup=8.1, ideal=8.0) and "8.10" in too_fast
+    assert too_much == Caution.ABOVE_BANDWIDTH.text(fraction=1.25) and "1.25" in too_much
+
+
+class Cache:
+    """A least-recently-used cache of lines."""
+
+    def __init__(self, lines: int) -> None:
+        self.lines, self.held, self.hits = lines, OrderedDict[object, None](), 0
+
+    def read(self, line: object) -> None:
+        if line in self.held:
+            self.hits += 1
+            self.held.move_to_end(line)
+        else:
+            self.held[line] = None
+            if len(self.held) > self.lines:
+                self.held.popitem(last=False)
+
+
+@pytest.mark.parametrize("per_step", [1, 3, 7, 16, 31, 32, 33, 100])
+def test_rotation_never_hits_the_cache_in_any_order(per_step: int) -> None:
+    cache = Cache(32)
+    copies = roofline.copies_needed(per_step, cache.lines)
+    assert (copies - 1) * per_step >= cache.lines
+    for step in range(3 * copies):
+        # Forwards on one lap, backwards on the next: the worst that a method can do.
+        lines = range(per_step) if (step // copies) % 2 else reversed(range(per_step))
+        for line in lines:
+            cache.read((step % copies, line))
+    assert cache.hits == 0
+
+
+def test_rotation_is_no_larger_than_needed() -> None:
+    assert roofline.copies_needed(32, 32) == 2
+    assert roofline.copies_needed(1000, 32) == 2
+    assert roofline.copies_needed(8 << 20, 32 << 20) == 5
+    assert roofline.copies_needed(5, 0) == 1
+    with pytest.raises(UsageError):
+        roofline.copies_needed(0, 32)
