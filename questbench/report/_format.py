@@ -114,7 +114,7 @@ def counts_line(frame: pd.DataFrame, names: Iterable[str] = ("seq_len", "budget"
 
 def gap(table: Table, row: Any) -> str:
     """A dash with a footnote that says why there is no value."""
-    return f"{NONE} {table.mark('{status}: {reason}'.format(**row))}" if row["reason"] else NONE
+    return f"{NONE} {table.mark(row['reason'])}" if row["reason"] else NONE
 
 
 def list_warnings(frame: pd.DataFrame, keys: Sequence[str], limit: int = 8) -> list[str]:
@@ -127,7 +127,8 @@ def list_warnings(frame: pd.DataFrame, keys: Sequence[str], limit: int = 8) -> l
     lines = []
     for text, cells in where.items():
         more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
-        lines.append(f"{text.rstrip('.')} ({', '.join(cells[:3])}{more})")
+        named = "all cells" if len(cells) == len(frame) > 1 else f"{', '.join(cells[:3])}{more}"
+        lines.append(f"{text.rstrip('.')} ({named})")
     hidden = len(lines) - limit
     return lines[:limit] + ([f"{hidden} more kinds of warning stand in the records"] if hidden > 0 else [])
 

@@ -41,6 +41,8 @@ OWN = (
 )
 """Columns that every row has; an input of the same name gets ``_param`` behind it."""
 QUALIFIERS = ("stage", "baseline")
+UNQUALIFIED = ("ideal_speedup",)
+"""Metrics that have one baseline only, so that their columns need not name it."""
 
 
 def commit(manifest: RunManifest | None) -> str:
@@ -122,6 +124,8 @@ def _telling(name: str, variants: list[dict[str, Any]]) -> bool:
 
 
 def _column(record: ResultRecord) -> str:
+    if record.metric in UNQUALIFIED:
+        return record.metric
     qualifiers = [str(record.params[name]) for name in QUALIFIERS if record.params.get(name) not in (None, "total")]
     return ".".join([record.metric, *qualifiers])
 
@@ -131,7 +135,7 @@ def _add(row: dict[str, Any], record: ResultRecord) -> None:
     row["yardstick"] |= bool(record.stats.get("yardstick"))
     row["fallback"] |= bool(record.stats.get("dense_fallback")) and record.method not in BASELINES
     if record.status != "ok":
-        row["reason"] = row["reason"] or record.reason or record.status
+        row["reason"] = row["reason"] or f"{record.status}: {record.reason}"
         return
     row["status"] = "ok"
     column = _column(record)

@@ -99,7 +99,7 @@ def _arm(
     rates = {"bandwidth": 42e9, "achieved": 42e9 * reached}
     return [
         *records,
-        make("ideal_speedup", "x", ideal, noisy=False, fidelity="modelled"),
+        make("ideal_speedup", "x", ideal, noisy=False, fidelity="modelled", params={"baseline": "dense"}),
         make("bytes", "B", inputs["seq_len"] * 4096 / ideal, noisy=False, fidelity="modelled"),
         make(
             "bandwidth_fraction",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import golden
@@ -108,3 +109,16 @@ def test_a_look_does_not_depend_on_the_company() -> None:
 def test_unknown_plot() -> None:
     with pytest.raises(UsageError, match="latency_by_length"):
         _base.load("latency_by_lenght")
+
+
+def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new file is a new plot, and nothing else is edited."""
+    import questbench.report.plots
+    from questbench._paths import CHECKOUT
+
+    (code,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "docs" / "records.md").read_text(), re.DOTALL)
+    (tmp_path / "traffic_by_length.py").write_text(code)
+    monkeypatch.setattr(questbench.report.plots, "__path__", [*questbench.report.plots.__path__, str(tmp_path)])
+    assert "traffic_by_length" in _base.names()
+    (drawn,) = draw("traffic_by_length", RECORDS["kernel"], tmp_path / "out")
+    assert not pd.read_csv(drawn.csv).empty
