@@ -6,6 +6,7 @@ import functools
 import operator
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,29 @@ def test_threads_end_with_the_reader() -> None:
 
 
 @needs_compiler
-def test_probe_is_an_arm() -> None:
+def test_probe_is_an_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bandwidth, "TRIALS", 0)
     probe = bandwidth.ReadProbe(1_000_000, threads=2)
     assert (probe.probe, probe.reason, probe.threads) == ("compiled", None, 2)
     assert probe.bytes == 245 * 4096
     timed = timer.interleave({"read": probe}, rounds_min=6, rounds_max=6)
     assert len(timed["read"].seconds) == 6
+
+
+@needs_compiler
+@pytest.mark.parametrize(("torch_seconds", "chosen"), [(0.9, "torch"), (0.99, "compiled"), (1.1, "compiled")])
+def test_torch_is_taken_only_where_it_is_clearly_faster(
+    torch_seconds: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scripted:
+        def measure(self, step: Callable[[int], object], first: int, count: int) -> float:
+            return torch_seconds if step.__name__ == "_by_torch" else 1.0
+
+    monkeypatch.setattr(bandwidth, "WallClock", Scripted)
+    probe = bandwidth.ReadProbe(8192, threads=1)
+    assert probe.probe == chosen
+    assert (probe.reason is None) is (chosen == "compiled")
+    assert probe.step(0) is not None
 
 
 @pytest.mark.usefixtures("no_compiler")

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from fakes import FakeArm, FakeClock
+from measure_fakes import FakeArm, FakeClock
 
 from questbench.errors import UsageError
 from questbench.measure import timer
