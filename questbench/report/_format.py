@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -118,14 +119,16 @@ def gap(table: Table, row: Any) -> str:
 
 
 def list_warnings(frame: pd.DataFrame, keys: Sequence[str], limit: int = 8) -> list[str]:
-    """Each warning once, with the cells it is about."""
-    where: dict[str, list[str]] = {}
+    """Each kind of warning once, with the cells it is about; warnings that differ in numbers only are one kind."""
+    kinds: dict[str, tuple[str, list[str]]] = {}
     for _, row in frame.iterrows():
         name = " ".join([str(row["label"]), *(inputs(key, row[key]) for key in keys if not missing(row[key]))])
         for text in row["warnings"]:
-            where.setdefault(text, []).append(name)
+            _, cells = kinds.setdefault(re.sub(r"\d[\d.,]*", "#", text), (text, []))
+            if name not in cells:
+                cells.append(name)
     lines = []
-    for text, cells in where.items():
+    for text, cells in kinds.values():
         more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
         named = "all cells" if len(cells) == len(frame) > 1 else f"{', '.join(cells[:3])}{more}"
         lines.append(f"{text.rstrip('.')} ({named})")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 OPTIONAL = ("tokens\nread", "x sdpa", "% of\nideal", "% of\nbandwidth", "ideal x\nvs dense")
 
+TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine (warm caches or miscounted traffic)"
+
 
 def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
     """One table with a row per cell; blocks of equal inputs hold the methods that were measured together."""
@@ -64,13 +66,11 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
 
 
 def mismeasured(row: Any) -> str | None:
-    """Why the numbers of a cell cannot be right, or ``None``."""
-    speedup, ideal, share = (row.get(name) for name in ("speedup.dense", "ideal_speedup", "bandwidth_fraction"))
-    if not fmt.missing(speedup) and not fmt.missing(ideal) and speedup > ideal and row["method"] not in BASELINES:
-        return "mismeasured: faster than the ratio of the traffic to dense allows (warm caches or a slow dense arm)"
-    if not fmt.missing(share) and share > 1:
-        return "mismeasured: more than the measured bandwidth of this machine (warm caches or miscounted traffic)"
-    return None
+    """Why the speed-up of a cell cannot be right, or ``None``."""
+    speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")
+    if fmt.missing(speedup) or fmt.missing(ideal) or row["method"] in BASELINES or speedup <= ideal:
+        return None
+    return "mismeasured: faster than the ratio of the traffic to dense allows (warm caches or a slow dense arm)"
 
 
 def _latency(row: Any, divisor: float) -> str:
@@ -80,7 +80,9 @@ def _latency(row: Any, divisor: float) -> str:
 def _limits(table: Table, row: Any) -> list[str]:
     """Speed-ups, ideal, and both distances to the limit."""
     share = row.get("bandwidth_fraction")
-    used = NONE if fmt.missing(share) else fmt.number(share, 0.01)
+    used = fmt.number(share, 0.01)
+    if not fmt.missing(share) and share > 1:
+        used += f" {table.mark(TOO_MUCH)}"
     if row["fallback"]:
         return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE, NONE, NONE, used]
     speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")
@@ -95,7 +97,7 @@ def _limits(table: Table, row: Any) -> list[str]:
         fmt.number(row.get("speedup.sdpa")),
         fmt.number(ideal),
         fmt.number(reached, 0.01),
-        used + (flag if not fmt.missing(share) and share > 1 else ""),
+        used,
     ]
 
 
