@@ -42,9 +42,8 @@ def _describe(package: str, name: str) -> Description:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             for item in node.body:
-                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
-                    if "ClassVar" not in ast.unparse(item.annotation):
-                        fields[item.target.id] = _literal(item.value)
+                if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation) and item.value:
+                    fields[ast.unparse(item.target)] = _literal(item.value)
             yardstick |= any("Yardstick" in ast.unparse(base) for base in node.bases)
     doc = ast.get_docstring(tree) or ""
     link = re.search(r"https?://[^\s)>,]+", doc)

@@ -38,18 +38,15 @@ Budgets = Annotated[
 PageSizes = Annotated[
     str, typer.Option("--page-size", metavar="TOKENS", help="Tokens per page: 4, 8 ... 128.", rich_help_panel=AXES)
 ]
-Lengths = Annotated[
-    str, typer.Option("--seq-len", metavar="TOKENS", help="Tokens in the cache.", rich_help_panel=AXES)
-]
+Lengths = Annotated[str, typer.Option("--seq-len", metavar="TOKENS", help="Tokens in the cache.", rich_help_panel=AXES)]
 Threads = Annotated[
-    str | None, typer.Option("--threads", metavar="N", help="CPU threads; all cores if left out.", rich_help_panel=MACHINE)
+    str | None,
+    typer.Option("--threads", metavar="N", help="CPU threads; all cores if left out.", rich_help_panel=MACHINE),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu.", rich_help_panel=MACHINE)]
 Backend = Annotated[
     str | None,
-    typer.Option(
-        "--backend", metavar="NAME", help="Kernels; the device's own if left out.", rich_help_panel=MACHINE
-    ),
+    typer.Option("--backend", metavar="NAME", help="Kernels; the device's own if left out.", rich_help_panel=MACHINE),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.", rich_help_panel=RUN)]
 Out = Annotated[

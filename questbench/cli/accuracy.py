@@ -11,7 +11,7 @@ from questbench.cli import _options as opt
 
 EXAMPLES = (
     "questbench accuracy --task passkey --budget 64,256,1k",
-    "questbench accuracy --task kv:records=full --method dense,quest --samples 20 --seq-len 8k",
+    "questbench accuracy --task kv:records=full --samples 20 --seq-len 8k",
 )
 
 Tasks = Annotated[
@@ -25,7 +25,12 @@ Tasks = Annotated[
 ]
 Prompts = Annotated[
     str | None,
-    typer.Option("--seq-len", metavar="TOKENS", help="Tokens of the prompt; the task's own if left out.", rich_help_panel=opt.AXES),
+    typer.Option(
+        "--seq-len",
+        metavar="TOKENS",
+        help="Tokens of the prompt; the task's own if left out.",
+        rich_help_panel=opt.AXES,
+    ),
 ]
 Samples = Annotated[
     str | None, typer.Option("--samples", metavar="N", help="Samples per task and length; the task's own if left out.")

@@ -11,11 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from questbench import _paths, units
+from questbench.cli import _options as opt
 from questbench.cli._output import Output
 from questbench.report.render import NONE, Cell, Table
 
@@ -43,7 +42,9 @@ class Check:
 
 
 def doctor(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that holds the run folders.")] = Path("results"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that holds the run folders.")] = Path(
+        "results"
+    ),
     json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> int:
     """Say what works on this machine, what does not and why, and what to install. Ends with 0 whatever it finds."""

@@ -11,21 +11,49 @@ from questbench.cli import _options as opt
 
 EXAMPLES = (
     "questbench kernel --seq-len 8k,32k --budget 1k,2k",
-    "questbench kernel --shape llama-2-7b --method dense,quest -M quest.group_merge=max --json > records.jsonl",
+    "questbench kernel --shape llama-2-7b -M quest.group_merge=max --json",
 )
 
-Heads = Annotated[str | None, typer.Option("--heads", metavar="N", help="Query heads instead of the shape's.")]
-KvHeads = Annotated[str | None, typer.Option("--kv-heads", metavar="N", help="KV heads instead of the shape's.")]
-HeadDim = Annotated[str | None, typer.Option("--head-dim", metavar="N", help="Head dimension instead of the shape's.")]
-ShapeName = Annotated[str, typer.Option("--shape", metavar="NAME", help="Model whose attention is timed: ls models.")]
+SHAPE = "Attention"
+HOW = "Measurement"
+
+ShapeName = Annotated[
+    str,
+    typer.Option("--shape", metavar="NAME", help="Model whose attention is timed: ls models.", rich_help_panel=SHAPE),
+]
+Heads = Annotated[
+    str | None,
+    typer.Option("--heads", metavar="N", help="Query heads instead of the shape's.", rich_help_panel=SHAPE),
+]
+KvHeads = Annotated[
+    str | None,
+    typer.Option("--kv-heads", metavar="N", help="KV heads instead of the shape's.", rich_help_panel=SHAPE),
+]
+HeadDim = Annotated[
+    str | None,
+    typer.Option("--head-dim", metavar="N", help="Head dimension instead of the shape's.", rich_help_panel=SHAPE),
+]
 Batch = Annotated[str, typer.Option("--batch", metavar="N", help="Rows per step.", rich_help_panel=opt.AXES)]
 Dtypes = Annotated[str, typer.Option("--dtype", metavar="NAMES", help="bf16, fp16, fp32.", rich_help_panel=opt.AXES)]
 CacheState = Annotated[
-    str, typer.Option("--cache", metavar="STATE", help="cold: keys and values come from memory; warm: from the CPU's caches.")
+    str,
+    typer.Option(
+        "--cache",
+        metavar="STATE",
+        help="cold: keys and values come from memory; warm: from caches.",
+        rich_help_panel=HOW,
+    ),
 ]
-Rounds = Annotated[str, typer.Option("--rounds", metavar="N", help="Least number of interleaved rounds per cell.")]
-MaxSeconds = Annotated[float, typer.Option("--max-seconds", metavar="S", help="Longest measuring time of a cell.")]
-Stages = Annotated[bool, typer.Option("--stages/--no-stages", help="Time append, score, select, attend, evict apart.")]
+Rounds = Annotated[
+    str, typer.Option("--rounds", metavar="N", help="Least number of interleaved rounds per cell.", rich_help_panel=HOW)
+]
+MaxSeconds = Annotated[
+    float, typer.Option("--max-seconds", metavar="S", help="Longest measuring time of a cell.", rich_help_panel=HOW)
+]
+Stages = Annotated[
+    bool,
+    typer.Option("--stages/--no-stages", help="Time append, score, select, attend, evict apart.", rich_help_panel=HOW),
+]
 
 
 def kernel(

@@ -129,5 +129,5 @@ HEADERS = {"summary": "what it is", "heads": "query heads", "kv_bytes_per_token"
 REMARKS = {
     "methods": "Parameters are set with -M name=value, or -M method.name=value for one method.",
     "tasks": "Parameters stand behind the name: --task kv:records=full",
-    "models": "--model also takes a hub id (with --online) or a local folder; kernel --shape takes a name without 'shape:'.",
+    "models": "--model also takes a local folder or, with --online, a hub id; kernel --shape takes names without 'shape:'.",
 }

@@ -1,0 +1,61 @@
+"""``questbench report``: tables and plots from stored runs; nothing is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from questbench.cli import _options as opt
+from questbench.cli._output import Output
+
+EXAMPLES = ("questbench report --compare paper", "questbench report results/new --compare results/old --no-plots")
+
+Runs = Annotated[
+    list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; every run in --out if left out.")
+]
+Compare = Annotated[
+    str | None,
+    typer.Option(
+        "--compare",
+        metavar="WITH",
+        help="paper, paper:fig9, or a baseline run; ends with 5 if a run is significantly worse than its baseline.",
+    ),
+]
+Plots = Annotated[str | None, typer.Option("--plot", metavar="NAMES", help="Plots to draw: ls plots; all if left out.")]
+NoPlots = Annotated[bool, typer.Option("--no-plots", help="Tables only.")]
+Formats = Annotated[str, typer.Option("--format", metavar="NAMES", help="Files to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Compare even runs of another machine or data type.")]
+To = Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Folder of the report; OUT/report if left out.")]
+
+
+def report(
+    runs: Runs = None,
+    compare: Compare = None,
+    plot: Plots = None,
+    no_plots: NoPlots = False,
+    formats: Formats = "md,html",
+    force: Force = False,
+    to: To = None,
+    out: opt.Out = Path("results"),
+    json: opt.Json = False,
+) -> int:
+    """Make tables and plots of stored runs, newest result per cell, and write report.md and report.html.
+
+    Every figure comes as PDF and PNG, with a CSV of exactly what is drawn.
+    """
+    from questbench.report import build
+
+    chosen = [] if no_plots else opt.names(plot, "--plot") if plot is not None else None
+    made = build(
+        runs, to, results=out, compare=compare, plots=chosen, force=force, formats=opt.names(formats, "--format")
+    )
+    output = Output(json=json)
+    output.records(made.records)
+    output.tables([*made.comparison, *made.tables])
+    for note in made.notes:
+        output.say(note)
+    pages = [path for path in made.paths if path.suffix in (".md", ".html")]
+    output.say(f"Report: {', '.join(map(str, pages))} ({len(made.paths) - len(pages)} files of figures)")
+    return made.exit_code

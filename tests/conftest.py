@@ -1,0 +1,48 @@
+"""What all tests share: which are skipped by default, and a command line without a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def questbench(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """Runs ``questbench ARGUMENTS`` in this process."""
+    monkeypatch.delenv("QUESTBENCH_DEBUG", raising=False)
+
+    def run(*arguments: object) -> Ended:
+        from questbench.cli.main import invoke
+
+        capfd.readouterr()
+        code = invoke([str(argument) for argument in arguments])
+        shown = capfd.readouterr()
+        return Ended(code, shown.out, shown.err)
+
+    return run
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = str(config.getoption("-m") or "")
+    for item in items:
+        if "slow" in item.keywords and "slow" not in chosen:
+            item.add_marker(pytest.mark.skip(reason="slow: run it with -m slow"))
+        if "gpu" in item.keywords and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device here"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,141 @@
+"""Who may import whom (docs/design.md), read from the source; and other rules that a reader could not see at once."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from questbench import registry
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted([*(ROOT / "questbench").rglob("*.py"), *(ROOT / "tasks").glob("*.py")])
+HEAVY = {"torch", "transformers"}
+
+LEAVES = {"errors", "units", "seeding", "registry", "_paths", "__init__"}
+ALLOWED: dict[str, set[str]] = {
+    **{leaf: set() for leaf in LEAVES},
+    "__main__": {"cli"},
+    "_memory": set(),
+    "paging": {"_memory"},
+    "kernels": {"_memory"},
+    # The cache is told what to keep in the methods' words; it knows no method.
+    "cache": {"kernels", "paging", "_memory", "methods._base"},
+    "methods": {"cache", "kernels"},
+    "attention": {"methods", "cache", "paging", "kernels"},
+    "models": {"attention", "methods", "cache", "paging", "kernels"},
+    "tasks": set(),
+    "measure": {"records", "_memory"},
+    "records": set(),
+    "report": {"records"},
+    "experiments": {
+        "models",
+        "attention",
+        "methods",
+        "cache",
+        "paging",
+        "kernels",
+        "tasks",
+        "measure",
+        "records",
+        "_memory",
+    },
+    "cli": {"experiments", "models", "kernels", "records", "report"},
+}
+"""Part -> parts it may import, besides itself and the leaves."""
+
+LIGHT = {*LEAVES, "cli", "report", "records", "tasks"}
+"""Parts that never import torch or transformers, not even inside a function."""
+
+BASELINE = "dense"
+"""The one method that generic code may name: everything is measured against it."""
+
+
+def part(path: Path) -> str:
+    if path.parent == ROOT / "tasks":
+        return "tasks"
+    return path.relative_to(ROOT / "questbench").parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of every module that a file imports, wherever in it."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            stem = ".".join(filter(None, [base, node.module]))
+            yield from ((node.lineno, f"{stem}.{alias.name}") for alias in node.names)
+
+
+def names(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names)
+def test_dependencies_point_one_way(path: Path) -> None:
+    allowed = ALLOWED[part(path)] | LEAVES | {part(path)}
+    for line, name in imports(path):
+        if not name.startswith("questbench.") or name == "questbench.__version__":
+            continue
+        target = name.removeprefix("questbench.") + "."
+        fine = any(target.startswith(other + ".") for other in allowed)
+        assert fine, f"{names(path)}:{line} imports {name}; {part(path)} may use {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if part(p) in LIGHT], ids=names)
+def test_light_parts_never_import_torch(path: Path) -> None:
+    for line, name in imports(path):
+        assert name.partition(".")[0] not in HEAVY, f"{names(path)}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if part(p) == "experiments"], ids=names)
+def test_experiments_do_not_store(path: Path) -> None:
+    for line, name in imports(path):
+        assert not name.startswith(("questbench.records.store", "questbench.records.writer")), f"{names(path)}:{line}"
+
+
+BACKENDS = [p for p in SOURCES if p.parent == ROOT / "questbench" / "kernels" and not p.name.startswith("_")]
+
+
+@pytest.mark.parametrize("path", BACKENDS, ids=names)
+def test_backends_do_not_import_each_other(path: Path) -> None:
+    others = {f"questbench.kernels.{other.stem}" for other in BACKENDS if other != path}
+    for line, name in imports(path):
+        assert not any(name == other or name.startswith(other + ".") for other in others), f"{names(path)}:{line}"
+
+
+def plugins() -> set[str]:
+    """Names that only their own file may compare with. ``cpu`` and ``cuda`` are devices too."""
+    packages = ("methods", "tasks", "kernels", "report.plots")
+    found = {name for package in packages for name in registry.names(f"questbench.{package}")}
+    return found - {BASELINE, "cpu", "cuda"}
+
+
+def own_folder(path: Path) -> bool:
+    return path.stem in plugins() and path.parent.name in ("methods", "tasks", "kernels", "plots")
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if not own_folder(p)], ids=names)
+def test_generic_code_compares_with_no_plugin_name(path: Path) -> None:
+    known = plugins()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            texts = [leaf.value for side in sides for leaf in ast.walk(side) if isinstance(leaf, ast.Constant)]
+            assert not known & {text for text in texts if isinstance(text, str)}, f"{names(path)}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names)
+def test_files_stay_small(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_source_folders_are_no_packages() -> None:
+    # `kernels` is the name of another distribution's module, and task files become questbench.tasks.* in the wheel.
+    for folder in (ROOT / "tasks", ROOT / "kernels"):
+        assert not list(folder.rglob("__init__.py"))
+    assert not list((ROOT / "tasks").glob("_*.py"))
