@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,55 +15,28 @@ AXES = "Axes (commas sweep)"
 MACHINE = "Machine"
 RUN = "Run"
 
-Methods = Annotated[str, typer.Option("--method", metavar="NAMES", help="Methods.", rich_help_panel=AXES)]
-MethodArgs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-M",
-        metavar="NAME=VALUE",
-        help="A field of the methods, or of one: quest.select_by=q_head. Repeatable.",
-        rich_help_panel=AXES,
-    ),
-]
-Budgets = Annotated[
-    str,
-    typer.Option(
-        "--budget",
-        "--token-budget",
-        metavar="TOKENS",
-        help="KV entries that one query head may see in a step.",
-        rich_help_panel=AXES,
-    ),
-]
-PageSizes = Annotated[
-    str, typer.Option("--page-size", metavar="TOKENS", help="Tokens per page: 4, 8 ... 128.", rich_help_panel=AXES)
-]
-Lengths = Annotated[str, typer.Option("--seq-len", metavar="TOKENS", help="Tokens in the cache.", rich_help_panel=AXES)]
-Threads = Annotated[
-    str | None,
-    typer.Option("--threads", metavar="N", help="CPU threads; all cores if left out.", rich_help_panel=MACHINE),
-]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu.", rich_help_panel=MACHINE)]
-Backend = Annotated[
-    str | None,
-    typer.Option("--backend", metavar="NAME", help="Kernels; the device's own if left out.", rich_help_panel=MACHINE),
-]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.", rich_help_panel=RUN)]
-Out = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="Folder that holds the run folders.", rich_help_panel=RUN)
-]
-Resume = Annotated[
-    Path | None,
-    typer.Option(
-        "--resume",
-        metavar="DIR",
-        help="Continue a run; flags left out are those it was started with.",
-        rich_help_panel=RUN,
-    ),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print JSON lines on stdout instead of tables.", rich_help_panel=RUN)
-]
+
+def flag(*names: str, help: str, panel: str, metavar: str | None = None) -> Any:
+    """A flag in a panel of the help page."""
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
+
+
+Methods = Annotated[str, flag("--method", metavar="NAMES", help="Methods: ls methods.", panel=AXES)]
+FIELD = "A field of the methods, or of one: quest.select_by=q_head. Repeatable."
+MethodArgs = Annotated[list[str] | None, flag("-M", metavar="NAME=VALUE", help=FIELD, panel=AXES)]
+BUDGET = "KV entries that one query head may see in a step."
+Budgets = Annotated[str, flag("--budget", "--token-budget", metavar="TOKENS", help=BUDGET, panel=AXES)]
+PageSizes = Annotated[str, flag("--page-size", metavar="TOKENS", help="Tokens per page: 4, 8 ... 128.", panel=AXES)]
+THREADS = "CPU threads; all cores if left out."
+Threads = Annotated[str | None, flag("--threads", metavar="N", help=THREADS, panel=MACHINE)]
+Device = Annotated[str, flag("--device", metavar="NAME", help="cpu.", panel=MACHINE)]
+BACKEND = "Kernels: ls backends; the device's own if left out."
+Backend = Annotated[str | None, flag("--backend", metavar="NAME", help=BACKEND, panel=MACHINE)]
+Seed = Annotated[int, flag("--seed", metavar="N", help="Seed of everything random.", panel=RUN)]
+Out = Annotated[Path, flag("--out", metavar="DIR", help="Folder that holds the run folders.", panel=RUN)]
+RESUME = "Continue a run; flags left out are those it was started with."
+Resume = Annotated[Path | None, flag("--resume", metavar="DIR", help=RESUME, panel=RUN)]
+Json = Annotated[bool, flag("--json", help="Print JSON lines on stdout instead of tables.", panel=RUN)]
 
 
 def names(text: str, flag: str) -> list[str]:

@@ -14,46 +14,23 @@ EXAMPLES = (
     "questbench accuracy --task kv:records=full --samples 20 --seq-len 8k",
 )
 
-Tasks = Annotated[
-    str | None,
-    typer.Option(
-        "--task",
-        metavar="NAMES",
-        help="Tasks, with parameters behind a colon: kv:records=full. Required.",
-        rich_help_panel=opt.AXES,
-    ),
-]
-Prompts = Annotated[
-    str | None,
-    typer.Option(
-        "--seq-len",
-        metavar="TOKENS",
-        help="Tokens of the prompt; the task's own if left out.",
-        rich_help_panel=opt.AXES,
-    ),
-]
-Samples = Annotated[
-    str | None, typer.Option("--samples", metavar="N", help="Samples per task and length; the task's own if left out.")
-]
-Protocol = Annotated[
-    str,
-    typer.Option(
-        "--protocol",
-        metavar="NAME",
-        help="Where the method becomes active: stepwise (from the question on), prefill, quest-paper.",
-    ),
-]
-Model = Annotated[
-    str,
-    typer.Option("--model", metavar="NAME", help="constructed, a hub id, a local folder, or shape:NAME: ls models."),
-]
-Dtype = Annotated[str, typer.Option("--dtype", metavar="NAME", help="fp32, bf16 or fp16.")]
-DenseLayers = Annotated[
-    str | None,
-    typer.Option("--dense-layers", metavar="N", help="Leading layers left dense; the model's own if left out."),
-]
-Online = Annotated[bool, typer.Option("--online", help="Models and data may be fetched from the hub.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that a model repository brings.")]
+WHAT = "Model and samples"
+TASK = "Tasks, with parameters behind a colon: kv:records=full. Required."
+LENGTH = "Tokens of the prompt; the task's own if left out."
+SAMPLES = "Samples per task and length; the task's own if left out."
+PROTOCOL = "When the method becomes active: stepwise (from the question on), prefill, quest-paper."
+MODEL = "constructed, a hub id, a local folder, or shape:NAME: ls models."
+DENSE = "Leading layers left dense; the model's own if left out."
+
+Tasks = Annotated[str | None, opt.flag("--task", metavar="NAMES", help=TASK, panel=opt.AXES)]
+Lengths = Annotated[str | None, opt.flag("--seq-len", metavar="TOKENS", help=LENGTH, panel=opt.AXES)]
+Samples = Annotated[str | None, opt.flag("--samples", metavar="N", help=SAMPLES, panel=WHAT)]
+Protocol = Annotated[str, opt.flag("--protocol", metavar="NAME", help=PROTOCOL, panel=WHAT)]
+Model = Annotated[str, opt.flag("--model", metavar="NAME", help=MODEL, panel=WHAT)]
+Dtype = Annotated[str, opt.flag("--dtype", metavar="NAME", help="fp32, bf16 or fp16.", panel=WHAT)]
+DenseLayers = Annotated[str | None, opt.flag("--dense-layers", metavar="N", help=DENSE, panel=WHAT)]
+Online = Annotated[bool, opt.flag("--online", help="Fetch models and data from the hub.", panel=WHAT)]
+RemoteCode = Annotated[bool, opt.flag("--trust-remote-code", help="Run code of the model's repository.", panel=WHAT)]
 
 
 def accuracy(
@@ -63,7 +40,7 @@ def accuracy(
     method_args: opt.MethodArgs = None,
     budgets: opt.Budgets = "256",
     page_sizes: opt.PageSizes = "16",
-    seq_lens: Prompts = None,
+    seq_lens: Lengths = None,
     samples: Samples = None,
     protocol: Protocol = "stepwise",
     model: Model = "constructed",

@@ -41,12 +41,7 @@ class Check:
     """What to do about it, where there is something to do."""
 
 
-def doctor(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that holds the run folders.")] = Path(
-        "results"
-    ),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
-) -> int:
+def doctor(out: opt.Out = Path("results"), json: opt.Json = False) -> int:
     """Say what works on this machine, what does not and why, and what to install. Ends with 0 whatever it finds."""
     output = Output(json=json)
     checks = list(_checks(out))

@@ -16,56 +16,31 @@ EXAMPLES = (
 
 SHAPE = "Attention"
 HOW = "Measurement"
+CACHE = "cold: keys and values come from memory; warm: from the CPU's caches."
 
-ShapeName = Annotated[
-    str,
-    typer.Option("--shape", metavar="NAME", help="Model whose attention is timed: ls models.", rich_help_panel=SHAPE),
-]
-Heads = Annotated[
-    str | None,
-    typer.Option("--heads", metavar="N", help="Query heads instead of the shape's.", rich_help_panel=SHAPE),
-]
-KvHeads = Annotated[
-    str | None,
-    typer.Option("--kv-heads", metavar="N", help="KV heads instead of the shape's.", rich_help_panel=SHAPE),
-]
-HeadDim = Annotated[
-    str | None,
-    typer.Option("--head-dim", metavar="N", help="Head dimension instead of the shape's.", rich_help_panel=SHAPE),
-]
-Batch = Annotated[str, typer.Option("--batch", metavar="N", help="Rows per step.", rich_help_panel=opt.AXES)]
-Dtypes = Annotated[str, typer.Option("--dtype", metavar="NAMES", help="bf16, fp16, fp32.", rich_help_panel=opt.AXES)]
-CacheState = Annotated[
-    str,
-    typer.Option(
-        "--cache",
-        metavar="STATE",
-        help="cold: keys and values come from memory; warm: from caches.",
-        rich_help_panel=HOW,
-    ),
-]
-Rounds = Annotated[
-    str, typer.Option("--rounds", metavar="N", help="Least number of interleaved rounds per cell.", rich_help_panel=HOW)
-]
-MaxSeconds = Annotated[
-    float, typer.Option("--max-seconds", metavar="S", help="Longest measuring time of a cell.", rich_help_panel=HOW)
-]
-Stages = Annotated[
-    bool,
-    typer.Option("--stages/--no-stages", help="Time append, score, select, attend, evict apart.", rich_help_panel=HOW),
-]
+Lengths = Annotated[str, opt.flag("--seq-len", metavar="TOKENS", help="Tokens in the cache.", panel=opt.AXES)]
+Batch = Annotated[str, opt.flag("--batch", metavar="N", help="Rows per step.", panel=opt.AXES)]
+Dtypes = Annotated[str, opt.flag("--dtype", metavar="NAMES", help="bf16, fp16, fp32.", panel=opt.AXES)]
+Shape = Annotated[str, opt.flag("--shape", metavar="NAME", help="Whose attention is timed: ls models.", panel=SHAPE)]
+Heads = Annotated[str | None, opt.flag("--heads", metavar="N", help="Query heads, not the shape's.", panel=SHAPE)]
+KvHeads = Annotated[str | None, opt.flag("--kv-heads", metavar="N", help="KV heads, not the shape's.", panel=SHAPE)]
+HeadDim = Annotated[str | None, opt.flag("--head-dim", metavar="N", help="Head size, not the shape's.", panel=SHAPE)]
+CacheState = Annotated[str, opt.flag("--cache", metavar="STATE", help=CACHE, panel=HOW)]
+Rounds = Annotated[str, opt.flag("--rounds", metavar="N", help="Least number of rounds per cell.", panel=HOW)]
+MaxSeconds = Annotated[float, opt.flag("--max-seconds", metavar="S", help="Longest time per cell.", panel=HOW)]
+Stages = Annotated[bool, opt.flag("--stages/--no-stages", help="Time the stages of a step apart.", panel=HOW)]
 
 
 def kernel(
     ctx: typer.Context,
-    seq_lens: opt.Lengths = "32k",
+    seq_lens: Lengths = "32k",
     methods: opt.Methods = "dense,quest,h2o,tova,streaming_llm",
     method_args: opt.MethodArgs = None,
     budgets: opt.Budgets = "2k",
     page_sizes: opt.PageSizes = "16",
     batch: Batch = "1",
     dtype: Dtypes = "bf16",
-    shape: ShapeName = "llama-3.1-8b",
+    shape: Shape = "llama-3.1-8b",
     heads: Heads = None,
     kv_heads: KvHeads = None,
     head_dim: HeadDim = None,

@@ -129,5 +129,5 @@ HEADERS = {"summary": "what it is", "heads": "query heads", "kv_bytes_per_token"
 REMARKS = {
     "methods": "Parameters are set with -M name=value, or -M method.name=value for one method.",
     "tasks": "Parameters stand behind the name: --task kv:records=full",
-    "models": "--model also takes a local folder or, with --online, a hub id; kernel --shape takes names without 'shape:'.",
+    "models": "--model takes a local folder or, with --online, a hub id too; kernel --shape takes no 'shape:' prefix.",
 }

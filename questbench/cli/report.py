@@ -12,9 +12,7 @@ from questbench.cli._output import Output
 
 EXAMPLES = ("questbench report --compare paper", "questbench report results/new --compare results/old --no-plots")
 
-Runs = Annotated[
-    list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; every run in --out if left out.")
-]
+Runs = Annotated[list[Path] | None, typer.Argument(metavar="RUN", help="Run folders; every run in --out if left out.")]
 Compare = Annotated[
     str | None,
     typer.Option(
