@@ -56,6 +56,10 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
         axes.set_xticks(range(len(lengths)), [units.count(int(length)) for length in lengths])
         axes.set_xlabel("text length (tokens)")
         axes.set_xlim(-0.6, len(lengths) - 0.4)
+        # Intervals of a disturbed run may be many times the bars; they leave the panel rather than flatten it.
+        tallest = part[["speedup.dense", "ideal_speedup"]].max().max()
+        highest = part[["speedup.dense.p80", "ideal_speedup", "speedup.dense"]].max().max()
+        axes.set_ylim(0, min(1.05 * highest, 1.6 * tallest))
         if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
             axes.set_ylabel("speed-up over dense (x)")
     style.legend(figure, axes_list)
