@@ -36,7 +36,7 @@ RemoteCode = Annotated[bool, opt.flag("--trust-remote-code", help="Run code of t
 def accuracy(
     ctx: typer.Context,
     tasks: Tasks = None,
-    methods: opt.Methods = "dense,quest,h2o,tova,streaming_llm",
+    methods: opt.Methods = "dense, quest, h2o, tova, streaming_llm",
     method_args: opt.MethodArgs = None,
     budgets: opt.Budgets = "256",
     page_sizes: opt.PageSizes = "16",

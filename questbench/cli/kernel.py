@@ -34,7 +34,7 @@ Stages = Annotated[bool, opt.flag("--stages/--no-stages", help="Time the stages 
 def kernel(
     ctx: typer.Context,
     seq_lens: Lengths = "32k",
-    methods: opt.Methods = "dense,quest,h2o,tova,streaming_llm",
+    methods: opt.Methods = "dense, quest, h2o, tova, streaming_llm",
     method_args: opt.MethodArgs = None,
     budgets: opt.Budgets = "2k",
     page_sizes: opt.PageSizes = "16",
