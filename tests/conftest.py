@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ def questbench(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         return Ended(code, shown.out, shown.err)
 
     return run
+
+
+def pytest_configure() -> None:
+    # Processes that tests start import the checkout too, installed or not.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,0 +1,58 @@
+"""The command line starts fast, and what needs no torch does not load it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LOADED = """
+import sys
+from questbench.cli.main import invoke
+code = invoke(sys.argv[1:])
+heavy = {"torch", "transformers", "pandas", "matplotlib", "questbench.experiments"}
+print("LOADED", code, *heavy.intersection(sys.modules))
+"""
+
+
+def loaded(*arguments: str, cwd: Path) -> tuple[int, set[str]]:
+    """Exit code of a command, and which heavy modules it imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *arguments], cwd=cwd, capture_output=True, text=True, check=True
+    )
+    code, *names = done.stdout.splitlines()[-1].split()[1:]
+    return int(code), set(names)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("ls", "methods"), ("ls", "tasks"), ("ls", "plots")]
+)
+def test_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    assert loaded(*arguments, cwd=tmp_path) == (0, set())
+
+
+@pytest.mark.parametrize("verb", ["kernel", "accuracy", "report", "ls", "doctor", "build"])
+def test_help_of_a_verb_imports_nothing_heavy(verb: str, tmp_path: Path) -> None:
+    assert loaded(verb, "--help", cwd=tmp_path) == (0, set())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [(("report", "--compare", "paper"), 0), (("report",), 3), (("doctor",), 0), (("ls",), 0)]
+)
+def test_imports_no_torch(arguments: tuple[str, ...], expected: int, tmp_path: Path) -> None:
+    code, heavy = loaded(*arguments, cwd=tmp_path)
+    assert code == expected
+    assert not heavy & {"torch", "transformers"}
+
+
+def test_help_is_fast(tmp_path: Path) -> None:
+    def once() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "questbench", "--help"], cwd=tmp_path, check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    # The best of several: another process on the machine is no fault of ours.
+    assert min(once() for _ in range(7)) < 0.3
