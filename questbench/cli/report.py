@@ -9,6 +9,7 @@ import typer
 
 from questbench.cli import _options as opt
 from questbench.cli._output import Output
+from questbench.errors import PrerequisiteError
 
 EXAMPLES = ("questbench report --compare paper", "questbench report results/new --compare results/old --no-plots")
 
@@ -49,6 +50,8 @@ def report(
     made = build(
         runs, to, results=out, compare=compare, plots=chosen, force=force, formats=opt.names(formats, "--format")
     )
+    if not made.records and not made.comparison:
+        raise PrerequisiteError("These runs hold no results yet.", "Finish one with --resume, or start a new one.")
     output = Output(json=json)
     output.records(made.records)
     output.tables([*made.comparison, *made.tables])
