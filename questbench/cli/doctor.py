@@ -100,8 +100,11 @@ def _compilers(versions: dict[str, str]) -> Iterator[Check]:
 def _backends() -> Iterator[Check]:
     from questbench import kernels
 
-    for name, reason in kernels.available().items():
-        yield Check(f"backend {name}", "missing" if reason else "ok", reason or "works")
+    reasons = kernels.available()
+    works = [name for name, reason in reasons.items() if reason is None]
+    for name, reason in reasons.items():
+        todo = f"Until then use --backend {works[0]}." if reason and works else ""
+        yield Check(f"backend {name}", "missing" if reason else "ok", reason or "works", todo)
 
 
 def _cached() -> Check:

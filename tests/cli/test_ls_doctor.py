@@ -1,0 +1,101 @@
+"""``ls`` and ``doctor``: what they list is what there is, in three formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from questbench import registry
+
+PACKAGES = {
+    "methods": "questbench.methods",
+    "tasks": "questbench.tasks",
+    "backends": "questbench.kernels",
+    "plots": "questbench.report.plots",
+}
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("what", PACKAGES)
+def test_lists_every_file_of_the_folder(what: str, questbench: Callable[..., Any]) -> None:
+    ended = questbench("ls", what, "--json")
+    assert ended.code == 0
+    listed = rows(ended.out)
+    assert [row["name"] for row in listed] == registry.names(PACKAGES[what])
+    assert all(row["summary"] and not row["summary"].startswith("cannot be read") for row in listed)
+    assert questbench("ls", what, "--markdown").out.startswith(f"### {what}\n")
+
+
+def test_parameters_are_the_fields(questbench: Callable[..., Any]) -> None:
+    methods = {row["name"]: row for row in rows(questbench("ls", "methods", "--json").out)}
+    assert methods["streaming_llm"]["parameters"] == {"sinks": "4", "positions": "cache"}
+    assert "yardstick" in methods["oracle"]["summary"]
+    assert "yardstick" not in methods["quest"]["summary"]
+
+
+def test_models_are_the_shapes(questbench: Callable[..., Any]) -> None:
+    from questbench.models.shapes import SHAPES
+
+    listed = rows(questbench("ls", "models", "--json").out)
+    assert [row["name"] for row in listed] == ["constructed", *(f"shape:{name}" for name in SHAPES)]
+    llama = next(row for row in listed if row["name"] == "shape:llama-3.1-8b")
+    assert (llama["heads"], llama["kv_heads"], llama["kv_bytes_per_token"]) == (32, 8, 131072)
+
+
+def test_shapes_are_consistent() -> None:
+    from questbench.models.shapes import SHAPES
+
+    for name, shape in SHAPES.items():
+        assert shape.heads % shape.kv_heads == 0, name
+        assert shape.head_dim in (64, 96, 128, 256), name
+        assert shape.hidden % shape.heads == 0 or shape.architecture in ("gemma2", "qwen3"), name
+
+
+def test_ls_alone_lists_all(questbench: Callable[..., Any]) -> None:
+    out = questbench("ls").out
+    assert all(f"{what}\n" in out for what in [*PACKAGES, "models"])
+
+
+def test_broken_plugin_does_not_break_the_list(
+    questbench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import questbench.methods as package
+
+    (tmp_path / "broken.py").write_text("def :\n")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    ended = questbench("ls", "methods")
+    assert ended.code == 0
+    assert "cannot be read" in ended.out
+    assert "quest" in ended.out
+
+
+def test_doctor(questbench: Callable[..., Any]) -> None:
+    ended = questbench("doctor", "--json")
+    assert ended.code == 0
+    checks = {row["what"]: row for row in rows(ended.out)}
+    assert checks["Python"]["state"] == "ok"
+    assert checks["torch"]["state"] == "ok"
+    assert {f"backend {name}" for name in registry.names("questbench.kernels")} <= set(checks)
+    assert all(row["state"] in ("ok", "missing", "optional") for row in checks.values())
+    assert all(row["todo"] for row in checks.values() if row["state"] == "missing")
+
+
+def test_doctor_sees_what_is_missing(
+    questbench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("QUESTBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    ended = questbench("doctor", "--out", tmp_path / "file" / "results", "--json")
+    assert ended.code == 0
+    gone = {row["what"]: row["todo"] for row in rows(ended.out) if row["state"] == "missing"}
+    assert "apt-get install g++" in gone["C++ compiler"]
+    assert "QUESTBENCH_CACHE" in gone["cache folder"]
+    assert "--out" in gone["results folder"]
