@@ -5,7 +5,7 @@ A decode step is ``layer.append(k, v)`` followed by :func:`decode`; a prompt is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,6 +127,10 @@ def prefill(
         ``[B, Hq, n, D]``; zeros where a row has padding.
     """
     out = torch.zeros_like(q)
+    everything = Everything()
+    if layer.held != ([q.shape[2]] * layer.rows if new is None else list(new)):
+        everything = layer.method.reread(q.flatten(1, 2), layer)
+    prefix_q = None if everything.prefix_q is None else everything.prefix_q.unflatten(1, q.shape[1:3])
     wanted = collect | ({layer.method.prefill_observes} - {"nothing"})
     longest = max(layer.held)
     for mode in wanted:
@@ -146,7 +150,8 @@ def prefill(
                 queries[None], keys[None], values[None], is_causal=count > 1, scale=scoring.scale, enable_gqa=True
             )[0]
         if wanted or not plain:
-            written_out = _written_out(queries, keys, values, scoring, not plain)
+            sunk = None if prefix_q is None else prefix_q[row, :, -count:]
+            written_out = _written_out(queries, keys, values, scoring, not plain, sunk, everything.prefix)
             for start, probabilities, part in written_out:
                 if part is not None:
                     out[row, :, q.shape[2] - count + start :][:, : part.shape[1]] = part.to(q.dtype)
@@ -166,7 +171,15 @@ def _collect(layer: LayerCache, row: int, probabilities: Tensor, wanted: frozens
         layer.prefill_mass["last"][row, :, :entries] = grouped[:, :, -1].sum(1)
 
 
-def _written_out(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, with_output: bool):  # type: ignore[no-untyped-def]
+def _written_out(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scoring: Scoring,
+    with_output: bool,
+    prefix_q: Tensor | None = None,
+    prefix: int = 0,
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """Causal attention in blocks of query rows, in fp32: yields (first row, probabilities, output or ``None``)."""
     count, entries = queries.shape[1], keys.shape[1]
     group = queries.shape[0] // keys.shape[0]
@@ -176,6 +189,9 @@ def _written_out(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring
     for start in range(0, count, PREFILL_CHUNK):
         block = queries[:, start : start + PREFILL_CHUNK].float()
         logits = block @ wide_k.transpose(1, 2) * scoring.scale
+        if prefix_q is not None:
+            turned = prefix_q[:, start : start + PREFILL_CHUNK].float()
+            logits[:, :, :prefix] = turned @ wide_k[:, :prefix].transpose(1, 2) * scoring.scale
         if scoring.softcap > 0:
             logits = scoring.softcap * torch.tanh(logits / scoring.softcap)
         own = torch.arange(start, start + block.shape[1], device=queries.device) + entries - count

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from questbench.eviction import kept_slots
 from questbench.kernels._ops import Ops
 from questbench.methods._base import Keep, Method
 from questbench.paging import PagePool
@@ -70,6 +71,7 @@ class LayerCache:
             bounds=method.needs_bounds if bounds is None else bounds,
         )
         self._owned: list[list[int]] = [[] for _ in range(rows)]
+        self._may_share = False
         self._table = torch.zeros((rows, max(pages, 1)), dtype=torch.int32, device=self.device)
         self._view: Tensor | None = None
         evicts = method.forget() is not None
@@ -139,12 +141,20 @@ class LayerCache:
         return k, v
 
     def end_prefill(self) -> None:
-        """Hand the prefill's attention mass to the method and drop what it does not keep."""
+        """Hand the prefill's attention mass to the method and drop what it does not keep.
+
+        Raises:
+            ValueError: the prefill did not collect the mass that the method needs.
+        """
         self.steps = 0
         wanted = self.method.prefill_observes
         if wanted != "nothing" and self.mass is not None:
+            if wanted not in self.prefill_mass:
+                raise ValueError(f"{self.method.name} needs the prefill's mass '{wanted}', which was not collected")
             collected = self.prefill_mass[wanted]
-            self.mass[:, :, : collected.shape[2]] = collected
+            mass = self.mass[:, :, : collected.shape[2]]
+            # A running sum goes on in later turns: entries that are resident already keep what they have.
+            mass.copy_(mass + collected if wanted == "sum" else collected)
         if self.method.forgets_prefill:
             self.forget()
 
@@ -157,6 +167,7 @@ class LayerCache:
         if longest > keep.entries + 1:
             self.retain(keep)
         elif longest == keep.entries + 1:
+            self._unshare()
             self.ops.evict(
                 self.k_pages,
                 self.v_pages,
@@ -235,7 +246,9 @@ class LayerCache:
         Closed pages are shared copy-on-write. Another page size copies the entries into new pages.
         Evicting methods share too until :meth:`end_prefill` or the first step moves what they keep.
         """
-        same_pages = page_size in (None, self.page_size) and not (method.needs_bounds and self.bounds is None)
+        # Eviction in place leaves the bounds behind, so that an evictor's pages have none that a fork could use.
+        unbounded = self.bounds is None or self.positions is not None
+        same_pages = page_size in (None, self.page_size) and not (method.needs_bounds and unbounded)
         twin = LayerCache(
             method,
             self.ops,
@@ -250,8 +263,9 @@ class LayerCache:
             rotate=self.rotate,
             pool=self.pool if same_pages else None,
         )
-        twin.prefill_mass = self.prefill_mass
+        twin.prefill_mass, twin.steps = dict(self.prefill_mass), self.steps
         if same_pages:
+            twin._may_share = self._may_share = True
             twin._owned = [list(pages) for pages in self._owned]
             for pages in twin._owned:
                 self.pool.share(pages)
@@ -268,24 +282,29 @@ class LayerCache:
             twin.seen = list(self.seen)
         if twin.positions is not None:
             if self.positions is not None:
-                twin.positions[:, :, : self.positions.shape[2]] = self.positions[:, :, : twin.positions.shape[2]]
+                common = min(twin.positions.shape[2], self.positions.shape[2])
+                twin.positions[:, :, :common] = self.positions[:, :, :common]
             else:
                 twin.positions[:] = torch.arange(twin.positions.shape[2], dtype=torch.int32, device=self.device)
+        if twin.mass is not None and self.mass is not None and method.observes == self.method.observes:
+            common = min(twin.mass.shape[2], self.mass.shape[2])
+            twin.mass[:, :, :common] = self.mass[:, :, :common]
         return twin
 
     def select_rows(self, rows: Tensor) -> None:
         """Keep or repeat rows (beam search, batch selection): row i becomes the old row ``rows[i]``."""
-        order = rows.tolist()
+        order, rows = rows.tolist(), rows.to(self.device)
         owned = [list(self._owned[row]) for row in order]
         for pages in owned:
             self.pool.share(pages)
         self.release()
-        self._owned, self.rows = owned, len(order)
+        self._owned, self.rows, self._may_share = owned, len(order), True
         self._table, self._view = self._table[rows], None
         self.lengths = self.lengths[rows]
         self.held, self.seen = [self.held[row] for row in order], [self.seen[row] for row in order]
         self.positions = None if self.positions is None else self.positions[rows]
         self.mass = None if self.mass is None else self.mass[rows]
+        self.prefill_mass = {mode: mass[rows] for mode, mass in self.prefill_mass.items()}
 
     def release(self) -> None:
         """Give this cache's pages back to the pool; the cache must not be used afterwards."""
@@ -293,6 +312,17 @@ class LayerCache:
             self.pool.release(pages)
         self._owned = [[] for _ in range(self.rows)]
         self._view = None
+
+    def _unshare(self) -> None:
+        """Own every page alone: eviction in place may write to any of them."""
+        if not self._may_share:
+            return
+        for row, owned in enumerate(self._owned):
+            for place, page in enumerate(owned):
+                if self.pool.is_shared(page):
+                    owned[place] = self.pool.copy(page)
+                    self._table[row, place] = owned[place]
+        self._may_share = False
 
     def _make_room(self, row: int, count: int) -> None:
         """Own every page that the next ``count`` entries of a row touch."""
@@ -345,31 +375,6 @@ class LayerCache:
             heavier = self._slots(slots, torch.float32)
             heavier[:, :, : self.mass.shape[2]] = self.mass
             self.mass = heavier
-
-
-def kept_slots(positions: Tensor, mass: Tensor | None, keep: Keep) -> Tensor:
-    """Slots that ``keep`` keeps, ordered by position: ``[Hk, n]`` -> ``[Hk, min(n, keep.entries)]`` int64.
-
-    Args:
-        positions: ``[Hk, n]`` int32 text positions.
-        mass: ``[Hk, n]`` fp32, or ``None`` where ``keep.by`` is ``age``.
-    """
-    positions = positions.long()
-    newest = positions.amax(1, keepdim=True)
-    safe = (positions < keep.sinks) | (positions > newest - keep.recent)
-    if keep.by == "mass":
-        if mass is None:
-            raise ValueError("keeping by mass needs the attention mass")
-        weight = mass.sum(0, keepdim=True).expand_as(mass) if keep.shared else mass
-        weight = torch.where(weight.isnan(), torch.inf, weight)
-    else:
-        weight = positions.to(torch.float64)
-    # Three stable sorts, least significant key first: newer before older, heavier before lighter, safe before the rest.
-    order = positions.argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, weight.gather(1, order).argsort(dim=1, descending=True, stable=True))
-    order = order.gather(1, safe.gather(1, order).to(torch.int8).argsort(dim=1, descending=True, stable=True))
-    kept = order[:, : keep.entries]
-    return kept.gather(1, positions.gather(1, kept).argsort(dim=1))
 
 
 def _of(mass: Tensor | None, row: int, held: int) -> Tensor | None:

@@ -129,9 +129,18 @@ class Method(ABC):
     def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
         """What the query ``[B, Hq, D]`` of this decode step reads. The new entry is already in the cache."""
 
+    def reread(self, q: Tensor, layer: LayerCache) -> Everything:
+        """How the queries ``[B, H, D]`` of a later turn (several tokens behind a filled cache) see what is resident."""
+        return Everything()
+
     def forget(self) -> Keep | None:
         """What is kept after each decode step and after the prefill; ``None`` keeps everything."""
         return None
+
+    @property
+    def needs_rotation(self) -> bool:
+        """Whether ``select`` turns queries with ``layer.rotate``."""
+        return False
 
     @property
     def forgets_prefill(self) -> bool:

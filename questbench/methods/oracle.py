@@ -30,7 +30,8 @@ class Oracle(PageYardstick):
         for row in range(rows):
             keys = layer.gather(row)[0].float().repeat_interleave(heads // layer.kv_heads, dim=0)
             scores[row, :, : layer.held[row]] = (keys @ q[row].float()[..., None])[..., 0]
-        return scores.unflatten(2, (pages, layer.page_size)).amax(-1)
+        best: Tensor = scores.unflatten(2, (pages, layer.page_size)).amax(-1)
+        return best
 
     def tokens_scored(self, length: int) -> int:
         """Every key is read to score the pages."""

@@ -34,9 +34,18 @@ class StreamingLLM(Method):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.17453"
 
+    @property
+    def needs_rotation(self) -> bool:
+        """Positions in the cache need the model's rotary embedding."""
+        return self.positions == "cache" and self.sinks > 0
+
     def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
         """Everything that is still there; the sinks as if they stood right before the window."""
-        if self.positions == "text" or self.sinks == 0 or layer.seen == layer.held:
+        return self.reread(q, layer)
+
+    def reread(self, q: Tensor, layer: LayerCache) -> Everything:
+        """The same for all queries of a turn: they are equally far from their positions in the cache."""
+        if not self.needs_rotation or layer.seen == layer.held:
             return Everything()
         if layer.rotate is None:
             raise CellError(
