@@ -87,10 +87,10 @@ def fit(count: Callable[[int], int], length: int, most: int | None = None) -> in
     low, at_low = 0, count(0)
     if at_low > length:
         return -1
-    high = length if most is None else min(length, most)
+    high = max(length, 1) if most is None else min(max(length, 1), most)
     while (at_high := count(high)) <= length:
         low, at_low = high, at_high
-        if high == most:
+        if high == most or high > 64 * max(length, 1):  # 64 units of filler in one token: more of it will not help
             return high
         high = 2 * high if most is None else min(2 * high, most)
     halve = False

@@ -16,38 +16,40 @@ CUE_MARKS = (":", "=", "->", "#", "-")
 COMMON = """
 a able about above across after again against ago air all almost along already also always am among an and animal
 another any anything apple are area arm around art as ask at away baby back bad ball bank base be bear beautiful
-because become bed been before began begin behind being believe below best better between big bird black blood blue
-boat body book both box boy bread bright bring brother brown build building built business but buy by call came can
-car care carry case cat catch cause center certain chair change child children church city class clean clear clock
-close cloud coat coffee cold color come common complete consider contain cook cool corn corner could country course
-cover cross crowd cup cut dance dark day dead deal dear decide deep did differ different dinner do doctor does dog
-done door down draw dream dress drink drive drop dry during each ear early earth east easy eat effect eight either
-else end enough even evening ever every everyone everything example eye eyes face fact fall family far farm fast
-father feel feet felt few field fill final find fine finger finish fire first fish five floor flower fly follow food
-foot for force forest forget form forward found four free fresh friend from front fruit full game garden gave general
-get girl give glass go goes gold gone good got grass gray great green ground group grow had hair half hall hand hands
-happen happy hard has hat have he head hear heard heart heat heavy held help her here hidden high hill him himself his
-history hold home hope horse hot hour hours house how however hundred hunt i ice idea if important in include info
-information inside instead interest into iron irrelevant is island it its job join jump just keep kept kind king
-kitchen knew know known lady lake land language large last late later laugh law lay lead learn least leave left leg
-less let letter letters level life light like line list listen little live long look lost lot love low made main make
-man many map mark market matter may me mean measure meet memorize men middle might mile milk mind minute miss moment
-money month moon more morning most mother mountain mouth move much music must my near need never new news next nice
-night nine no none noon nor north nose not note nothing notice now object ocean of off offer office often oil old on
-once one only open or order other our out outside over own page paint paper part party people perhaps person phone
-picture piece place plain plan plane plant play please point poor possible power press problem produce public pull
-push put question quick quiet quite quiz rain ran reach read ready real reason red remember rest return rich ride
-right river road rock room round rule run safe said sail salt same sand sat saw say scene school science sea seat
-second see seem seen sell send sentence set seven several shall shape she ship shoe shop short should show shown side
-sign silver simple since sing sister sit six size skin sky sleep slow small smile snow so soft soldier some something
-song soon sound south space speak special spring square stand star start state station stay step still stone stood
-stop store story street strong student study such suddenly summer sun sure surface swim table take talk tall teacher
-tell ten test text than that the their them then there these they thing things think third this those though thought
-thousand three through time tiny to today together told tomorrow too took top toward town train travel tree trees trip
-true try turn two type under understand unit until up upon us use used usual valley very view village visit voice wait
-walk wall want war warm was watch water wave way we weather week weight well went were west what wheel when where
-whether which while white who whole why wide wife wild will wind window winter wish with within without woman women
-wonder wood word words work world would write written wrong yard year years yellow yes yesterday yet you young your
+because become bed been before began begin begins behind being believe below best better between big bird birds black
+blood blue boat body book both box boy bread bright bring brother brown build building built business but buy by call
+came can car care carry case cat catch cause center certain chair change child children church city class clean clear
+clock close closed cloud coat coffee cold color come common complete consider contain cook cool corn corner could
+country course cover cross crowd cup cut dance dark day dead deal dear decide deep did differ different dinner dishes
+do doctor does dog done door down draw dream dress drink drive drop dry during each ear early earth east easy eat
+effect eight either else end enough even evening ever every everyone everything example eye eyes face fact fall family
+far farm fast father feel feet felt few field fill final find fine finger finish fire first fish five floor flower fly
+follow follows food foot for force forest forget form forward found four free fresh friend friends from front fruit
+full game garden gave general get girl give gives glass go goes gold gone good got grass gray great green ground group
+grow had hair half hall hand hands happen happy hard has hat have he head hear heard heart heat heavy held help her
+here hidden high hill him himself his history hold holds home hope horse hot hour hours house how however hundred hunt
+i ice idea if important in include info information inside instead interest into iron irrelevant is island it its job
+join jump just keep kept kind king kitchen knew know known knows lady lake land language large last late later laugh
+law lay lead learn least leave left leg less let letter letters level lies life light like line list listen listened
+little live long look lost lot love low made main make man many map mark market matter may me mean measure meet
+memorize men middle might mile milk mind minute miss moment money month moon more morning most mother mountain mouth
+move much music must my near need never new news next nice night nine no nobody none noon nor north nose not note
+nothing notice now object ocean of off offer office often oil old on once one only open or order other our out outside
+over own page paint paper part party people perhaps person phone picture piece place plain plan plane plant play
+please point poor possible power press problem produce public pull push put question quick quiet quite quiz rain ran
+reach read reads ready real reason records red remember rest return rich ride right river road rock room round rule
+run safe said sail salt same sand sat saw say scene school science sea seat second see seem seen sell sells send
+sentence set seven several shall shape she ship shoe shop short should show shown side sign silver simple since sing
+sister sit six size skin sky sleep slow small smells smile snow so soft soldier some something song soon sound south
+space speak special spring square stand star start state station stay step still stone stood stop stopped store story
+street strong student students study such suddenly summer sun sure surface swim table take talk tall teacher tell ten
+test text than that the their them then there these they thing things think third this those though thought thousand
+three through time tiny to today together told tomorrow too took top toward town train travel tree trees trip true try
+turn two type under understand unit until up upon us use used usual valley very view village visit voice wait walk
+wall want wants war warm was wash watch water wave way we weather week weight well went were west wet what wheel when
+where whether which while white who whole why wide wife wild will wind window winter wish with within without woman
+women wonder wood word words work world would write writes written wrong yard year years yellow yes yesterday yet you
+young your
 """.split()
 
 MARKS = (",", ".", ";", "?", "!", "(", ")", '"', "'", "/", "*", "+", "'s", "'t", "...", "--")
