@@ -23,7 +23,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
     size = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or size < 2 * HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(shape, dtype=dtype, device=device)
-    mapping = mmap.mmap(-1, size + HUGE)
+    mapping = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(mapping, dtype=torch.uint8)
     start = -whole.data_ptr() % HUGE

@@ -185,8 +185,6 @@ class LayerCache:
     def rewind(self, held: int) -> None:
         """Forget the newest entries of every row so that ``held`` remain; their pages stay owned.
 
-        Page bounds stay valid upper bounds, though not tight ones until the page is overwritten.
-
         Raises:
             ValueError: the cache evicts, so that its newest entries may have taken older ones' slots.
         """
@@ -195,6 +193,10 @@ class LayerCache:
         for row in range(self.rows):
             self.seen[row] -= max(self.held[row] - held, 0)
             self.held[row] = min(self.held[row], held)
+            if self.bounds is not None and held % self.page_size and len(self._owned[row]) > held // self.page_size:
+                page = self._owned[row][held // self.page_size]
+                keys = self.k_pages[page, :, : held % self.page_size]
+                self.bounds[page] = torch.stack([keys.amax(1), keys.amin(1)], dim=1)
         self.lengths.clamp_(max=held)
 
     def retain(self, keep: Keep) -> None:

@@ -1,0 +1,71 @@
+// k, v of each row go to slots lengths .. lengths + new - 1; the bounds of every touched page become exact again.
+//
+// Writes 2 D elements per entry and KV head, and widens 2 D bounds per touched page. Any storage type.
+#include <omp.h>
+
+#include <algorithm>
+
+#include "questbench/ops.h"
+
+namespace questbench {
+namespace {
+
+// NaN in, NaN out, like torch.amax.
+inline bool above(float a, float b) { return a > b || a != a; }
+inline bool below(float a, float b) { return a < b || a != a; }
+
+// Bounds of a page widened by its keys [first, valid); a page that was empty starts from its first key.
+template <typename T>
+void widen(const T* keys, int64_t first, int64_t valid, int64_t dim, T* bounds) {
+  T* high = bounds;
+  T* low = bounds + dim;
+  if (first == 0) {
+    std::copy_n(keys, dim, high);
+    std::copy_n(keys, dim, low);
+  }
+  for (int64_t t = std::max<int64_t>(first, 1); t < valid; ++t) {
+    for (int64_t d = 0; d < dim; ++d) {
+      const float x = to_float(keys[t * dim + d]);
+      if (above(x, to_float(high[d]))) high[d] = keys[t * dim + d];
+      if (below(x, to_float(low[d]))) low[d] = keys[t * dim + d];
+    }
+  }
+}
+
+template <typename T>
+void append_head(const Append<T>& job, int64_t row, int64_t head, int64_t count) {
+  const Paged<T>& paged = job.paged;
+  const int64_t size = paged.page_size, dim = paged.head_dim, start = paged.lengths[row];
+  const T* k = job.k + row * job.k_row + head * job.k_head + (job.incoming - count) * job.k_entry;
+  const T* v = job.v + row * job.v_row + head * job.v_head + (job.incoming - count) * job.v_entry;
+  for (int64_t done = 0; done < count;) {
+    const int64_t slot = start + done, page = slot / size, first = slot % size;
+    const int64_t part = std::min(size - first, count - done), tile = paged.tile(row, page, head);
+    for (int64_t t = 0; t < part; ++t) {
+      std::copy_n(k + (done + t) * job.k_entry, dim, paged.k + tile + (first + t) * dim);
+      std::copy_n(v + (done + t) * job.v_entry, dim, paged.v + tile + (first + t) * dim);
+    }
+    if (paged.bounds != nullptr) widen(paged.k + tile, first, first + part, dim, paged.bounds_of(row, page, head));
+    done += part;
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void append(const Append<T>& job) {
+  const int64_t heads = job.paged.kv_heads, items = job.paged.rows * heads;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(job.incoming > 64 ? job.threads : 1)
+  for (int64_t item = 0; item < items; ++item) {
+    const int64_t row = item / heads;
+    append_head(job, row, item % heads, job.fresh ? job.fresh[row] : job.incoming);
+  }
+  for (int64_t row = 0; row < job.paged.rows; ++row)
+    job.paged.lengths[row] += static_cast<int32_t>(job.fresh ? job.fresh[row] : job.incoming);
+}
+
+template void append(const Append<float>&);
+template void append(const Append<fp16>&);
+template void append(const Append<bf16>&);
+
+}  // namespace questbench

@@ -1,0 +1,197 @@
+// The only file that knows the tensors of the binding: turns them into plain views and dispatches on the storage type.
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/error.h>
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/optional.h>
+
+#include "questbench/ops.h"
+
+namespace questbench {
+namespace {
+
+using tvm::ffi::Optional;
+using tvm::ffi::TensorView;
+
+template <typename T>
+T* data(const TensorView& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+template <typename T>
+T* data(const Optional<TensorView>& tensor) {
+  return tensor.has_value() ? static_cast<T*>(tensor.value().data_ptr()) : nullptr;
+}
+
+template <typename F>
+void with_type(const TensorView& tensor, F&& f) {
+  const DLDataType type = tensor.dtype();
+  if (type.code == kDLFloat && type.bits == 32) return f(float{});
+  if (type.code == kDLFloat && type.bits == 16) return f(fp16{});
+  if (type.code == kDLBfloat && type.bits == 16) return f(bf16{});
+  TVM_FFI_THROW(TypeError) << "the CPU kernels store fp32, fp16 and bf16, not " << tvm::ffi::DLDataTypeToString(type);
+}
+
+template <typename T>
+Paged<T> paged(const TensorView& k, const TensorView& v, const Optional<TensorView>& bounds, const TensorView& table,
+               const TensorView& lengths) {
+  Paged<T> out;
+  out.k = data<T>(k);
+  out.v = data<T>(v);
+  out.bounds = data<T>(bounds);
+  out.table = data<int32_t>(table);
+  out.table_stride = table.stride(0);
+  out.lengths = data<int32_t>(lengths);
+  out.rows = lengths.size(0);
+  out.kv_heads = k.size(1);
+  out.page_size = k.size(2);
+  out.head_dim = k.size(3);
+  return out;
+}
+
+void bind_append(TensorView k, TensorView v, TensorView k_pages, TensorView v_pages, Optional<TensorView> bounds,
+                 TensorView table, TensorView lengths, Optional<TensorView> fresh, int64_t threads) {
+  with_type(k_pages, [&]<typename T>(T) {
+    Append<T> job;
+    job.paged = paged<T>(k_pages, v_pages, bounds, table, lengths);
+    job.k = data<T>(k);
+    job.v = data<T>(v);
+    job.k_row = k.stride(0), job.k_head = k.stride(1), job.k_entry = k.stride(2);
+    job.v_row = v.stride(0), job.v_head = v.stride(1), job.v_entry = v.stride(2);
+    job.incoming = k.size(2);
+    job.fresh = data<int32_t>(fresh);
+    job.threads = static_cast<int>(threads);
+    append(job);
+  });
+}
+
+template <typename T>
+Score<T> score_job(const TensorView& q, const TensorView& bounds, const TensorView& table, const TensorView& lengths,
+                   int64_t page_size, bool skip_newest, const TensorView& scores, int64_t threads) {
+  Score<T> job;
+  job.paged = {nullptr, nullptr, data<T>(bounds), data<int32_t>(table), table.stride(0), data<int32_t>(lengths),
+               lengths.size(0), bounds.size(1), page_size, bounds.size(3)};
+  job.q = data<T>(q);
+  job.query_heads = q.size(1);
+  job.pages = table.size(1);
+  job.skip_newest = skip_newest;
+  job.scores = data<float>(scores);
+  job.threads = static_cast<int>(threads);
+  return job;
+}
+
+void bind_score(TensorView q, TensorView bounds, TensorView table, TensorView lengths, int64_t page_size,
+                bool skip_newest, TensorView scores, int64_t threads) {
+  with_type(bounds, [&]<typename T>(T) {
+    score(score_job<T>(q, bounds, table, lengths, page_size, skip_newest, scores, threads));
+  });
+}
+
+Select select_job(const TensorView& scores, const TensorView& lengths, int64_t page_size, int64_t count,
+                  const Optional<TensorView>& row_counts, bool force_newest, int64_t merge, int64_t group, double scale,
+                  const TensorView& pages, const TensorView& counts, int64_t threads) {
+  Select job;
+  job.scores = data<float>(scores);
+  job.lengths = data<int32_t>(lengths);
+  job.rows = scores.size(0), job.query_heads = scores.size(1), job.pages = scores.size(2);
+  job.page_size = page_size;
+  job.count = count;
+  job.row_counts = data<int32_t>(row_counts);
+  job.width = pages.size(2);
+  job.force_newest = force_newest;
+  job.merge = static_cast<Merge>(merge);
+  job.group = static_cast<int>(group);
+  job.scale = static_cast<float>(scale);
+  job.out = data<int32_t>(pages);
+  job.counts = data<int32_t>(counts);
+  job.threads = static_cast<int>(threads);
+  return job;
+}
+
+void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64_t count,
+                 Optional<TensorView> row_counts, bool force_newest, int64_t merge, int64_t group, double scale,
+                 TensorView pages, TensorView counts, int64_t threads) {
+  select(select_job(scores, lengths, page_size, count, row_counts, force_newest, merge, group, scale, pages, counts,
+                    threads));
+}
+
+template <typename T>
+Attend<T> attend_job(const TensorView& q, const TensorView& k_pages, const TensorView& v_pages,
+                     const TensorView& table, const TensorView& lengths, double scale, double softcap,
+                     const Optional<TensorView>& sinks, const Optional<TensorView>& visits, const TensorView& out) {
+  Attend<T> job{};
+  job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), table, lengths);
+  job.q = data<T>(q);
+  job.out = data<T>(out);
+  job.query_heads = q.size(1);
+  job.scale = static_cast<float>(scale);
+  job.softcap = static_cast<float>(softcap);
+  job.sinks = data<float>(sinks);
+  job.lists = job.paged.kv_heads;
+  job.visits = data<int32_t>(visits);
+  job.visit_slots = visits.has_value() ? visits.value().size(2) : 0;
+  return job;
+}
+
+void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorView table, TensorView lengths,
+                 double scale, Optional<TensorView> pages, Optional<TensorView> counts, double softcap,
+                 Optional<TensorView> sinks, Optional<TensorView> prefix_q, int64_t prefix, Optional<TensorView> mass,
+                 bool add_mass, Optional<TensorView> visits, TensorView out, int64_t threads) {
+  with_type(k_pages, [&]<typename T>(T) {
+    Attend<T> job = attend_job<T>(q, k_pages, v_pages, table, lengths, scale, softcap, sinks, visits, out);
+    if (pages.has_value()) {
+      job.pages = data<int32_t>(pages);
+      job.counts = data<int32_t>(counts);
+      job.lists = pages.value().size(1);
+      job.width = pages.value().size(2);
+    }
+    job.prefix_q = data<T>(prefix_q);
+    job.prefix = prefix;
+    job.mass = data<float>(mass);
+    job.mass_slots = mass.has_value() ? mass.value().size(2) : 0;
+    job.add_mass = add_mass;
+    attend(job, static_cast<int>(threads));
+  });
+}
+
+void bind_attend_top(TensorView q, TensorView k_pages, TensorView v_pages, TensorView bounds, TensorView table,
+                     TensorView lengths, double scale, int64_t count, Optional<TensorView> row_counts,
+                     bool force_newest, int64_t merge, double softcap, Optional<TensorView> sinks,
+                     Optional<TensorView> visits, TensorView scores, TensorView pages, TensorView counts,
+                     TensorView out, int64_t threads) {
+  with_type(k_pages, [&]<typename T>(T) {
+    const int64_t page_size = k_pages.size(2), group = q.size(1) / k_pages.size(1);
+    Attend<T> job = attend_job<T>(q, k_pages, v_pages, table, lengths, scale, softcap, sinks, visits, out);
+    job.pages = data<int32_t>(pages);
+    job.counts = data<int32_t>(counts);
+    job.lists = pages.size(1);
+    job.width = pages.size(2);
+    attend_top(score_job<T>(q, bounds, table, lengths, page_size, force_newest, scores, threads),
+               select_job(scores, lengths, page_size, count, row_counts, force_newest, merge, group, scale, pages,
+                          counts, threads),
+               job);
+  });
+}
+
+void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, TensorView lengths, TensorView positions,
+                Optional<TensorView> mass, int64_t capacity, int64_t sinks, int64_t recent, bool shared) {
+  with_type(k_pages, [&]<typename T>(T) {
+    Evict<T> job;
+    job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), table, lengths);
+    job.positions = data<int32_t>(positions);
+    job.position_slots = positions.size(2);
+    job.mass = data<float>(mass);
+    job.mass_slots = mass.has_value() ? mass.value().size(2) : 0;
+    job.capacity = capacity, job.sinks = sinks, job.recent = recent, job.shared = shared;
+    evict(job);
+  });
+}
+
+}  // namespace
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(append, bind_append);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(score, bind_score);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(select, bind_select);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend, bind_attend);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend_top, bind_attend_top);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(evict, bind_evict);
+
+}  // namespace questbench

@@ -1,0 +1,238 @@
+// out = sum_t p_t v_t,  p = softmax(cap(scale * q . k_t)) over the entries read, plus a sink logit without a value.
+//
+// A work item is one list of pages of one KV head, cut into chunks of kChunk entries, for all query heads that share
+// the list. It reads its keys once, then its values once: 2 D elements per entry. Chunks are merged in order, so the
+// result does not depend on which thread did what.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "questbench/dots.h"
+#include "questbench/paged.h"
+
+namespace questbench {
+
+constexpr int64_t kChunk = 1024;
+// Tiles between the one in work and the one that is fetched; see dots.h.
+inline int64_t fetch_distance(int64_t heads) { return heads > 1 ? 4 : 1; }
+
+template <typename T>
+struct Attend {
+  Paged<T> paged;
+  const T* q;  // [rows, query_heads, head_dim]
+  T* out;      // same
+  int64_t query_heads;
+  float scale, softcap;
+  const float* sinks;    // [query_heads] or null
+  const T* prefix_q;     // as q, or null
+  int64_t prefix;        // slots that prefix_q is for
+  const int32_t* pages;  // [rows, lists, width] or null: every page
+  const int32_t* counts;  // [rows, lists]
+  int64_t lists, width;
+  float* mass;  // [rows, kv_heads, slots] or null
+  bool add_mass;
+  int32_t* visits;  // [rows, kv_heads, slots] or null
+  int64_t mass_slots, visit_slots;
+
+  // Scratch of the merge, by (row, list, chunk, head of the list).
+  int64_t chunks;
+  float* partial_out;  // [.., head_dim]
+  float* partial_max;
+  float* partial_sum;
+  float* weights;  // [rows, lists, heads, chunks * kChunk], only with mass
+
+  int64_t group() const { return query_heads / paged.kv_heads; }
+  int64_t heads() const { return query_heads / lists; }  // query heads that share a list
+  int64_t chunk_pages() const { return kChunk / paged.page_size; }
+  int64_t listed(int64_t row, int64_t list) const {
+    return pages ? counts[row * lists + list] : paged.pages_of(row);
+  }
+  int64_t page(int64_t row, int64_t list, int64_t i) const {
+    return pages ? pages[(row * lists + list) * width + i] : i;
+  }
+  int64_t items() const { return paged.rows * lists * chunks; }
+};
+
+template <typename T, int kHeads, int kPairs>
+__attribute__((always_inline)) inline void add_block(const T* tile, int count, const float* p, int64_t p_stride,
+                                                     int64_t n, float* acc) {
+  Vec sum[kHeads][2 * kPairs];
+#pragma GCC unroll 8
+  for (int h = 0; h < kHeads; ++h)
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * kPairs; ++i) sum[h][i] = load(acc + h * n + i * kLanes);
+  for (int t = 0; t < count; ++t) {
+    Vec row[2 * kPairs];
+#pragma GCC unroll 8
+    for (int i = 0; i < kPairs; ++i) load_pair(tile + t * n + 32 * i, &row[2 * i], &row[2 * i + 1]);
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) {
+      const Vec weight = splat(p[h * p_stride + t]);
+#pragma GCC unroll 8
+      for (int i = 0; i < 2 * kPairs; ++i) sum[h][i] += weight * row[i];
+    }
+  }
+#pragma GCC unroll 8
+  for (int h = 0; h < kHeads; ++h)
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * kPairs; ++i) store(acc + h * n + i * kLanes, sum[h][i]);
+}
+
+// The columns [d, d + 32 kPairs) for all heads, two at a time: whole rows in order suit the hardware's prefetcher.
+template <typename T, int kPairs>
+inline void add_columns(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t n, int64_t d,
+                        float* acc) {
+  int g = 0;
+  for (; g + 2 <= heads; g += 2)
+    add_block<T, 2, kPairs>(tile + d, count, p + g * p_stride, p_stride, n, acc + g * n + d);
+  if (g < heads) add_block<T, 1, kPairs>(tile + d, count, p + g * p_stride, p_stride, n, acc + g * n + d);
+}
+
+// acc[g][d] += sum_t p[g][t] v[t][d] over one tile of `count` rows; whole blocks of 32 channels stay tangled.
+template <typename T, int D>
+inline void add_values(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t width, float* acc,
+                       const T* next) {
+  const int64_t n = D > 0 ? D : width;
+  if (next != nullptr) prefetch_slowly(next, count * n * static_cast<int64_t>(sizeof(T)));
+  int64_t d = 0;
+  for (; d + 128 <= n; d += 128) add_columns<T, 4>(tile, count, p, p_stride, heads, n, d, acc);
+  for (; d + 32 <= n; d += 32) add_columns<T, 1>(tile, count, p, p_stride, heads, n, d, acc);
+  for (int g = 0; g < heads; ++g)
+    for (int64_t c = d; c < n; ++c)
+      for (int t = 0; t < count; ++t) acc[g * n + c] += p[g * p_stride + t] * to_float(tile[t * n + c]);
+}
+
+// One chunk of one list: keys, softmax, values.
+template <typename T, int D>
+void attend_chunk(const Attend<T>& job, int64_t item, float* logits, Query<T>* query) {
+  const Paged<T>& paged = job.paged;
+  const int64_t chunk = item % job.chunks, list = item / job.chunks % job.lists, row = item / job.chunks / job.lists;
+  const int64_t heads = job.heads(), size = paged.page_size, dim = paged.head_dim;
+  const int64_t head = list * heads / job.group(), first_head = row * job.query_heads + list * heads;
+  const int64_t first = chunk * job.chunk_pages();
+  const int64_t last = std::min(first + job.chunk_pages(), job.listed(row, list));
+  float* top = job.partial_max + item * heads;
+  float* total = job.partial_sum + item * heads;
+  float* acc = job.partial_out + item * heads * dim;
+  if (first >= last) {
+    std::fill_n(top, heads, -std::numeric_limits<float>::infinity());
+    std::fill_n(total, heads, 0.0f);
+    return;
+  }
+  for (int64_t i = 0; i < heads * dim; ++i) put(to_float(job.q[first_head * dim + i]), query + i);
+  int64_t entries = 0;
+  const int64_t distance = fetch_distance(heads);
+  const int block = static_cast<int>(std::min<int64_t>(size, kLanes));
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t page = job.page(row, list, i), valid = paged.valid(row, page);
+    const T* tile = paged.k + paged.tile(row, page, head);
+    const int64_t ahead = i + distance;
+    const T* following = ahead < last ? paged.k + paged.tile(row, job.page(row, list, ahead), head)
+                                      : paged.v + paged.tile(row, job.page(row, list, std::min(first + ahead - last, last - 1)), head);
+    for (int64_t t = 0; t < valid; t += block) {
+      const int count = static_cast<int>(std::min<int64_t>(block, valid - t));
+      // Rows of 16 logits overlap: what lies beyond `count` is written over by the next block.
+      dots<T, D>(tile + t * dim, dim, count, query, dim, static_cast<int>(heads), logits + entries, kChunk + kLanes,
+                 following + t * dim, dim);
+      if (job.prefix_q != nullptr && page * size + t < job.prefix) {
+        const int64_t shifted = std::min<int64_t>(count, job.prefix - page * size - t);
+        for (int64_t g = 0; g < heads; ++g)
+          for (int64_t s = 0; s < shifted; ++s) {
+            float product = 0;
+            for (int64_t d = 0; d < dim; ++d)
+              product += to_float(job.prefix_q[(first_head + g) * dim + d]) * to_float(tile[(t + s) * dim + d]);
+            logits[g * (kChunk + kLanes) + entries + s] = product;
+          }
+      }
+      entries += count;
+    }
+    if (job.visits != nullptr) {
+      int32_t* seen = job.visits + (row * paged.kv_heads + head) * job.visit_slots + page * size;
+      for (int64_t t = 0; t < valid; ++t) {
+#pragma omp atomic
+        seen[t] += static_cast<int32_t>(heads);
+      }
+    }
+  }
+  const float none = -std::numeric_limits<float>::infinity();
+  for (int64_t g = 0; g < heads; ++g) {
+    float* own = logits + g * (kChunk + kLanes);
+    for (int64_t t = 0; t < entries; ++t) own[t] *= job.scale;
+    if (job.softcap > 0)
+      for (int64_t t = 0; t < entries; ++t) own[t] = job.softcap * std::tanh(own[t] / job.softcap);
+    const int64_t padded = (entries + kLanes - 1) / kLanes * kLanes;
+    std::fill(own + entries, own + padded, none);
+    Vec tops = splat(none), sums = {};
+    for (int64_t t = 0; t < padded; t += kLanes) tops = max_of(load(own + t), tops);
+    top[g] = max_of(tops);
+    for (int64_t t = 0; t < padded; t += kLanes) {
+      const Vec p = exp_of(load(own + t) - splat(top[g]));
+      sums += p;
+      store(own + t, p);
+    }
+    total[g] = sum_of(sums);
+    if (job.weights != nullptr)
+      std::copy_n(own, entries, job.weights + ((row * job.lists + list) * heads + g) * job.chunks * kChunk + chunk * kChunk);
+  }
+  std::fill_n(acc, heads * dim, 0.0f);
+  entries = 0;
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t page = job.page(row, list, i), valid = paged.valid(row, page);
+    const T* tile = paged.v + paged.tile(row, page, head);
+    const T* following = i + distance < last ? paged.v + paged.tile(row, job.page(row, list, i + distance), head) : nullptr;
+    add_values<T, D>(tile, static_cast<int>(valid), logits + entries, kChunk + kLanes, static_cast<int>(heads), dim, acc,
+                     following);
+    entries += valid;
+  }
+  for (int64_t g = 0; g < heads; ++g)
+    for (int64_t d = 0; d + 32 <= dim; d += 32) untangle(paged.v, acc + g * dim + d);
+}
+
+// Merge the chunks of one query head, in order; then its share of the mass can be normalised.
+template <typename T>
+void merge_chunks(const Attend<T>& job, int64_t row, int64_t query_head, float* factors) {
+  const int64_t heads = job.heads(), dim = job.paged.head_dim, list = query_head / heads, g = query_head % heads;
+  const int64_t used = (job.listed(row, list) + job.chunk_pages() - 1) / job.chunk_pages();
+  T* out = job.out + (row * job.query_heads + query_head) * dim;
+  if (used == 0) {
+    for (int64_t d = 0; d < dim; ++d) from_float(0.0f, out + d);
+    return;
+  }
+  const int64_t base = (row * job.lists + list) * job.chunks;
+  float top = job.sinks ? job.sinks[query_head] : -std::numeric_limits<float>::infinity();
+  for (int64_t c = 0; c < used; ++c) top = std::max(top, job.partial_max[(base + c) * heads + g]);
+  float total = job.sinks ? std::exp(job.sinks[query_head] - top) : 0.0f;
+  for (int64_t c = 0; c < used; ++c) {
+    factors[c] = std::exp(job.partial_max[(base + c) * heads + g] - top);
+    total += factors[c] * job.partial_sum[(base + c) * heads + g];
+  }
+  for (int64_t c = 0; c < used; ++c) factors[c] /= total;
+  for (int64_t d = 0; d < dim; ++d) {
+    float sum = 0;
+    for (int64_t c = 0; c < used; ++c) sum += factors[c] * job.partial_out[((base + c) * heads + g) * dim + d];
+    from_float(sum, out + d);
+  }
+}
+
+// Probabilities of one KV head's query heads, summed over them, into the mass of each slot read.
+template <typename T>
+void write_mass(const Attend<T>& job, int64_t row, int64_t head, float* factors) {
+  const Paged<T>& paged = job.paged;
+  float* mass = job.mass + (row * paged.kv_heads + head) * job.mass_slots;
+  if (!job.add_mass) std::fill_n(mass, paged.lengths[row], 0.0f);
+  for (int64_t query_head = head * job.group(); query_head < (head + 1) * job.group(); ++query_head) {
+    const int64_t list = query_head / job.heads(), g = query_head % job.heads();
+    merge_chunks(job, row, query_head, factors);
+    const float* own = job.weights + ((row * job.lists + list) * job.heads() + g) * job.chunks * kChunk;
+    int64_t entry = 0;
+    for (int64_t i = 0; i < job.listed(row, list); ++i) {
+      if (i % job.chunk_pages() == 0) entry = i / job.chunk_pages() * kChunk;
+      const int64_t page = job.page(row, list, i), valid = paged.valid(row, page);
+      for (int64_t t = 0; t < valid; ++t, ++entry)
+        mass[page * paged.page_size + t] += own[entry] * factors[i / job.chunk_pages()];
+    }
+  }
+}
+
+}  // namespace questbench

@@ -1,0 +1,46 @@
+"""Backends: one file each, the file's name is the backend's name. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from questbench import registry
+from questbench.errors import PrerequisiteError
+
+if TYPE_CHECKING:
+    from questbench.kernels._ops import Ops
+
+PACKAGE = "questbench.kernels"
+
+
+def names() -> list[str]:
+    """Registered backends."""
+    return registry.names(PACKAGE)
+
+
+@functools.cache
+def _instance(name: str) -> Ops:
+    from questbench.kernels._ops import Ops
+
+    return registry.load(PACKAGE, name, Ops, kind="backend")()  # type: ignore[type-abstract]
+
+
+def load(name: str) -> Ops:
+    """A backend that works on this machine.
+
+    Raises:
+        UsageError: no backend of that name.
+        PrerequisiteError: it does not work here; the message says why.
+    """
+    ops = _instance(name)
+    if reason := ops.unavailable():
+        raise PrerequisiteError(
+            f"Backend '{name}' does not work here: {reason}", "See: questbench doctor. Or name another --backend."
+        )
+    return ops
+
+
+def available() -> dict[str, str | None]:
+    """Every backend with ``None``, or the reason why it does not work here."""
+    return {name: _instance(name).unavailable() for name in names()}

@@ -1,0 +1,177 @@
+"""Compile the CPU kernels on first use and keep the result, keyed by everything it depends on.
+
+The library is built for the processor at hand (``-march=native``) and never shipped, so its folder is named after the
+sources, the compiler, the flags, the processor and the binding's version.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from questbench._paths import cache_folder, kernel_sources
+from questbench.errors import PrerequisiteError, UsageError
+
+LIBRARY = "libquestbench_cpu.so"
+ISA_FLAGS = {
+    "native": ["-march=native"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "portable": [],
+}
+"""Instruction sets, chosen by ``QUESTBENCH_ISA``: what the processor has, or less for tests and old machines."""
+COMMON_FLAGS = ["-std=c++20", "-O3", "-fopenmp", "-fPIC", "-Wno-aggressive-loop-optimizations", "-Wno-psabi"]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A compiled library."""
+
+    path: Path
+    seconds: float
+    """Time the compilation took, 0 where it was there already."""
+    cached: bool
+
+
+def compiler() -> str | None:
+    """The C++ compiler: ``$CXX``, else g++; ``None`` if there is none."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def is_built() -> bool:
+    """Whether the library for this machine and these sources lies in the cache."""
+    with contextlib.suppress(Exception):
+        return (_folder() / LIBRARY).is_file()
+    return False
+
+
+def build_cpu(force: bool = False, verbose: bool = False) -> BuildResult:
+    """Compile the CPU kernels if they are not in the cache. Safe under several processes at once.
+
+    Args:
+        force: compile anew.
+        verbose: leave the compiler's output on stderr.
+
+    Raises:
+        PrerequisiteError: no compiler, a compiler that fails, or a cache folder that cannot be written.
+    """
+    if compiler() is None:
+        raise PrerequisiteError(
+            f"The CPU kernels need a C++ compiler and there is none: '{os.environ.get('CXX', 'g++')}' was not found.",
+            "Install g++ 11 or newer (Debian: apt-get install g++), or run with --backend reference (slow).",
+        )
+    folder = _folder()
+    library = folder / LIBRARY
+    if library.is_file() and not force:
+        return BuildResult(library, 0.0, cached=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_suffix(".lock")):
+            if library.is_file() and not force:
+                return BuildResult(library, 0.0, cached=True)
+            start = time.monotonic()
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                built = _compile(Path(scratch), verbose)
+                folder.mkdir(exist_ok=True)
+                built.replace(library)
+    except OSError as error:
+        raise PrerequisiteError(
+            f"The kernels cannot be written to {folder.parent}: {error.strerror or error}.",
+            "Set QUESTBENCH_CACHE to a writable folder.",
+        ) from None
+    return BuildResult(library, time.monotonic() - start, cached=False)
+
+
+@functools.cache
+def load_cpu() -> Any:
+    """The compiled module; its functions take torch tensors. Compiles on first use, raises as :func:`build_cpu`."""
+    import torch  # noqa: F401  # first, so that the kernels share its OpenMP runtime and obey torch.set_num_threads
+    import tvm_ffi
+
+    return tvm_ffi.load_module(str(build_cpu().path))
+
+
+def _compile(scratch: Path, verbose: bool) -> Path:
+    sources = sorted((kernel_sources() / "cpu").glob("*.cpp"))
+    cxx = compiler() or "g++"
+    prefix = [cxx, *_flags(), *[f"-I{folder}" for folder in _includes()]]
+    objects = [scratch / f"{source.stem}.o" for source in sources]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        pairs = zip(sources, objects, strict=True)
+        list(pool.map(lambda pair: _run([*prefix, "-c", str(pair[0]), "-o", str(pair[1])], verbose), pairs))
+    library = scratch / LIBRARY
+    import tvm_ffi.libinfo
+
+    binding = Path(tvm_ffi.libinfo.find_libtvm_ffi())
+    linked = [*map(str, objects), f"-L{binding.parent}", "-ltvm_ffi", "-o", str(library)]
+    _run([cxx, "-shared", "-fopenmp", *linked], verbose)
+    return library
+
+
+def _run(command: list[str], verbose: bool) -> None:
+    done = subprocess.run(command, capture_output=not verbose, text=True, check=False)
+    if done.returncode != 0:
+        last = "\n".join((done.stderr or "").strip().splitlines()[-12:])
+        raise PrerequisiteError(
+            f"The compiler failed on {Path(command[-3]).name}:\n{last}",
+            "Try another compiler with CXX=..., or run with --backend reference (slow); questbench doctor says more.",
+        )
+
+
+def _flags() -> list[str]:
+    isa = os.environ.get("QUESTBENCH_ISA", "native")
+    if isa not in ISA_FLAGS:
+        raise UsageError(f"QUESTBENCH_ISA={isa} is not known.", f"Use one of: {', '.join(ISA_FLAGS)}.")
+    native = ISA_FLAGS[isa] if platform.machine() in ("x86_64", "AMD64") or isa == "native" else []
+    return COMMON_FLAGS + native
+
+
+def _includes() -> list[str]:
+    import tvm_ffi.libinfo
+
+    return [str(kernel_sources() / "include"), *map(str, tvm_ffi.libinfo.include_paths())]
+
+
+def _folder() -> Path:
+    return cache_folder() / f"cpu-{_key()}"
+
+
+def _key() -> str:
+    import importlib.metadata
+
+    digest = hashlib.sha256()
+    root = kernel_sources()
+    for source in sorted([*root.glob("cpu/*.cpp"), *root.glob("include/questbench/*.h")]):
+        digest.update(source.name.encode() + source.read_bytes())
+    version = subprocess.run([compiler() or "g++", "--version"], capture_output=True, text=True, check=False).stdout
+    parts = [version, *_flags(), _processor(), importlib.metadata.version("apache-tvm-ffi")]
+    digest.update("\0".join(parts).encode())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """Model and instruction sets: a library built for one processor may not run on another."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+    return platform.processor()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    import fcntl
+
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
