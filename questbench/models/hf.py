@@ -1,0 +1,205 @@
+"""Route the attention of a transformers model through questbench: caches under a method, forks, one-line forward.
+
+Importing this module registers the attention function ``questbench`` with transformers:
+
+    cache = build_cache(model, Quest(budget=1024))
+    model.set_attn_implementation("questbench")
+    model.generate(**inputs, past_key_values=cache)
+
+A forward of several tokens is a prefill: dense, then the method drops what it does not keep. A forward of one token is
+a decode step. ``generate(prefill_chunk_size=...)`` would make evicting methods drop entries after every chunk.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.masking_utils import flash_attention_mask
+
+from questbench import kernels
+from questbench.attention import Observer
+from questbench.cache import Rotate
+from questbench.errors import PrerequisiteError, UsageError
+from questbench.kernels._ops import Ops
+from questbench.methods._base import Method
+from questbench.methods.dense import Dense
+from questbench.models.hf_attention import questbench_attention
+from questbench.models.hf_cache import MethodLayer, Settings, SparseCache
+from questbench.models.rotary import rotations
+
+NAME = "questbench"
+KNOWN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+
+AttentionInterface.register(NAME, questbench_attention)
+# Without a mask function of its own an implementation gets no mask at all, and padding would be lost.
+AttentionMaskInterface.register(NAME, flash_attention_mask)
+
+
+def build_cache(
+    model: PreTrainedModel,
+    method: Method,
+    *,
+    dense_layers: int = 2,
+    page_size: int = 16,
+    ops: Ops | str | None = None,
+    capacity: int = 0,
+    observer: Observer | None = None,
+    collect: frozenset[str] = frozenset(),
+    bounds: bool | None = None,
+) -> SparseCache:
+    """A cache for ``model`` that reads and keeps what ``method`` says.
+
+    Args:
+        model: any causal model of transformers whose attention goes through its attention interface.
+        method: the policy of the full-attention layers from ``dense_layers`` on.
+        dense_layers: layers at the start that stay dense.
+        page_size: entries per page.
+        ops: backend, by name or ready; the device's own by default.
+        capacity: entries per row to allocate ahead.
+        observer: watches every decode step.
+        collect: attention mass of the prefill to keep for :func:`fork`: ``last``, ``sum``.
+        bounds: keep page bounds even if ``method`` needs none, so that forks that do can share pages.
+
+    Raises:
+        PrerequisiteError: the model cannot work with such a cache.
+        UsageError: the parameters make no sense with this model.
+    """
+    layers = _template(model)
+    backend = ops if isinstance(ops, Ops) else kernels.load(ops or next(model.parameters()).device.type)
+    settings = Settings(page_size, backend, capacity, observer, collect, bounds)
+    full = [index for index, layer in enumerate(layers) if not layer.is_sliding]
+    methods = _assign(method, full, dense_layers, page_size)
+    turns = _rotations(model, method, len(layers))
+    for index in full:
+        layers[index] = MethodLayer(index, methods[index], settings, turns[index])
+    return SparseCache(layers, model, settings)
+
+
+def fork(
+    cache: SparseCache,
+    method: Method,
+    *,
+    dense_layers: int = 2,
+    page_size: int | None = None,
+    observer: Observer | None = None,
+) -> SparseCache:
+    """A cache under ``method`` that starts from what ``cache`` holds after a prefill; pages are shared until written.
+
+    Raises:
+        UsageError: the parameters make no sense with this model.
+        ValueError: the method needs attention mass that ``cache`` did not collect.
+    """
+    settings = dataclasses.replace(
+        cache.settings,
+        page_size=page_size or cache.settings.page_size,
+        observer=observer,
+        collect=frozenset(),
+        bounds=None,
+    )
+    full = [layer.index for layer in cache.layers if isinstance(layer, MethodLayer)]
+    methods = _assign(method, full, dense_layers, settings.page_size)
+    turns = _rotations(cache.model, method, len(cache.layers))
+    # Sliding-window layers replace their tensors rather than write to them, so that a shallow copy is a copy.
+    layers = [
+        layer.fork(methods[layer.index], settings, turns[layer.index])
+        if isinstance(layer, MethodLayer)
+        else copy.copy(layer)
+        for layer in cache.layers
+    ]
+    return SparseCache(layers, cache.model, settings)
+
+
+def release(cache: Cache) -> None:
+    """Give the pages of a cache back; it is empty afterwards."""
+    cache.reset()
+
+
+@torch.no_grad()
+def forward(
+    model: PreTrainedModel, ids: Tensor | Sequence[int] | Sequence[Sequence[int]], cache: Cache, **inputs: Any
+) -> Tensor:
+    """Feed tokens and return the logits of the last position, ``[B, vocabulary]``.
+
+    Args:
+        model: the model that ``cache`` was built for; it is switched to the attention ``questbench``.
+        ids: ``[B, n]``, or one row.
+        cache: grows by these tokens.
+        inputs: passed on, such as ``attention_mask`` and ``position_ids``.
+    """
+    if model.config.get_text_config(decoder=True)._attn_implementation != NAME:
+        model.set_attn_implementation(NAME)
+    tokens = torch.as_tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
+    if tokens.dim() == 1:
+        tokens = tokens[None]
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = 1
+    logits: Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True, **inputs).logits
+    return logits[:, -1]
+
+
+def _template(model: PreTrainedModel) -> list[Any]:
+    """The layers that transformers itself would use, if all of them are of a kind that we know.
+
+    Raises:
+        PrerequisiteError: they are not, or attention does not go through the interface.
+    """
+    name, config = type(model).__name__, model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise PrerequisiteError(f"{name} is an encoder-decoder model.", "Use a decoder-only model.")
+    if not model._can_set_attn_implementation():
+        raise PrerequisiteError(
+            f"The attention of {name} does not go through the attention interface of transformers.",
+            "Use a model that supports set_attn_implementation(), such as Llama, Mistral, Qwen, Gemma or Phi.",
+        )
+    text = config.get_text_config(decoder=True)
+    try:
+        layers = list(DynamicCache(config=config).layers)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise PrerequisiteError(f"{name} has layers without a known kind of cache ({error}).") from error
+    kinds = getattr(text, "layer_types", None) or []
+    chunked = "chunked_attention" in kinds or (not kinds and getattr(text, "attention_chunk_size", None))
+    strange = sorted({type(layer).__name__ for layer in layers} - KNOWN_LAYERS)
+    if chunked:
+        reason = "chunked attention layers"
+    elif getattr(text, "num_kv_shared_layers", 0):
+        reason = "layers that share keys and values"
+    elif strange or not layers:
+        reason = f"layers of another kind than full or sliding attention ({', '.join(strange) or 'none declared'})"
+    else:
+        return layers
+    raise PrerequisiteError(
+        f"{name} has {reason}, which questbench does not support.", "Use a model with full or sliding attention."
+    )
+
+
+def _assign(method: Method, full: list[int], dense_layers: int, page_size: int) -> dict[int, Method]:
+    """The method of every full-attention layer."""
+    if page_size < 1:
+        raise UsageError(f"Page size {page_size} is not positive.", "Use --page-size 16.")
+    if dense_layers < 0:
+        raise UsageError(f"Dense layers cannot be {dense_layers}.", "Use --dense-layers 2.")
+    method.check(page_size)
+    if method.budgeted and not full:
+        raise PrerequisiteError(
+            f"All layers of this model slide: there is nothing for {method.name} to make sparse.",
+            "Use a model with full-attention layers.",
+        )
+    if method.budgeted and full[-1] < dense_layers:
+        raise UsageError(
+            f"--dense-layers {dense_layers} leaves no sparse layer: the last of the model's {len(full)} full-attention "
+            f"layers is number {full[-1]}.",
+            f"Use --dense-layers {full[-1]} or fewer.",
+        )
+    return {index: Dense() if index < dense_layers else method for index in full}
+
+
+def _rotations(model: PreTrainedModel, method: Method, layers: int) -> list[Rotate | None]:
+    return rotations(model) if method.needs_rotation else [None] * layers
