@@ -13,8 +13,8 @@ OUT ?= results
 .PHONY: demo test lint types pytest wheel clean
 
 demo: .venv/installed
-	@test -n "$$(command -v g++ || command -v clang++)" || { \
-	  echo "error: no C++ compiler found; the kernels are compiled on this machine."; \
+	@test -n "$$(command -v $(CXX))" || { \
+	  echo "error: $(CXX) not found; the kernels are compiled on this machine."; \
 	  echo "next:  apt-get install g++"; exit 3; }
 	$(BIN)/questbench build
 	$(BIN)/questbench kernel --seq-len 8k,32k --max-seconds 10 --out $(OUT)

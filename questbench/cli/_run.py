@@ -96,8 +96,8 @@ def _run(experiment: Experiment, config: Any, writer: RunWriter, output: Output)
         writer.finish(exit_code=ExitCode.INTERRUPTED)
         output.error("Interrupted; what was finished is kept.", _again(writer))
         return ExitCode.INTERRUPTED
-    except QuestbenchError as error:
-        writer.finish(exit_code=error.exit_code)
+    except Exception as error:
+        writer.finish(exit_code=error.exit_code if isinstance(error, QuestbenchError) else ExitCode.UNEXPECTED)
         if fresh:  # nothing was measured: leave no empty run behind
             shutil.rmtree(writer.path, ignore_errors=True)
         else:

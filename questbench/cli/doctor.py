@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json as jsonlib
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -90,21 +91,46 @@ def _packages(versions: dict[str, str]) -> Iterator[Check]:
 
 
 def _compilers(versions: dict[str, str]) -> Iterator[Check]:
-    names = [f"{name} {versions[name]}" for name in ("g++", "clang++") if name in versions]
-    todo = "" if names else "Install g++ (apt-get install g++); until then the reference backend works."
-    yield Check("C++ compiler", "ok" if names else "missing", ", ".join(names) or "none on PATH", todo)
+    from questbench.kernels import _build
+
+    names = ", ".join(f"{name} {versions[name]}" for name in ("g++", "clang++") if name in versions)
+    if _build.compiler():
+        yield Check("C++ compiler", "ok", names or str(_build.compiler()))
+    else:
+        todo = "Set CXX=clang++." if names else "Install g++ (apt-get install g++); --backend reference needs none."
+        yield Check("C++ compiler", "missing", names or "none on PATH", todo)
     nvcc = versions.get("nvcc")
     yield Check("CUDA compiler", "ok" if nvcc else "optional", f"nvcc {nvcc}" if nvcc else "no nvcc on PATH")
 
 
 def _backends() -> Iterator[Check]:
-    from questbench import kernels
-
-    reasons = kernels.available()
+    reasons = _probe()
     works = [name for name, reason in reasons.items() if reason is None]
     for name, reason in reasons.items():
-        todo = f"Until then use --backend {works[0]}." if reason and works else ""
-        yield Check(f"backend {name}", "missing" if reason else "ok", reason or "works", todo)
+        todo = f"Until then use --backend {works[0]}." if works else "Mend torch first."
+        yield Check(f"backend {name}", "missing" if reason else "ok", reason or "works", todo if reason else "")
+
+
+def _probe() -> dict[str, str | None]:
+    """Every backend and why it does not work. Asked in another process: a torch that crashes is a finding too."""
+    from questbench import kernels
+
+    code = "import json; from questbench import kernels; print(json.dumps(kernels.available()))"
+    paths = os.pathsep.join(filter(None, [str(_paths.CHECKOUT), os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        found: dict[str, str | None] = jsonlib.loads(done.stdout.splitlines()[-1])
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
+        said = done.stderr.strip().splitlines() if "done" in locals() else []
+        return dict.fromkeys(kernels.names(), said[-1] if said else f"cannot be loaded: {error}")
+    return found
 
 
 def _cached() -> Check:

@@ -83,13 +83,7 @@ def _tasks() -> Rows:
 
 
 def _backends() -> Rows:
-    from questbench import kernels
-
-    works = kernels.available()
-    return [
-        {"name": found.name, "works_here": works.get(found.name) or "yes", "summary": found.summary}
-        for found in describe("questbench.kernels")
-    ]
+    return [{"name": found.name, "summary": found.summary} for found in describe("questbench.kernels")]
 
 
 def _models() -> Rows:
@@ -129,5 +123,6 @@ HEADERS = {"summary": "what it is", "heads": "query heads", "kv_bytes_per_token"
 REMARKS = {
     "methods": "Parameters are set with -M name=value, or -M method.name=value for one method.",
     "tasks": "Parameters stand behind the name: --task kv:records=full",
+    "backends": "Which of them work on this machine: questbench doctor",
     "models": "--model takes a local folder or, with --online, a hub id too; kernel --shape takes no 'shape:' prefix.",
 }

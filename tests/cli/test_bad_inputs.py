@@ -122,7 +122,7 @@ def run(tmp_path: Path) -> Path:
 
     from questbench.experiments.kernel import KernelConfig
 
-    config = asdict(KernelConfig(seq_lens=[4096]))
+    config = asdict(KernelConfig(seq_lens=[4096], backend="reference"))
     with store.create_run(
         tmp_path / "results", "kernel", ["questbench", "kernel"], config, environment.collect()
     ) as run:
@@ -179,7 +179,7 @@ def test_resume_with_the_wrong_verb(questbench: Callable[..., Any], run: Path) -
 
 
 def test_resume_with_another_configuration(questbench: Callable[..., Any], run: Path) -> None:
-    ended = questbench("kernel", "--resume", run, "--budget", "1k", "--backend", "reference")
+    ended = questbench("kernel", "--resume", run, "--budget", "1k")
     refused(ended, USAGE, "budgets: [2048] then, [1024] now")
 
 
@@ -194,7 +194,7 @@ def test_resume_while_another_process_writes(questbench: Callable[..., Any], run
     from questbench.records import journal
 
     with journal.lock(run):
-        refused(questbench("kernel", "--resume", run, "--backend", "reference"), PREREQUISITE, "Another process")
+        refused(questbench("kernel", "--resume", run), PREREQUISITE, "Another process")
 
 
 # ---- models -------------------------------------------------------------------------------------------------------
