@@ -1,0 +1,195 @@
+"""Models in a folder of safetensors files, local or from the hub's cache: checked before they are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from questbench.errors import PrerequisiteError, QuestbenchError
+from questbench.models.loading import check_memory
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model", "*.tiktoken"]
+SAMPLE = 1 << 20
+
+
+def from_hub(name: str, *, online: bool, with_code: bool) -> Path:
+    """Folder of a hub model's snapshot: safetensors, configuration and tokenizer, never pickles.
+
+    Raises:
+        PrerequisiteError: it is not on this machine, or cannot be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            name, allow_patterns=WANTED + (["*.py"] if with_code else []), local_files_only=not online
+        )
+    except Exception as error:
+        if not online:
+            raise PrerequisiteError(
+                f"'{name}' is neither a folder nor a model that has been downloaded to this machine.",
+                f"Download it with --online, or with: hf download {name}. Without network: --model constructed.",
+            ) from error
+        raise PrerequisiteError(
+            f"'{name}' cannot be downloaded: {first_line(error)}",
+            "Check the name, the network and, for gated models, run: hf auth login.",
+        ) from error
+    check(Path(folder))
+    return Path(folder)
+
+
+def check(folder: Path) -> None:
+    """Look at a folder's files without loading them.
+
+    Raises:
+        PrerequisiteError: it holds no usable model.
+    """
+    if not folder.is_dir():
+        raise PrerequisiteError(f"{folder} is not a folder.", "Give the folder that holds config.json.")
+    config = _json(folder / "config.json")
+    if config is None:
+        raise PrerequisiteError(
+            f"{folder} has no config.json: it is not a model folder.", "Give the folder that holds config.json."
+        )
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise PrerequisiteError(f"{folder / 'config.json'} names no model_type.", "Download the model again.")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        if any(path for pattern in PICKLES for path in folder.glob(pattern)):
+            raise PrerequisiteError(
+                f"{folder} has pickled weights only; loading a pickle runs whatever code it holds.",
+                "Convert it: model.save_pretrained(FOLDER) writes safetensors; or take a revision that has them.",
+            )
+        raise PrerequisiteError(f"{folder} has no *.safetensors weights.", "Download the model again.")
+    index = _json(folder / "model.safetensors.index.json")
+    if isinstance(index, dict):
+        missing = sorted(set(index.get("weight_map", {}).values()) - {path.name for path in weights})
+        if missing:
+            raise PrerequisiteError(f"{folder} lacks {', '.join(missing)}.", "Download the model again.")
+    for path in weights:
+        _check_weights(path)
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: str, *, trust_remote_code: bool) -> PreTrainedModel:
+    """Load a checked folder, in evaluation mode.
+
+    Raises:
+        PrerequisiteError: transformers cannot make a complete causal model of it.
+    """
+    from safetensors import safe_open
+
+    # What lies on disk may have another dtype: count entries, not bytes.
+    entries = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            entries += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    check_memory(str(folder), entries * dtype.itemsize, device)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+        model.to(device)
+    except Exception as error:
+        raise _explained(error, folder, "model", trust_remote_code) from error
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if absent:
+        raise PrerequisiteError(
+            f"{folder} is incomplete: {len(absent)} weights are absent or of the wrong shape, such as {absent[0]}.",
+            "Download the model again.",
+        )
+    for name, parameter in model.named_parameters():
+        # A sum needs no temporary tensor of the parameter's size, and NaN or infinity stays in it.
+        if not bool(torch.isfinite(parameter.detach().sum(dtype=torch.float32))):
+            raise PrerequisiteError(
+                f"The weights of {folder} are not finite: {name} has NaN or infinity.",
+                "Download the model again; if the weights are fp16 overflows, use --dtype bf16.",
+            )
+    return model.eval()
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool, needed: bool) -> Any:
+    """The folder's tokenizer, or ``None`` where there is none and none is needed.
+
+    Raises:
+        PrerequisiteError: there is none, or it is broken.
+    """
+    if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        if not needed:
+            return None
+        raise PrerequisiteError(
+            f"{folder} has no tokenizer.", "Put tokenizer.json beside config.json: tokenizer.save_pretrained(FOLDER)."
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _explained(error, folder, "tokenizer", trust_remote_code) from error
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of config.json and of each weight file's size, first, middle and last megabyte: tells models apart fast."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for start in (0, max(size // 2, 0), max(size - SAMPLE, 0)):
+                file.seek(start)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, short enough for a message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _explained(error: Exception, folder: Path, what: str, trusted: bool) -> QuestbenchError:
+    if isinstance(error, QuestbenchError):
+        return error
+    if "trust_remote_code" in str(error) and not trusted:
+        return PrerequisiteError(
+            f"The {what} in {folder} brings Python code of its own, which is not run unasked.",
+            "Read the code, then repeat with --trust-remote-code.",
+        )
+    if "Unrecognized configuration class" in str(error):
+        return PrerequisiteError(f"{folder} holds no causal language model.", "Use a decoder-only model.")
+    return PrerequisiteError(
+        f"The {what} in {folder} cannot be loaded: {first_line(error)}", "Download the model again, or use another."
+    )
+
+
+def _check_weights(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as weights:
+            weights.keys()
+    except (SafetensorError, OSError, ValueError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        raise PrerequisiteError(
+            f"{path} ({size:,} bytes) is truncated or corrupt: {first_line(error)}", "Download the model again."
+        ) from error
+
+
+def _json(path: Path) -> Any:
+    """What a JSON file holds; ``None`` if there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise PrerequisiteError(f"{path} cannot be read: {first_line(error)}", "Download the model again.") from error

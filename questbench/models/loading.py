@@ -1,0 +1,132 @@
+"""From what the user names (``--model``) to a model in memory, or to a message that says what is missing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from questbench.errors import PrerequisiteError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and what a record must say about it."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    """``None`` for random weights."""
+    name: str
+    """As the user named it."""
+    dense_layers: int = 2
+    """Default of ``--dense-layers``."""
+    page_size: int = 16
+    """Default of ``--page-size``."""
+    random_weights: bool = False
+    sha: str | None = None
+    """Commit of a hub model, fingerprint of a local folder."""
+
+
+def resolve(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    seed: int = 0,
+    online: bool = False,
+    trust_remote_code: bool = False,
+    layers: int | None = None,
+    need_tokenizer: bool = True,
+) -> LoadedModel:
+    """Load a model.
+
+    Args:
+        name: ``constructed``, ``shape:NAME``, a local folder or a hub id.
+        dtype: of weights and cache.
+        device: where to put it.
+        seed: of random weights.
+        online: download from the hub what is not there yet.
+        trust_remote_code: run Python code that comes with the model.
+        layers: only so many layers (``shape:`` alone).
+        need_tokenizer: refuse a folder without a tokenizer.
+
+    Raises:
+        UsageError: the name means nothing.
+        PrerequisiteError: the model is not there, incomplete, broken or of an unknown kind.
+    """
+    _check_device(device)
+    if layers is not None and not name.startswith("shape:"):
+        raise UsageError(f"Only shape: models can be cut to {layers} layers, not '{name}'.", "Leave the limit out.")
+    if name == "constructed":
+        return _constructed(dtype, device)
+    if name.startswith("shape:"):
+        from questbench.models import _random_weights
+
+        model = _random_weights.build(name.removeprefix("shape:"), dtype, device, seed, layers)
+        return LoadedModel(model, None, name, random_weights=True)
+    from questbench.models import _folder
+
+    folder = Path(name).expanduser()
+    if folder.exists():
+        _folder.check(folder)
+        sha = _folder.fingerprint(folder)
+    elif name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
+        raise UsageError(
+            f"There is no model folder '{name}'.",
+            "Give a folder, a hub id (owner/name), shape:NAME or constructed; list them with: questbench ls models",
+        )
+    else:
+        folder = _folder.from_hub(name, online=online, with_code=trust_remote_code)
+        sha = folder.name
+    model = _folder.load_model(folder, dtype, device, trust_remote_code=trust_remote_code)
+    tokenizer = _folder.load_tokenizer(folder, trust_remote_code=trust_remote_code, needed=need_tokenizer)
+    return LoadedModel(model, tokenizer, name, sha=sha)
+
+
+def _constructed(dtype: torch.dtype, device: str) -> LoadedModel:
+    from questbench.models.constructed import EMBEDDED, build
+
+    model, tokenizer = build(dtype)
+    model.to(device)
+    return LoadedModel(model, tokenizer, EMBEDDED.name, EMBEDDED.dense_layers, EMBEDDED.page_size)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UsageError(f"Unknown device '{device}'.", "Use --device cpu or --device cuda.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise PrerequisiteError("There is no usable CUDA device.", "See: questbench doctor")
+
+
+def check_memory(name: str, needed: int, device: str) -> None:
+    """Refuse weights that cannot fit, rather than be killed while they load.
+
+    Raises:
+        PrerequisiteError: there is not enough free memory.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        try:
+            lines = Path("/proc/meminfo").read_text().splitlines()
+        except OSError:
+            return  # Not Linux: let the system decide.
+        free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), needed)
+    if needed > free:
+        raise PrerequisiteError(
+            f"The weights of {name} need {needed / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free.",
+            "Use a smaller model, or --dtype bf16.",
+        )
