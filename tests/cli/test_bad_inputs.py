@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,7 +66,7 @@ VALUES: dict[str, tuple[str, int, str]] = {
     "no time": ("kernel --max-seconds 0", USAGE, "--max-seconds 0"),
     "time that is no number": ("kernel --max-seconds nan", USAGE, "--max-seconds nan"),
     "seed": ("kernel --seed lucky", USAGE, "--seed"),
-    "head size that no kernel has": ("kernel --head-dim 7", USAGE, "7"),
+    "odd head size": ("kernel --head-dim 7", USAGE, "7"),
     "negative dense layers": ("accuracy --task passkey --dense-layers -1", USAGE, "'-1' is not a value"),
     "no sparse layer left": ("accuracy --task passkey --dense-layers 99 --samples 1", USAGE, "sparse"),
     "yardstick in kernel": ("kernel --method dense,oracle", USAGE, "yardstick"),
@@ -241,6 +242,7 @@ def test_corrupt_model_configuration(questbench: Callable[..., Any], model: Path
 
 def test_unknown_architecture(questbench: Callable[..., Any], model: Path) -> None:
     (model / "config.json").write_text(json.dumps({**LLAMA, "model_type": "perceptron"}))
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
     refused(score(questbench, model), PREREQUISITE, "perceptron")
 
 
@@ -256,6 +258,33 @@ def test_model_with_pickled_weights_only(questbench: Callable[..., Any], model: 
 def test_corrupt_weights(questbench: Callable[..., Any], model: Path) -> None:
     (model / "model.safetensors").write_bytes(b"not a tensor in sight")
     refused(score(questbench, model), PREREQUISITE, "model.safetensors")
+
+
+def test_model_without_tokenizer(questbench: Callable[..., Any], model: Path) -> None:
+    save_tiny(model)
+    refused(score(questbench, model), PREREQUISITE, "tokenizer")
+
+
+def test_weights_that_are_not_numbers(questbench: Callable[..., Any], model: Path) -> None:
+    save_tiny(model, spoil=float("nan"))
+    refused(score(questbench, model), PREREQUISITE, "NaN")
+
+
+def test_weights_that_are_missing(questbench: Callable[..., Any], model: Path) -> None:
+    save_tiny(model)
+    (model / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 3}))
+    refused(score(questbench, model), PREREQUISITE, "incomplete")
+
+
+def save_tiny(folder: Path, spoil: float | None = None) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**{name: LLAMA[name] for name in LLAMA if name != "architectures"}))
+    if spoil is not None:
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight[3, 4] = spoil
+    model.save_pretrained(folder)
 
 
 # ---- machine ------------------------------------------------------------------------------------------------------
