@@ -49,9 +49,7 @@ def questbench_attention(
     if kwargs.get("is_causal", getattr(module, "is_causal", True)) is False:
         raise PrerequisiteError(f"{type(module).__name__} is not causal: not supported.", "Use a text decoder.")
     if module.training and dropout > 0:
-        raise UsageError(
-            "questbench attention is for inference, and this model is in training.", "Call model.eval()."
-        )
+        raise UsageError("questbench attention is for inference, and this model is in training.", "Call model.eval().")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     scoring = Scoring(scale, softcap or 0.0, None if s_aux is None else s_aux.detach().float())
     if isinstance(key, KVHandle):
