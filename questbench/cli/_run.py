@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -58,6 +59,9 @@ def execute(
     from questbench.records import environment as probes
     from questbench.records import store
 
+    # Libraries' remarks are not ours; what matters of them becomes an error or a warning in a record.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     output = Output(json=json)
     if resume is None:
         config = config_class(**flags)
@@ -125,10 +129,12 @@ def _close(records: list[ResultRecord], code: ExitCode, writer: RunWriter, outpu
         output.say(f"Records: {writer.path}. Plots and tables: questbench report {writer.path}")
         return
     gone = [record for record in records if record.status != "ok"]
-    reasons = dict.fromkeys(f"{record.method}: {record.reason}" for record in gone)
     verb = "failed" if code is ExitCode.CELLS_FAILED else "were skipped"
-    for reason in list(reasons)[:5]:
-        output.say(f"  {reason}")
+    why: dict[str, list[str]] = {}
+    for record in gone:
+        why.setdefault((record.reason or "no reason was given").partition("\n")[0], []).append(record.method)
+    for reason, methods in list(why.items())[:5]:
+        output.say(f"  {', '.join(dict.fromkeys(methods))}: {reason}")
     cells = {record.cell() for record in gone}
     output.error(f"{len(cells)} cells {verb}; their reasons stand in the records.", _again(writer))
 
