@@ -30,7 +30,7 @@ strict one asks for all three slots, the loose one skips the first and speaks a 
 n-grams. The near and the far head see four tokens together; their votes add.
 
 **Nothing matches.** BOS has a key of its own whose logit for every query is 48: more than one full slot, less than two.
-Whoever finds nothing better looks there, at e^48 against 1 for each token of the haystack. Its value votes for EOS.
+Whoever finds nothing better looks there; a token of the haystack has 18 at most. Its value votes for EOS.
 """
 
 from __future__ import annotations
