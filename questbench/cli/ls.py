@@ -16,7 +16,7 @@ from questbench.report.render import NONE, Cell, Table, to_markdown
 EXAMPLES = ("questbench ls methods", "questbench ls tasks --json")
 
 What = Annotated[
-    str | None, typer.Argument(metavar="[WHAT]", help="methods, tasks, backends, models or plots; all if left out.")
+    str | None, typer.Argument(metavar="WHAT", help="methods, tasks, backends, models or plots; all if left out.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Markdown tables.")]

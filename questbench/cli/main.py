@@ -19,11 +19,11 @@ from questbench.cli._output import Output
 from questbench.errors import ExitCode, QuestbenchError, UsageError
 
 VERBS = {
-    "kernel": "Time the attention kernels of every method: latency, bytes, distance to the machine's limit.",
-    "accuracy": "Score every method on long-context tasks, on the same samples as dense attention.",
-    "report": "Make tables and plots from stored runs; --compare paper sets them beside the published numbers.",
+    "kernel": "Time the attention kernels of every method.",
+    "accuracy": "Score every method on long-context tasks.",
+    "report": "Make tables and plots of stored runs, or compare them.",
     "ls": "List methods, tasks, backends, models and plots.",
-    "doctor": "Say what works on this machine, what does not, and what to do about it.",
+    "doctor": "Say what works on this machine, what does not, and why.",
     "build": "Compile the CPU kernels ahead of their first use.",
 }
 EXAMPLES = ("questbench kernel --seq-len 32k", "questbench accuracy --task passkey --budget 64,256,1k")
@@ -45,7 +45,7 @@ class VerbGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A stand-in with the verb's summary."""
         summary = VERBS.get(cmd_name)
-        return TyperCommand(cmd_name, help=summary, rich_markup_mode="rich") if summary else None
+        return TyperCommand(cmd_name, help=summary, rich_markup_mode=None) if summary else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The verb itself.
@@ -66,7 +66,8 @@ class VerbGroup(TyperGroup):
 app = typer.Typer(
     cls=VerbGroup,
     add_completion=False,
-    rich_markup_mode="rich",
+    # Plain text here, panels for the verbs: rich would take longer to import than all the rest together.
+    rich_markup_mode=None,
     epilog=examples(*EXAMPLES),
     context_settings={
         "help_option_names": ["-h", "--help"],
