@@ -15,7 +15,7 @@ namespace questbench {
 
 constexpr int64_t kChunk = 1024;
 // Tiles between the one in work and the one that is fetched; see dots.h.
-inline int64_t fetch_distance(int64_t heads) { return heads > 1 ? 4 : 1; }
+inline int64_t fetch_distance(int64_t heads) { return heads > 1 ? 2 : 1; }
 
 template <typename T>
 struct Attend {
@@ -54,15 +54,17 @@ struct Attend {
   int64_t items() const { return paged.rows * lists * chunks; }
 };
 
-template <typename T, int kHeads, int kPairs>
+// Columns of a tile for kHeads heads; every row fetches kLines lines of the row of `next` at the same place.
+template <typename T, int kHeads, int kPairs, int kLines>
 __attribute__((always_inline)) inline void add_block(const T* tile, int count, const float* p, int64_t p_stride,
-                                                     int64_t n, float* acc) {
+                                                     int64_t n, float* acc, const T* next) {
   Vec sum[kHeads][2 * kPairs];
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h)
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * kPairs; ++i) sum[h][i] = load(acc + h * n + i * kLanes);
   for (int t = 0; t < count; ++t) {
+    if (kLines > 0) prefetch_row(next + t * n, kLines * 64);
     Vec row[2 * kPairs];
 #pragma GCC unroll 8
     for (int i = 0; i < kPairs; ++i) load_pair(tile + t * n + 32 * i, &row[2 * i], &row[2 * i + 1]);
@@ -82,11 +84,21 @@ __attribute__((always_inline)) inline void add_block(const T* tile, int count, c
 // The columns [d, d + 32 kPairs) for all heads, two at a time: whole rows in order suit the hardware's prefetcher.
 template <typename T, int kPairs>
 inline void add_columns(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t n, int64_t d,
-                        float* acc) {
-  int g = 0;
+                        float* acc, const T* next) {
+  constexpr int kAll = kPairs * 32 * sizeof(T) / 64, kHalf = kAll / 2;
+  tile += d, acc += d, next += d;
+  if (heads == 1) return add_block<T, 1, kPairs, kAll>(tile, count, p, p_stride, n, acc, next);
+  if (heads < 4) {
+    add_block<T, 2, kPairs, kAll>(tile, count, p, p_stride, n, acc, next);
+  } else {
+    add_block<T, 2, kPairs, kHalf>(tile, count, p, p_stride, n, acc, next);
+    add_block<T, 2, kPairs, kAll - kHalf>(tile, count, p + 2 * p_stride, p_stride, n, acc + 2 * n,
+                                          next + kHalf * (64 / sizeof(T)));
+  }
+  int g = heads < 4 ? 2 : 4;
   for (; g + 2 <= heads; g += 2)
-    add_block<T, 2, kPairs>(tile + d, count, p + g * p_stride, p_stride, n, acc + g * n + d);
-  if (g < heads) add_block<T, 1, kPairs>(tile + d, count, p + g * p_stride, p_stride, n, acc + g * n + d);
+    add_block<T, 2, kPairs, 0>(tile, count, p + g * p_stride, p_stride, n, acc + g * n, next);
+  if (g < heads) add_block<T, 1, kPairs, 0>(tile, count, p + g * p_stride, p_stride, n, acc + g * n, next);
 }
 
 // acc[g][d] += sum_t p[g][t] v[t][d] over one tile of `count` rows; whole blocks of 32 channels stay tangled.
@@ -94,10 +106,10 @@ template <typename T, int D>
 inline void add_values(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t width, float* acc,
                        const T* next) {
   const int64_t n = D > 0 ? D : width;
-  if (next != nullptr) prefetch_slowly(next, count * n * static_cast<int64_t>(sizeof(T)));
+  if (next == nullptr) next = tile;
   int64_t d = 0;
-  for (; d + 128 <= n; d += 128) add_columns<T, 4>(tile, count, p, p_stride, heads, n, d, acc);
-  for (; d + 32 <= n; d += 32) add_columns<T, 1>(tile, count, p, p_stride, heads, n, d, acc);
+  for (; d + 128 <= n; d += 128) add_columns<T, 4>(tile, count, p, p_stride, heads, n, d, acc, next);
+  for (; d + 32 <= n; d += 32) add_columns<T, 1>(tile, count, p, p_stride, heads, n, d, acc, next);
   for (int g = 0; g < heads; ++g)
     for (int64_t c = d; c < n; ++c)
       for (int t = 0; t < count; ++t) acc[g * n + c] += p[g * p_stride + t] * to_float(tile[t * n + c]);

@@ -57,53 +57,76 @@ struct Row<bf16, D> {
 };
 #endif
 
-// One block of up to 16 rows against one query. kFetch: each row also fetches one row of `next`.
-template <typename T, int D, bool kFetch>
-__attribute__((noinline)) void dots_of(const T* rows, int64_t row_stride, int count, const Query<T>* q, int64_t n,
-                                       float* out, const T* next, int64_t next_stride) {
+// One row after the other against one query, the 16 sums in registers. kStride > 0 is a compile-time row stride.
+template <typename T, int D, int kStride, int kLines>
+__attribute__((always_inline)) inline Vec full_block(const T* rows, int64_t row_stride, const Query<T>* q, int64_t n,
+                                                     const T* next, int64_t next_stride) {
   Vec partial[kLanes];
-  if (count == kLanes) {
-    const T* row = rows;
+  const T* row = rows;
 #pragma GCC unroll 16
-    for (int t = 0; t < kLanes; ++t, row += row_stride) {
-      if (kFetch) {
-        prefetch_row<true>(next, n * static_cast<int64_t>(sizeof(T)));
-        next += next_stride;
-      }
-      partial[t] = Row<T, D>::dot(row, q, n);
-      // Keeps the rows in order and their addresses few; else all 16 are worked out first and spill the sums.
-      asm volatile("" : "+r"(row));
-    }
-  } else {
-    for (int t = 0; t < kLanes; ++t) partial[t] = Row<T, D>::dot(rows + (t < count ? t : 0) * row_stride, q, n);
+  for (int t = 0; t < kLanes; ++t) {
+    if (kLines > 0) prefetch_row(next + t * next_stride, kLines * 64);
+    partial[t] = Row<T, D>::dot(kStride > 0 ? rows + t * kStride : row, q, n);
+    row += row_stride;
+    // Keeps the rows in order and their addresses few; else all 16 are worked out first and spill the sums.
+    if (kStride == 0) asm volatile("" : "+r"(row));
   }
-  store(out, sums_of(partial));
+  return sums_of(partial);
+}
+
+template <typename T, int D>
+__attribute__((noinline)) void part_block(const T* rows, int64_t row_stride, int count, const Query<T>* q, int64_t n,
+                                          int group, float* out, int64_t out_stride) {
+  for (int g = 0; g < group; ++g) {
+    Vec partial[kLanes];
+    for (int t = 0; t < kLanes; ++t)
+      partial[t] = Row<T, D>::dot(rows + (t < count ? t : 0) * row_stride, q + g * n, n);
+    store(out + g * out_stride, sums_of(partial));
+  }
+}
+
+template <typename T, int D, int kStride>
+__attribute__((noinline)) void single_query(const T* rows, int64_t row_stride, const Query<T>* q, int64_t n, float* out,
+                                            const T* next, int64_t next_stride) {
+  store(out, full_block<T, D, kStride, (D > 0 ? D : 64) * sizeof(T) / 64>(rows, row_stride, q, n, next, next_stride));
+}
+
+template <typename T, int D, int kStride>
+__attribute__((noinline)) void several_queries(const T* rows, int64_t row_stride, const Query<T>* q, int64_t n,
+                                               int group, float* out, int64_t out_stride, const T* next,
+                                               int64_t next_stride) {
+  const int64_t lines = n * static_cast<int64_t>(sizeof(T)) / 64, each = (lines + group - 1) / group;
+  for (int g = 0; g < group; ++g) {
+    const T* part = next + g * each * (64 / sizeof(T));
+    Vec sums;
+    if (g * each >= lines) {
+      sums = full_block<T, D, kStride, 0>(rows, row_stride, q + g * n, n, nullptr, 0);
+    } else if (each == 1) {
+      sums = full_block<T, D, kStride, 1>(rows, row_stride, q + g * n, n, part, next_stride);
+    } else {
+      sums = full_block<T, D, kStride, 2>(rows, row_stride, q + g * n, n, part, next_stride);
+    }
+    store(out + g * out_stride, sums);
+  }
 }
 
 // out[g * out_stride + t] = q[g] . rows[t] for t < 16; lanes from `count` on hold rubbish.
 //
 // One query at a time against 16 rows: the 16 running sums stay in registers, the rows in the first-level cache.
-// `next` (may be null) is the first of `count` rows that will be read later; they are fetched ahead. With one query
-// the fetches are spread over the rows and keep the queue of outstanding misses filled. With several, the first pass
-// would wait for its own rows: they are fetched well ahead, in one go. Both measured.
+// `next` is the first of 16 readable rows that will be read later (or these again); they are fetched ahead. With one
+// query each row fetches a whole row, with several each pass over the rows fetches its share of every row.
 template <typename T, int D>
 inline void dots(const T* rows, int64_t row_stride, int count, const Query<T>* q, int64_t width, int group, float* out,
                  int64_t out_stride, const T* next, int64_t next_stride) {
   const int64_t n = D > 0 ? D : width;
-  if (next == nullptr) {
-    for (int g = 0; g < group; ++g) dots_of<T, D, false>(rows, row_stride, count, q + g * n, n, out + g * out_stride, next, 0);
-  } else if (group == 1) {
-    dots_of<T, D, true>(rows, row_stride, count, q, n, out, next, next_stride);
-  } else {
-    const int64_t bytes = n * static_cast<int64_t>(sizeof(T));
-    if (next_stride == n) {
-      prefetch_slowly(next, count * bytes);
-    } else {
-#pragma GCC unroll 1
-      for (int t = 0; t < count; ++t) prefetch_slowly(next + t * next_stride, bytes);
-    }
-    for (int g = 0; g < group; ++g) dots_of<T, D, false>(rows, row_stride, count, q + g * n, n, out + g * out_stride, next, 0);
+  if (next == nullptr) next = rows, next_stride = row_stride;
+  if (count < kLanes) return part_block<T, D>(rows, row_stride, count, q, n, group, out, out_stride);
+  if (row_stride == D && next_stride == D) {
+    if (group == 1) return single_query<T, D, D>(rows, D, q, n, out, next, D);
+    return several_queries<T, D, D>(rows, D, q, n, group, out, out_stride, next, D);
   }
+  if (group == 1) return single_query<T, D, 0>(rows, row_stride, q, n, out, next, next_stride);
+  several_queries<T, D, 0>(rows, row_stride, q, n, group, out, out_stride, next, next_stride);
 }
 
 }  // namespace questbench

@@ -43,10 +43,10 @@ void score_pages(const Paged<T>& paged, int64_t row, int64_t first, int64_t last
     for (int64_t head = 0; head < paged.kv_heads; ++head) {
       const Query<T>* own = q + head * group * 2 * paged.head_dim;
       if (straight) {
-        // With one query per KV head the bounds of the next head, which lie behind these; else the next block.
-        const T* next = group == 1 && head + 1 < paged.kv_heads ? paged.bounds_of(row, page, head + 1)
-                        : ahead + count <= end                  ? paged.bounds_of(row, ahead, group == 1 ? 0 : head)
-                                                                : nullptr;
+        // The bounds of the next head lie right behind these.
+        const T* next = head + 1 < paged.kv_heads ? paged.bounds_of(row, page, head + 1)
+                        : ahead + count <= end    ? paged.bounds_of(row, ahead, 0)
+                                                  : nullptr;
         dots<T, 2 * D>(paged.bounds_of(row, page, head), step, count, own, 2 * paged.head_dim, group, out, kLanes, next, step);
       } else {
         float single[kMaxGroup * kLanes];

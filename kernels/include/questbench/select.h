@@ -1,7 +1,7 @@
 // The `wanted` best pages of one head, exact on the given fp32 scores, in ascending order.
 //
-// Scores become monotone 32-bit keys (NaN first, then by value, +0 and -0 alike); a radix search over 8-bit digits
-// finds the smallest key that is still taken; equal keys are taken from the lower page on.
+// Scores become monotone 32-bit keys (NaN first, then by value, +0 and -0 alike); a binary search over the bits of the
+// key finds the smallest one that is still taken; equal keys are taken from the lower page on.
 #pragma once
 
 #include <algorithm>
@@ -14,12 +14,13 @@ namespace questbench {
 
 enum class Merge { kNone = 0, kSumSoftmax = 1, kMax = 2 };
 
+// Branch-free, so that loops over it become vector code.
 inline uint32_t order_key(float score) {
-  if (score != score) return 0xffffffffu;
   score += 0.0f;  // -0 becomes +0
-  uint32_t bits;
+  int32_t bits;
   std::memcpy(&bits, &score, 4);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  const uint32_t key = static_cast<uint32_t>(bits) ^ (static_cast<uint32_t>(bits >> 31) | 0x80000000u);
+  return score != score ? 0xffffffffu : key;
 }
 
 // Scores of a group's query heads as one list: `out` may be `scores` itself for one head.
@@ -71,30 +72,43 @@ inline int64_t select_pages(const float* scores, int64_t pages, int64_t wanted, 
   }
   std::vector<uint32_t> keys(pages);
   for (int64_t p = 0; p < pages; ++p) keys[p] = order_key(scores[p]);
-  // The digit-wise search narrows the keys that may be the last one taken.
-  std::vector<uint32_t> open(keys);
-  uint32_t prefix = 0;
-  int64_t left = wanted;
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    int64_t counts[256] = {};
-    for (uint32_t key : open) ++counts[(key >> shift) & 255];
-    int digit = 255;
-    while (counts[digit] < left) left -= counts[digit--];
-    prefix |= static_cast<uint32_t>(digit) << shift;
-    size_t kept = 0;
-    for (uint32_t key : open) {
-      open[kept] = key;
-      kept += ((key >> shift) & 255) == static_cast<uint32_t>(digit);
+  // The largest threshold that at least `wanted` keys reach, bit by bit; every count is one pass of vector compares.
+  uint32_t threshold = 0;
+  int64_t reached = pages;
+  for (int bit = 31; bit >= 0 && reached != wanted; --bit) {
+    const uint32_t trial = threshold | (1u << bit);
+    uint32_t count = 0;
+    for (int64_t p = 0; p < pages; ++p) count += keys[p] >= trial;
+    if (count >= wanted) {
+      threshold = trial;
+      reached = count;
     }
-    open.resize(kept);
   }
-  // Everything above `prefix`, and the first `left` pages that equal it.
-  int64_t taken = 0;
-  for (int64_t p = 0; p < pages && taken < wanted; ++p) {
-    const bool equal = keys[p] == prefix && left > 0;
-    left -= equal;
-    out[taken] = static_cast<int32_t>(p);
-    taken += keys[p] > prefix || equal;
+  // Everything above the threshold, and of the keys that equal it the first ones: drop `reached - wanted` from the end.
+  int64_t spare = 0;
+  if (reached > wanted)
+    for (int64_t p = 0; p < pages; ++p) spare += keys[p] == threshold;
+  int64_t equal = spare - (reached - wanted), taken = 0;
+  if (reached == wanted) equal = pages;
+#if defined(__AVX512F__)
+  if (reached == wanted) {
+    const __m512i least = _mm512_set1_epi32(static_cast<int32_t>(threshold)), step = _mm512_set1_epi32(kLanes);
+    __m512i ids = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    int64_t p = 0;
+    for (; p + kLanes <= pages; p += kLanes, ids = _mm512_add_epi32(ids, step)) {
+      const __mmask16 hit = _mm512_cmpge_epu32_mask(_mm512_loadu_si512(&keys[p]), least);
+      const int count = __builtin_popcount(hit);
+      _mm512_mask_storeu_epi32(out + taken, static_cast<__mmask16>((1u << count) - 1), _mm512_maskz_compress_epi32(hit, ids));
+      taken += count;
+    }
+    for (; p < pages; ++p)
+      if (keys[p] >= threshold) out[taken++] = static_cast<int32_t>(p);
+    return taken;
+  }
+#endif
+  for (int64_t p = 0; p < pages; ++p) {
+    if (keys[p] < threshold || (keys[p] == threshold && equal-- <= 0)) continue;
+    out[taken++] = static_cast<int32_t>(p);
   }
   return taken;
 }

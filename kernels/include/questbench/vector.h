@@ -198,16 +198,10 @@ __attribute__((always_inline)) inline Vec sums_of(const Vec* rows) {
 #endif
 }
 
-// Fetches ahead: `near` into the first-level cache, for what is used next, or the second level, for what is used later.
-template <bool kNear>
+// Fetches ahead into the first-level cache. Spread such calls over the work: some processors drop fetches that come
+// faster than misses can be tracked.
 inline void prefetch_row(const void* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, kNear ? 3 : 2);
-}
-
-// A run of lines, one at a time: some processors drop fetches that come faster than misses can be tracked.
-inline void prefetch_slowly(const void* p, int64_t bytes) {
-#pragma GCC unroll 1
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 3);
 }
 
 }  // namespace questbench
