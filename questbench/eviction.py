@@ -16,6 +16,8 @@ def kept_slots(positions: Tensor, mass: Tensor | None, keep: Keep) -> Tensor:
         mass: ``[Hk, n]`` fp32, or ``None`` where ``keep.by`` is ``age``.
     """
     positions = positions.long()
+    if positions.shape[1] <= keep.entries:
+        return positions.argsort(dim=1)
     newest = positions.amax(1, keepdim=True)
     safe = (positions < keep.sinks) | (positions > newest - keep.recent)
     if keep.by == "mass":

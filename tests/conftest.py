@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,18 @@ def questbench(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         return Ended(code, shown.out, shown.err)
 
     return run
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def ops(request: pytest.FixtureRequest) -> Any:
+    """Every CPU backend; a test with it runs once per backend."""
+    from questbench import kernels
+    from questbench.errors import PrerequisiteError
+
+    try:
+        return kernels.load(request.param)
+    except PrerequisiteError as error:
+        pytest.skip(error.message)
 
 
 def pytest_configure() -> None:
