@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from questbench import attention
 from questbench.attention import Observer, Scoring
 from questbench.cache import LayerCache, Rotate
@@ -16,7 +18,6 @@ from questbench.methods.quest import Quest
 from questbench.methods.random import Random
 from questbench.methods.streaming_llm import StreamingLLM
 from questbench.methods.tova import TOVA
-from torch import Tensor
 
 # Tiny tensors: threads cost more than they save.
 torch.set_num_threads(1)

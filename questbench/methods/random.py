@@ -27,9 +27,9 @@ class Random(PageYardstick):
         from questbench.seeding import derive
 
         rows, heads, pages = q.shape[0], q.shape[1], layer.page_table.shape[1]
-        noise = []
-        for length in layer.seen:
+        scores = torch.zeros((rows, layer.kv_heads, pages))
+        for row, length in enumerate(layer.seen):
+            own = -(-layer.held[row] // layer.page_size)  # Not the longest row's: neighbours must not matter.
             generator = torch.Generator().manual_seed(derive(self.seed, layer.index, length))
-            noise.append(torch.rand((layer.kv_heads, pages), generator=generator))
-        scores = torch.stack(noise).to(q.device)
-        return scores.repeat_interleave(heads // layer.kv_heads, dim=1).view(rows, heads, pages)
+            scores[row, :, :own] = torch.rand((layer.kv_heads, own), generator=generator)
+        return scores.to(q.device).repeat_interleave(heads // layer.kv_heads, dim=1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from core_helpers import HEADS, KV_HEADS, NAMES, PAGE, Counter, Driver, run, sparse_methods
+
 from questbench.methods.dense import Dense
 from questbench.methods.quest import Quest
 
