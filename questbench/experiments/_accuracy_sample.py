@@ -163,7 +163,8 @@ def _reads(counter: ReadCounter, first_answer: int) -> dict[str, Any]:
     answer = counter.steps[first_answer:]
     if counter.needles and answer:
         reads["needle_read"] = counter.mean("needle_read", first=first_answer)
-        reads["needle_resident_first"] = all(layer.needle_resident for layer in answer[0])
+        # An upper and a lower bound of a hit: parts of the needle at the first step, all of it up to the last.
+        reads["needle_resident_first"] = all(layer.needle_present for layer in answer[0])
         reads["needle_resident_last"] = all(layer.needle_resident for layer in answer[-1])
     return reads
 

@@ -25,9 +25,11 @@ class Reads:
     everything: bool
     """Every KV head attended the whole text although it was longer than the budget."""
     needle_read: float | None
-    """Share of the evidence that was read: best span, mean over KV heads."""
+    """Share of the best mention of the answer that was read, mean over KV heads."""
     needle_resident: bool | None
-    """Some span of the evidence was resident, in whole, in every KV head."""
+    """Some mention of the answer was resident, in whole, in every KV head: enough to answer."""
+    needle_present: bool | None
+    """Every part of some mention was resident in some KV head: without that there is no answer."""
 
 
 @dataclass
@@ -37,7 +39,7 @@ class ReadCounter:
     Args:
         query_heads: query heads of the model.
         first_layer: layers before it are dense under every method and not counted.
-        needles: text positions of each span of evidence; any one span is enough to answer.
+        needles: text positions of each mention of the answer; any one of them is enough to answer.
     """
 
     query_heads: int
@@ -59,7 +61,7 @@ class ReadCounter:
         distinct = int((counts > 0).sum())
         method = layer.method
         limited = method.budgeted and seen > method.budget and layer.steps >= method.warmup_steps
-        needle_read, needle_resident = self._evidence(layer, counts)
+        needle_read, needle_resident, needle_present = self._evidence(layer, counts)
         self.steps[-1].append(
             Reads(
                 visible=int(counts.sum()) / self.query_heads,
@@ -69,6 +71,7 @@ class ReadCounter:
                 everything=limited and distinct == seen * layer.kv_heads,
                 needle_read=needle_read,
                 needle_resident=needle_resident,
+                needle_present=needle_present,
             )
         )
 
@@ -82,18 +85,20 @@ class ReadCounter:
         """Some counted layer ran dense in some step without its method asking for it."""
         return any(reads.everything for step in self.steps for reads in step)
 
-    def _evidence(self, layer: LayerCache, counts: Tensor) -> tuple[float | None, bool | None]:
+    def _evidence(self, layer: LayerCache, counts: Tensor) -> tuple[float | None, bool | None, bool | None]:
+        """(share of the best mention that was read, a mention is whole, a mention is somewhere)."""
         if not self.needles:
-            return None, None
-        held = counts.shape[1]
-        best_read, whole = 0.0, False
+            return None, None, None
+        best_read, whole, present = 0.0, False, False
         for span in self.needles:
             if layer.positions is None:
-                hit = counts[:, list(span)] > 0
-                best_read, whole = max(best_read, float(hit.float().mean())), True
+                best_read = max(best_read, float((counts[:, list(span)] > 0).float().mean()))
+                whole = present = True
                 continue
-            place = layer.positions[0, :, :held]
-            present = [(place == position) for position in span]
-            best_read = max(best_read, sum(float((p & (counts > 0)).any(1).float().mean()) for p in present) / len(span))
-            whole |= all(bool(p.any(1).all()) for p in present)
-        return best_read, whole
+            place = layer.positions[0, :, : counts.shape[1]]
+            held = [place == position for position in span]
+            share = sum(float((slots & (counts > 0)).any(1).float().mean()) for slots in held) / len(span)
+            best_read = max(best_read, share)
+            whole |= all(bool(slots.any(1).all()) for slots in held)
+            present |= all(bool(slots.any()) for slots in held)
+        return best_read, whole, present

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ class Prompt:
     steps: tuple[int, ...]
     """At least one token: its logits give the first answer token. Under ``prefill`` the last token of the prompt."""
     needles: tuple[tuple[int, ...], ...]
-    """Token positions of each span of evidence that lies in the prompt."""
+    """Token positions of each mention of the answer in the evidence; any one is enough."""
 
     @property
     def length(self) -> int:
@@ -77,9 +78,12 @@ def _offsets_by_decoding(tokenizer: Any, ids: Sequence[int], text: str) -> list[
 
 
 def _needles(sample: Sample, spans: Sequence[tuple[int, int]], limit: int) -> tuple[tuple[int, ...], ...]:
+    """Tokens of every mention of the answer in the evidence; of the whole evidence where it is not spelled out."""
+    text, answer = sample.context, sample.answers[0]
     found = []
     for first, last in sample.needles:
-        if last <= limit:
-            tokens = tuple(i for i, (start, end) in enumerate(spans) if start < last and end > first)
-            found.append(tokens)
+        mentions = [match.start() for match in re.finditer(re.escape(answer), text[first:last])]
+        for begin, end in [(first + at, first + at + len(answer)) for at in mentions] or [(first, last)]:
+            if end <= limit:
+                found.append(tuple(i for i, (start, stop) in enumerate(spans) if start < end and stop > begin))
     return tuple(span for span in found if span)
