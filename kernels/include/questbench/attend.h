@@ -178,8 +178,9 @@ void attend_chunk(const Attend<T>& job, int64_t item, float* logits, Query<T>* q
     Vec tops = splat(none), sums = {};
     for (int64_t t = 0; t < padded; t += kLanes) tops = max_of(load(own + t), tops);
     top[g] = max_of(tops);
+    const Vec base = splat(top[g] == none ? 0.0f : top[g]);  // a chunk of -inf alone weighs nothing
     for (int64_t t = 0; t < padded; t += kLanes) {
-      const Vec p = exp_of(load(own + t) - splat(top[g]));
+      const Vec p = exp_of(load(own + t) - base);
       sums += p;
       store(own + t, p);
     }
