@@ -2,7 +2,7 @@
 # make test   lint, types and tests
 #
 # The environment is .venv; PYTHON names the interpreter it is made with (3.11 or newer). torch from PyPI brings CUDA
-# on Linux, some gigabytes; for the CPU build: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# on Linux, some gigabytes; for the CPU build name its index: make demo PIP_FLAGS="--extra-index-url ..."
 
 PYTHON ?= python3
 PIP_FLAGS ?=

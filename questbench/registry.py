@@ -17,7 +17,6 @@ from typing import TypeVar
 
 from questbench.errors import UsageError
 
-
 T = TypeVar("T")
 
 

@@ -148,7 +148,9 @@ class _Records:
         """Latency and bandwidth of torch's attention."""
         seconds = self.timed["sdpa"].seconds
         stats_of = {**stats.summary(seconds), "path": path}
-        latency = self._record("sdpa", "latency", "s", stats.median(seconds), samples=seconds, stats=stats_of, stage="total")
+        latency = self._record(
+            "sdpa", "latency", "s", stats.median(seconds), samples=seconds, stats=stats_of, stage="total"
+        )
         return [latency, self._bandwidth_fraction("sdpa", self.dense_bytes)]
 
     def _latency(

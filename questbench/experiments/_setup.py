@@ -19,9 +19,7 @@ DEFAULT_BACKEND = {"cpu": "cpu"}
 PAGE_SIZES = (4, 8, 16, 32, 64, 128)
 
 
-def check_machine(
-    device: str, backend: str | None, dtype: str, page_sizes: Sequence[int], threads: int | None
-) -> None:
+def check_machine(device: str, backend: str | None, dtype: str, page_sizes: Sequence[int], threads: int | None) -> None:
     """Refuse a device, backend, dtype, page size or thread count that no cell can run with.
 
     Raises:
@@ -32,7 +30,9 @@ def check_machine(
         raise UsageError(f"Unknown dtype '{dtype}'. Known: {', '.join(DTYPES)}.", "Use --dtype bf16.")
     for size in page_sizes:
         if size not in PAGE_SIZES:
-            raise UsageError(f"Page size {size} is not one of {', '.join(map(str, PAGE_SIZES))}.", "Use --page-size 16.")
+            raise UsageError(
+                f"Page size {size} is not one of {', '.join(map(str, PAGE_SIZES))}.", "Use --page-size 16."
+            )
     if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
         raise UsageError(f"--threads {threads}: this machine has {os.cpu_count()} cores.", "Leave --threads out.")
     load_ops(device, backend)

@@ -34,15 +34,18 @@ class StagedOps(Ops):
 
     def score(self, *args: Any, **kwargs: Any) -> Tensor:
         """Timed."""
-        return self._timed("score", *args, **kwargs)
+        scores: Tensor = self._timed("score", *args, **kwargs)
+        return scores
 
     def select(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Timed."""
-        return self._timed("select", *args, **kwargs)
+        lists: tuple[Tensor, Tensor] = self._timed("select", *args, **kwargs)
+        return lists
 
     def attend(self, *args: Any, **kwargs: Any) -> Tensor:
         """Timed."""
-        return self._timed("attend", *args, **kwargs)
+        out: Tensor = self._timed("attend", *args, **kwargs)
+        return out
 
     def evict(self, *args: Any, **kwargs: Any) -> None:
         """Timed."""

@@ -27,7 +27,15 @@ class Unit:
 
 
 def unusable(
-    kind: Kind, backend: str, method: str, params: dict[str, Any], error: Exception, *, metric: str, unit: str, seed: int
+    kind: Kind,
+    backend: str,
+    method: str,
+    params: dict[str, Any],
+    error: Exception,
+    *,
+    metric: str,
+    unit: str,
+    seed: int,
 ) -> ResultRecord:
     """The record of a cell that cannot run: the reason instead of a value."""
     reason = f"{error.message} {error.hint or ''}".strip() if isinstance(error, QuestbenchError) else str(error)

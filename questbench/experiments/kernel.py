@@ -7,12 +7,12 @@ memory are timed in interleaved rounds, so that ratios are paired and every row 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from questbench import registry, units
-from questbench.errors import PrerequisiteError, QuestbenchError, UsageError
+from questbench.errors import CellError, QuestbenchError, UsageError
 from questbench.experiments._unit import Progress, Unit, unusable
 from questbench.methods._base import Method
 from questbench.methods._make import PACKAGE, check_arguments, make, method_class
@@ -108,7 +108,7 @@ def check(config: KernelConfig) -> None:
     """
     from questbench.experiments._setup import check_machine
 
-    positive = {
+    positive: Mapping[str, Sequence[int | None]] = {
         "--seq-len": config.seq_lens,
         "--budget": config.budgets,
         "--batch": config.batch,
@@ -172,8 +172,8 @@ def run(
             progress(done, len(grid), units.echo_count(cell.seq_len))
         refused = _refusals(config, cell)
         try:
-            records = measure(config, cell, refused, progress=lambda text, n=done: progress and progress(n, len(grid), text))  # type: ignore[misc]
-        except (MemoryError, PrerequisiteError) as error:
+            records = measure(config, cell, refused, progress=_within(progress, done, len(grid)))
+        except (MemoryError, CellError, OSError) as error:  # an anonymous mapping that fails is an OSError
             records = [_failed(config, cell, name, error) for name in methods(config, cell)]
         records += [_failed(config, cell, name, error) for name, error in refused.items()]
         yield Unit(cell.key, records)
@@ -199,6 +199,16 @@ def params(config: KernelConfig, cell: Cell, **more: Any) -> dict[str, Any]:
         "cache": config.cache,
         **more,
     }
+
+
+def _within(progress: Progress | None, done: int, total: int) -> Callable[[str], None]:
+    """Progress inside one cell: only the words change."""
+
+    def tell(text: str) -> None:
+        if progress:
+            progress(done, total, text)
+
+    return tell
 
 
 def _refusals(config: KernelConfig, cell: Cell) -> dict[str, QuestbenchError]:

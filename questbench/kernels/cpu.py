@@ -6,6 +6,9 @@ of a millisecond, and this way a call costs a few microseconds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -57,14 +60,10 @@ def _new_lists(scores: Tensor, width: int, merge: int, group: int) -> tuple[Tens
     return pages, torch.empty((scores.shape[0], heads), dtype=torch.int32, device=scores.device)
 
 
-def _score(
-    q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, skip_newest: bool
-) -> Tensor:
+def _score(q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, skip_newest: bool) -> Tensor:
     scores = _new_scores(q, page_table)
     threads = torch.get_num_threads()
-    _build.load_cpu().score(
-        q.contiguous(), bounds, page_table, lengths, page_size, skip_newest, scores, threads
-    )
+    _build.load_cpu().score(q.contiguous(), bounds, page_table, lengths, page_size, skip_newest, scores, threads)
     return scores
 
 
@@ -194,9 +193,7 @@ def _evict(
     recent: int,
     shared: bool,
 ) -> None:
-    _build.load_cpu().evict(
-        k_pages, v_pages, page_table, lengths, positions, mass, capacity, sinks, recent, shared
-    )
+    _build.load_cpu().evict(k_pages, v_pages, page_table, lengths, positions, mass, capacity, sinks, recent, shared)
 
 
 def _rows(entries: Tensor) -> Tensor:
@@ -207,7 +204,7 @@ def _nothing(*_: object) -> None:
     """The fake of an operator that only writes into its arguments."""
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Any]] = {
     "append": _nothing,
     "evict": _nothing,
     "score": lambda q, bounds, page_table, *_: _new_scores(q, page_table),
@@ -250,7 +247,8 @@ class CpuOps(Ops):
         self, q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, *, skip_newest: bool
     ) -> Tensor:
         """See :meth:`Ops.score`."""
-        return torch.ops.questbench_cpu.score(q, bounds, page_table, lengths, page_size, skip_newest)
+        out: Tensor = torch.ops.questbench_cpu.score(q, bounds, page_table, lengths, page_size, skip_newest)
+        return out
 
     def select(
         self,
@@ -267,9 +265,10 @@ class CpuOps(Ops):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Ops.select`."""
         number, rows = (count, None) if isinstance(count, int) else (0, count)
-        return torch.ops.questbench_cpu.select(
+        lists: tuple[Tensor, Tensor] = torch.ops.questbench_cpu.select(
             scores, lengths, page_size, number, rows, width, force_newest, _MERGES[merge], group, scale
         )
+        return lists
 
     def attend(
         self,
@@ -293,7 +292,7 @@ class CpuOps(Ops):
         """See :meth:`Ops.attend`."""
         if mass_mode == "none":
             mass = None
-        return torch.ops.questbench_cpu.attend(
+        out: Tensor = torch.ops.questbench_cpu.attend(
             q,
             k_pages,
             v_pages,
@@ -310,6 +309,7 @@ class CpuOps(Ops):
             mass_mode == "sum",
             visits,
         )
+        return out
 
     def attend_top(
         self,
@@ -331,7 +331,7 @@ class CpuOps(Ops):
     ) -> Tensor:
         """See :meth:`Ops.attend_top`: one parallel region instead of three."""
         number, rows = (count, None) if isinstance(count, int) else (0, count)
-        return torch.ops.questbench_cpu.attend_top(
+        out: Tensor = torch.ops.questbench_cpu.attend_top(
             q,
             k_pages,
             v_pages,
@@ -348,6 +348,7 @@ class CpuOps(Ops):
             sinks,
             visits,
         )
+        return out
 
     def evict(
         self,

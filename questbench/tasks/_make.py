@@ -24,7 +24,7 @@ def make_task(spec: str) -> Task:
     if not settings:
         return kind()
     hints = typing.get_type_hints(kind)
-    names = [item.name for item in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    names: list[str] = [item.name for item in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
     chosen: dict[str, Any] = {}
     for setting in settings.split(":"):
         key, equals, text = setting.partition("=")
