@@ -1,0 +1,122 @@
+"""Selection is exact on the scores it is given: ties, NaN, infinities, signed zeros, forced pages, merged heads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import REFERENCE, UNIT, generator
+from torch import Tensor
+
+from questbench import kernels
+from questbench.kernels._ops import Merge, Ops
+
+SIZE = 16
+FEW = st.sampled_from([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1.0, -1.0, 1.0 + 2**-23, 1e-45, -1e-45, 3e38])
+
+
+def agree(ops: Ops, scores: Tensor, lengths: Tensor, count: int | Tensor, **options: object) -> tuple[Tensor, Tensor]:
+    """The backend's lists equal the reference's."""
+    got = ops.select(scores, lengths, SIZE, count, **options)  # type: ignore[arg-type]
+    want = REFERENCE.select(scores, lengths, SIZE, count, **options)  # type: ignore[arg-type]
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    return got
+
+
+def working() -> list[Ops]:
+    return [
+        kernels.load(n) for n, reason in kernels.available().items() if not reason and kernels.load(n).device == "cpu"
+    ]
+
+
+@given(
+    scores=st.integers(1, 40).flatmap(
+        lambda n: st.lists(st.lists(FEW, min_size=n, max_size=n), min_size=4, max_size=4)
+    ),
+    count=st.integers(1, 45),
+    force_newest=st.booleans(),
+    merge=st.sampled_from(["none", "max"]),
+    missing=st.integers(0, 40 * SIZE),
+)
+@settings(deadline=None, derandomize=True, max_examples=150, database=None)
+def test_any_few_scores(scores: list[list[float]], count: int, force_newest: bool, merge: Merge, missing: int) -> None:
+    given_scores = torch.tensor([scores], dtype=torch.float32)
+    lengths = torch.tensor([max(0, given_scores.shape[2] * SIZE - missing)], dtype=torch.int32)
+    for ops in working():
+        agree(ops, given_scores, lengths, count, width=count, force_newest=force_newest, merge=merge, group=2)
+
+
+@pytest.mark.parametrize("pages", [1, 2, 15, 16, 17, 31, 33, 300, 2049])
+@pytest.mark.parametrize("force_newest", [False, True])
+@pytest.mark.parametrize("merge", ["none", "max"])
+def test_random_scores_with_ties(ops: Ops, pages: int, force_newest: bool, merge: Merge) -> None:
+    scores = torch.randn((3, 8, pages), generator=generator(pages))
+    scores[1] = (scores[1] * 2).round()
+    scores[2] = 1.0
+    lengths = torch.tensor([pages * SIZE, pages * SIZE - SIZE + 1, pages * SIZE // 2], dtype=torch.int32)
+    for count in (1, 2, 7, pages // 2 + 1, pages, pages + 5):
+        options = {"width": count + 3, "force_newest": force_newest, "merge": merge, "group": 4}
+        agree(ops, scores, lengths, count, **options)
+
+
+@pytest.mark.parametrize("force_newest", [False, True])
+@pytest.mark.parametrize("merge", ["none", "max", "sum_softmax"])
+def test_a_count_per_row(ops: Ops, force_newest: bool, merge: Merge) -> None:
+    scores = torch.randn((6, 4, 50), generator=generator(1))
+    lengths = torch.tensor([800, 800, 799, 0, 16, 17], dtype=torch.int32)
+    count = torch.tensor([1, 50, 7, 3, 3, 1], dtype=torch.int32)
+    pages, counts = agree(
+        ops, scores, lengths, count, width=50, force_newest=force_newest, merge=merge, group=2, scale=0.5
+    )
+    assert counts[:, 0].tolist() == [1, 50, 7, 0, 1, 1]
+    assert (pages[3] == -1).all()
+    if force_newest:
+        assert (pages[0, :, 0] == 49).all() and (pages[5, :, 0] == 1).all()
+
+
+def test_equal_scores_go_to_the_lower_page_and_nan_first(ops: Ops) -> None:
+    row = [0.0, -0.0, 5.0, torch.nan, 0.0, -torch.inf, torch.nan]
+    scores, lengths = torch.tensor([[row]]), torch.tensor([7 * SIZE], dtype=torch.int32)
+    want = {1: [3], 2: [3, 6], 3: [2, 3, 6], 4: [0, 2, 3, 6], 5: [0, 1, 2, 3, 6], 6: [0, 1, 2, 3, 4, 6]}
+    for count, pages in want.items():
+        got, counts = ops.select(scores, lengths, SIZE, count, width=count, force_newest=False)
+        assert got[0, 0].tolist() == pages and counts.tolist() == [[count]]
+
+
+def test_a_tie_of_many_more_pages_than_wanted(ops: Ops) -> None:
+    scores = torch.full((1, 2, 4000), -torch.inf)
+    scores[0, 1, 3000:] = 2.0
+    lengths = torch.tensor([4000 * SIZE], dtype=torch.int32)
+    got, _ = ops.select(scores, lengths, SIZE, 100, width=100, force_newest=False)
+    assert got[0, 0].tolist() == list(range(100)) and got[0, 1].tolist() == list(range(3000, 3100))
+
+
+@pytest.mark.parametrize("group", [1, 2, 7, 8])
+@pytest.mark.parametrize("pages", [5, 16, 100, 513])
+def test_summed_softmax_takes_the_best_up_to_rounding(ops: Ops, group: int, pages: int) -> None:
+    scores = torch.randn((2, 2 * group, pages), generator=generator(pages)) * 20
+    lengths = torch.full((2,), pages * SIZE, dtype=torch.int32)
+    options = {"force_newest": False, "merge": "sum_softmax", "group": group, "scale": 0.125}
+    wanted = pages // 3 + 1
+    got, counts = ops.select(scores, lengths, SIZE, wanted, width=wanted, **options)  # type: ignore[arg-type]
+    assert (counts == wanted).all()
+    merged = torch.softmax(0.125 * scores.double(), dim=-1).view(2, 2, group, pages).sum(2)
+    # Scaling and the subtraction of the largest score, then the sums over pages and heads and the exponential.
+    relative = UNIT * (4 * 0.125 * float(scores.abs().max()) + pages + group + 16)
+    for row in range(2):
+        for head in range(2):
+            chosen = got[row, head].long()
+            assert (chosen.diff() > 0).all()
+            rest = torch.ones(pages, dtype=torch.bool)
+            rest[chosen] = False
+            least, best = merged[row, head, chosen].min(), merged[row, head, rest].max()
+            assert least * (1 + relative) >= best * (1 - relative)
+
+
+def test_summed_softmax_of_nan_takes_the_lowest_pages(ops: Ops) -> None:
+    scores = torch.randn((1, 4, 40), generator=generator(3))
+    scores[0, 1, 30] = torch.nan
+    lengths = torch.tensor([40 * SIZE], dtype=torch.int32)
+    agree(ops, scores, lengths, 6, width=6, force_newest=True, merge="sum_softmax", group=4, scale=1.0)
