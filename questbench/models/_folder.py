@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from questbench.errors import PrerequisiteError, QuestbenchError
 from questbench.models.loading import check_memory
@@ -92,6 +93,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: str, *, trust_remote_co
         with safe_open(path, "pt") as weights:
             entries += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     check_memory(str(folder), entries * dtype.itemsize, device)
+    logging.disable_progress_bar()  # One bar per run, and it is not this one.
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -104,6 +106,8 @@ def load_model(folder: Path, dtype: torch.dtype, device: str, *, trust_remote_co
         model.to(device)
     except Exception as error:
         raise _explained(error, folder, "model", trust_remote_code) from error
+    finally:
+        logging.enable_progress_bar()
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
         raise PrerequisiteError(

@@ -171,6 +171,8 @@ def _template(model: PreTrainedModel) -> list[Any]:
         reason = "chunked attention layers"
     elif getattr(text, "num_kv_shared_layers", 0):
         reason = "layers that share keys and values"
+    elif getattr(text, "kv_lora_rank", None):
+        reason = "latent (MLA) attention"
     elif strange or not layers:
         reason = f"layers of another kind than full or sliding attention ({', '.join(strange) or 'none declared'})"
     else:

@@ -41,7 +41,7 @@ class KVHandle:
 def _refuse_use() -> NoReturn:
     raise UsageError(
         "This model's attention tried to read keys and values from a questbench cache, which holds them in pages.",
-        "Call model.set_attn_implementation('questbench') first.",
+        "Call model.set_attn_implementation('questbench') first. If that is done, this model is not supported.",
     )
 
 

@@ -74,7 +74,7 @@ def resolve(
     from questbench.models import _folder
 
     folder = Path(name).expanduser()
-    if folder.exists():
+    if name and folder.exists():
         _folder.check(folder)
         sha = _folder.fingerprint(folder)
     elif name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):

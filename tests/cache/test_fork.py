@@ -150,3 +150,14 @@ def test_repeated_rows_part_ways(ops):
         driver.step()
     one, other = (set(driver.layer.positions[row, 0, :15].tolist()) for row in range(2))
     assert one != other
+
+
+def test_a_later_turn_of_a_fork_leaves_the_collected_mass_alone(ops):
+    driver = parent(ops, [40])
+    before = {mode: mass.clone() for mode, mass in driver.layer.prefill_mass.items()}
+    twin = driver.layer.fork(TOVA(16))
+    twin.end_prefill()
+    q, k, v = driver.entries(5)
+    twin.append(k, v)
+    attention.prefill(twin, q, k, v, driver.scoring)
+    assert all(torch.equal(driver.layer.prefill_mass[mode], mass) for mode, mass in before.items())

@@ -1,0 +1,242 @@
+"""--model: what the name resolves to, and one clear message for everything that can be wrong with a folder."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from questbench.errors import PrerequisiteError, QuestbenchError, UsageError
+from questbench.methods.quest import Quest
+from questbench.models import hf, loading
+from questbench.models.loading import resolve
+from questbench.models.shapes import SHAPES
+
+FP32 = torch.float32
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small model with its tokenizer, as save_pretrained writes it."""
+    folder = tmp_path_factory.mktemp("saved")
+    tiny("llama").save_pretrained(folder)
+    words = {f"w{number}": number for number in range(97)}
+    tokenizer = Tokenizer(WordLevel(words, "w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy to break."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def refused(name, error=PrerequisiteError, **options) -> QuestbenchError:
+    with pytest.raises(error) as caught:
+        resolve(str(name), **({"dtype": FP32} | options))
+    assert caught.value.hint and "\n" not in caught.value.message
+    return caught.value
+
+
+def test_a_folder_is_loaded_as_it_was_saved(folder):
+    loaded = resolve(str(folder), dtype=FP32)
+    assert loaded.name == str(folder) and not loaded.random_weights
+    assert (loaded.dense_layers, loaded.page_size) == (2, 16)
+    assert loaded.tokenizer("w5 w7")["input_ids"] == [5, 7]
+    assert not loaded.model.training
+    pairs = zip(loaded.model.parameters(), tiny("llama").parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_dtype_is_the_one_asked_for(folder):
+    model = resolve(str(folder), dtype=torch.bfloat16).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_the_fingerprint_tells_models_apart(folder):
+    before = resolve(str(folder), dtype=FP32).sha
+    assert resolve(str(folder), dtype=FP32).sha == before
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert resolve(str(folder), dtype=FP32).sha != before
+
+
+def test_the_embedded_model():
+    loaded = resolve("constructed", dtype=FP32)
+    assert (loaded.dense_layers, loaded.page_size, loaded.random_weights) == (1, 16, False)
+    assert loaded.tokenizer is not None
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-0.5b"])
+def test_a_shape_with_random_weights_runs(name):
+    loaded = resolve(f"shape:{name}", dtype=torch.bfloat16, layers=2)
+    shape, config = SHAPES[name], loaded.model.config
+    assert loaded.random_weights and loaded.tokenizer is None
+    assert (config.hidden_size, config.num_key_value_heads, config.num_hidden_layers) == (
+        shape.hidden,
+        shape.kv_heads,
+        2,
+    )
+    cache = hf.build_cache(loaded.model, Quest(64), dense_layers=1, ops="reference")
+    logits = hf.forward(loaded.model, list(range(40)), cache)
+    assert logits.isfinite().all() and 0.05 < float(logits.float().std()) < 20
+    assert cache.layers[0].store.head_dim == shape.head_dim
+
+
+def test_random_weights_follow_from_the_seed_and_no_two_rows_are_equal():
+    one, same, other = (
+        resolve("shape:smollm2-135m", dtype=torch.bfloat16, seed=seed, layers=1).model.lm_head.weight
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert len(torch.unique(one[:2000], dim=0)) == 2000
+
+
+@pytest.mark.parametrize("architecture", sorted({shape.architecture for shape in SHAPES.values()}))
+def test_every_architecture_of_the_table_has_its_parameters(architecture):
+    from transformers import AutoModelForCausalLM
+
+    from questbench.models._random_weights import configuration
+
+    shape = next(shape for shape in SHAPES.values() if shape.architecture == architecture)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(configuration(shape, layers=2))
+    layer = model.model.layers[1].self_attn
+    width = sum(p.shape[0] for n, p in layer.named_parameters() if n in ("q_proj.weight", "qkv_proj.weight"))
+    kv = 2 * shape.kv_heads if architecture == "phi3" else 0
+    assert width == (shape.heads + kv) * shape.head_dim
+    assert hf.build_cache(model, Quest(64), dense_layers=1, ops="reference")
+
+
+def test_names_that_mean_nothing(tmp_path):
+    assert "Did you mean 'llama-2-7b'" in refused("shape:llama-2-7", UsageError).hint
+    assert "32 layers" in refused("shape:llama-2-7b", UsageError, layers=33).message
+    assert "Only shape: models" in refused("constructed", UsageError, layers=1).message
+    for name in (tmp_path / "absent", "./absent", "~/absent-model", "three/part/name", "a b", ""):
+        assert "no model folder" in refused(name, UsageError).message
+    assert "Unknown device" in refused("constructed", UsageError, device="abacus").message
+
+
+def test_a_hub_id_is_not_looked_up_unasked(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    error = refused("questbench-tests/absent")
+    assert "neither a folder nor a model that has been downloaded" in error.message
+    assert "--online" in error.hint
+
+
+def test_a_hub_model_in_the_cache_is_a_folder(monkeypatch, folder):
+    asked = {}
+
+    def snapshot_download(name, **options):
+        asked.update(options, name=name)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    loaded = resolve("owner/name", dtype=FP32)
+    assert asked["local_files_only"] and asked["name"] == "owner/name" and loaded.sha == folder.name
+    assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in asked["allow_patterns"])
+    resolve("owner/name", dtype=FP32, online=True)
+    assert not asked["local_files_only"]
+
+
+def test_a_failed_download_says_why(monkeypatch):
+    def snapshot_download(name, **options):
+        raise ConnectionError("Name or service not known\nlong story")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert "Name or service not known" in refused("owner/name", online=True).message
+
+
+def test_a_file_or_an_empty_folder_is_no_model(tmp_path, folder):
+    assert "no config.json" in refused(tmp_path / "model" / "..").message
+    assert "is not a folder" in refused(folder / "config.json").message
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    error = refused(folder)
+    assert "pickle" in error.message and "safetensors" in error.hint
+
+
+def test_absent_weights(folder):
+    (folder / "model.safetensors").unlink()
+    assert "no *.safetensors" in refused(folder).message
+
+
+def test_an_absent_shard_is_named(folder):
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "lacks model-00002-of-00002.safetensors" in refused(folder).message
+
+
+@pytest.mark.parametrize("size", [0, 5, 2000, -100])
+def test_truncated_weights(folder, size):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    assert "truncated or corrupt" in refused(folder).message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"hidden_size": 3}', "\0\1"])
+def test_a_broken_configuration(folder, text):
+    (folder / "config.json").write_text(text)
+    assert "config.json" in refused(folder).message
+
+
+def test_an_unknown_kind_of_model(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of", "architectures": None}))
+    assert "cannot be loaded" in refused(folder).message
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    assert "no causal language model" in refused(folder).message
+
+
+def test_weights_that_do_not_fit_the_configuration(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 80}))
+    refused(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    assert "incomplete" in refused(folder).message
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(folder, poison):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.2.mlp.up_proj.weight"][3, 4] = poison
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert "up_proj" in refused(folder).message
+
+
+def test_an_absent_or_broken_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{")
+    assert "tokenizer" in refused(folder).message
+    (folder / "tokenizer.json").unlink()
+    assert "no tokenizer" in refused(folder).message
+    assert resolve(str(folder), dtype=FP32, need_tokenizer=False).tokenizer is None
+
+
+def test_code_that_comes_with_a_model_is_not_run_unasked(folder, tmp_path):
+    proof = tmp_path / "ran"
+    config = json.loads((folder / "config.json").read_text())
+    custom = {"AutoConfig": "custom.Custom", "AutoModelForCausalLM": "custom.Model"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "custom", "auto_map": custom}))
+    (folder / "custom.py").write_text(f"import pathlib\npathlib.Path({str(proof)!r}).touch()\n")
+    error = refused(folder)
+    assert "code of its own" in error.message and "--trust-remote-code" in error.hint
+    assert not proof.exists()
+
+
+def test_weights_beyond_memory_are_refused_before_loading(monkeypatch, folder):
+    assert "GiB are free" in refused("shape:llama-3.1-70b", dtype=torch.float64).message
+    monkeypatch.setattr(loading.Path, "read_text", lambda *_, **__: "MemAvailable: 1 kB")
+    with pytest.raises(PrerequisiteError, match="need 1"):
+        loading.check_memory("x", 1 << 30, "cpu")
