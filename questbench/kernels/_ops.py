@@ -56,7 +56,8 @@ class Ops(ABC):
         Args:
             k, v: ``[B, Hk, n, D]`` in storage dtype, any strides with a contiguous last dimension.
             bounds: ``None`` where no method needs them. Otherwise after the call the bounds of each touched page,
-                open ones included, are exactly the max and min over its valid entries (NaN propagates).
+                open ones included, are exactly the max and min over its valid entries (NaN propagates), given that
+                those of open pages were exact before: whoever cuts a row back brings them up to date.
             new: ``[B]`` int32, entries that row b really appends: the *last* ``new[b]`` of its n (left padding).
                 ``None`` means all n. The pages they need must already stand in ``page_table``.
         """
