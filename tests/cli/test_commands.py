@@ -1,0 +1,45 @@
+"""The three commands that users type, for real and small: kernel, accuracy, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from questbench.records import store
+
+
+def test_kernel_accuracy_report(questbench: Callable[..., Any], tmp_path: Path) -> None:
+    line = "kernel --seq-len 512 --budget 64 --rounds 3 --max-seconds 1 --heads 4 --kv-heads 2 --head-dim 64 --json"
+    kernel = questbench(*line.split(), "--out", tmp_path)
+    assert kernel.code == 0, kernel.err
+    records = [json.loads(text) for text in kernel.out.splitlines()]
+    assert {record["method"] for record in records} >= {"dense", "quest", "h2o", "tova", "streaming_llm", "sdpa"}
+    assert all(record["status"] == "ok" for record in records)
+
+    accuracy = questbench(*"accuracy --task passkey --seq-len 512 --budget 64 --samples 2".split(), "--out", tmp_path)
+    assert accuracy.code == 0, accuracy.err
+    assert "Accuracy: passkey" in accuracy.out
+    run = store.runs(tmp_path)[-1]
+    assert store.load_manifest(run).prefills == 2
+
+    again = questbench("accuracy", "--resume", run)
+    assert again.code == 0, again.err
+    assert store.load_manifest(run).prefills == 2
+
+    report = questbench("report", "--out", tmp_path, "--compare", "paper")
+    assert report.code == 0, report.err
+    assert "Accuracy: passkey" in report.out
+    assert (tmp_path / "report" / "report.html").is_file()
+    assert (tmp_path / "report" / "figures" / "speedup_vs_ideal.csv").is_file()
+
+
+def test_a_cell_without_memory_is_a_record(questbench: Callable[..., Any], tmp_path: Path) -> None:
+    line = "kernel --seq-len 256,1m --batch 4096 --budget 64 --rounds 2 --max-seconds 1 --no-stages"
+    small = "--heads 1 --kv-heads 1 --head-dim 64 --method quest"
+    ended = questbench(*line.split(), *small.split(), "--out", tmp_path)
+    assert ended.code == 4, ended.err
+    assert "out of memory" in ended.err
+    (run,) = store.runs(tmp_path)
+    assert {record.status for record in store.load([run])} == {"ok", "failed"}
