@@ -38,7 +38,8 @@ void select_items(const Select& job) {
   for (int64_t item = 0; item < job.rows * lists; ++item) {
     const int64_t row = item / lists, list = item % lists;
     const int64_t total = (job.lengths[row] + job.page_size - 1) / job.page_size;
-    const int64_t wanted = std::min<int64_t>(total, job.row_counts ? job.row_counts[row] : job.count);
+    const int64_t asked = job.row_counts ? job.row_counts[row] : job.count;
+    const int64_t wanted = std::min(std::min(total, asked), job.width);
     const int64_t forced = job.force_newest ? 1 : 0;
     int32_t* out = job.out + item * job.width;
     int64_t taken = 0;

@@ -99,8 +99,9 @@ class Ops(ABC):
             width: list slots to return, at least the largest count that can occur.
             force_newest: the newest page is always taken and only ``count - 1`` others are chosen by score.
             merge: how the ``group`` query heads of one KV head become one list. ``none`` gives a list per query
-                head. ``max`` takes the maximum over the group. ``sum_softmax`` takes the sum over the group of the
-                softmax over pages of ``scale * score``, in fp32; NaN propagates.
+                head. ``max`` takes the maximum over the group. ``sum_softmax`` ranks by the sum over the
+                group of the softmax over pages of ``scale * score``, compared in logarithms; a page whose score is NaN
+                or +inf for any head of the group ranks first and is left out of the sums.
 
         Returns:
             ``pages`` ``[B, H, width]`` int32, logical page ids ascending, -1 past the end, and ``counts``

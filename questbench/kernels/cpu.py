@@ -196,6 +196,15 @@ def _evict(
     _build.load_cpu().evict(k_pages, v_pages, page_table, lengths, positions, mass, capacity, sinks, recent, shared)
 
 
+def _split(count: int | Tensor, width: int, pages: int) -> tuple[int, Tensor | None]:
+    """One number for all rows, or one per row (which the kernel caps at ``width``)."""
+    if not isinstance(count, int):
+        return 0, count
+    if width < min(count, pages):
+        raise ValueError(f"lists of {width} pages cannot hold {count} of {pages}")
+    return count, None
+
+
 def _rows(entries: Tensor) -> Tensor:
     return entries if entries.stride(-1) == 1 else entries.contiguous()
 
@@ -264,7 +273,7 @@ class CpuOps(Ops):
         scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Ops.select`."""
-        number, rows = (count, None) if isinstance(count, int) else (0, count)
+        number, rows = _split(count, width, scores.shape[2])
         lists: tuple[Tensor, Tensor] = torch.ops.questbench_cpu.select(
             scores, lengths, page_size, number, rows, width, force_newest, _MERGES[merge], group, scale
         )
@@ -330,7 +339,7 @@ class CpuOps(Ops):
         visits: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Ops.attend_top`: one parallel region instead of three."""
-        number, rows = (count, None) if isinstance(count, int) else (0, count)
+        number, rows = _split(count, width, page_table.shape[1])
         out: Tensor = torch.ops.questbench_cpu.attend_top(
             q,
             k_pages,

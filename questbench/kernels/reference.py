@@ -223,7 +223,12 @@ def _merge(scores: Tensor, merge: Merge, group: int, scale: float) -> Tensor:
     grouped = scores.view(scores.shape[0] // group, group, -1)
     if merge == "max":
         return grouped.amax(1)
-    return torch.softmax(scale * grouped, dim=-1).sum(1)
+    # In logarithms, which rank alike: pages far below the best keep their order instead of vanishing to zero. A page
+    # without a finite bound ranks first (NaN) and takes no part in the sums, so that it cannot hide the others.
+    scaled = scale * grouped
+    known = scaled < torch.inf
+    total = torch.where(known, scaled, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.where(known, scaled - total, torch.nan).logsumexp(1)
 
 
 def _read_mask(

@@ -12,7 +12,6 @@
 namespace questbench {
 
 constexpr int64_t kScorePages = 64;  // pages per work item
-constexpr int kMaxGroup = 64;         // query heads per KV head
 
 // The queries of one row as [query_heads, 2 D].
 template <typename T>
@@ -24,6 +23,18 @@ void split_signs(const T* q, int64_t query_heads, int64_t head_dim, Query<T>* ou
       put(x < 0 ? x : (x != x ? x : 0.0f), out + h * 2 * head_dim + head_dim + d);
     }
   }
+}
+
+// sum_d max(q_d * max_d, q_d * min_d) from the split query, NaN where a product is NaN.
+template <typename T>
+float by_definition(const Query<T>* split, const T* bounds, int64_t dim) {
+  float sum = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    const float positive = to_float(split[d]), q = positive != 0 ? positive : to_float(split[dim + d]);
+    const float a = q * to_float(bounds[d]), b = q * to_float(bounds[dim + d]);
+    sum += (b > a || b != b) ? b : a;
+  }
+  return sum;
 }
 
 // Scores of the pages [first, last) of one row for all heads; pages from `scored` on get -inf.
@@ -57,8 +68,14 @@ void score_pages(const Paged<T>& paged, int64_t row, int64_t first, int64_t last
           for (int g = 0; g < group; ++g) out[g * kLanes + i] = single[g * kLanes];
         }
       }
-      for (int g = 0; g < group; ++g)
-        std::copy_n(out + g * kLanes, count, scores + (head * group + g) * stride + page);
+      for (int g = 0; g < group; ++g) {
+        float* target = scores + (head * group + g) * stride + page;
+        std::copy_n(out + g * kLanes, count, target);
+        // 0 * inf: the product form is undefined for infinite bounds where the definition is not.
+        for (int i = 0; i < count; ++i)
+          if (target[i] != target[i])
+            target[i] = by_definition<T>(own + g * 2 * paged.head_dim, paged.bounds_of(row, page + i, head), paged.head_dim);
+      }
     }
   }
   for (int64_t h = 0; h < paged.kv_heads * group; ++h)

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -23,11 +24,13 @@ inline uint32_t order_key(float score) {
   return score != score ? 0xffffffffu : key;
 }
 
-// Scores of a group's query heads as one list: `out` may be `scores` itself for one head.
+// Scores of a group's query heads as one list of scores.
+//
+// kSumSoftmax ranks by the sum over heads of the softmax over pages, held as its logarithm: pages far below the best
+// keep their order where the sum itself would have been rounded to zero. One head alone ranks by its raw scores.
 inline void merge_scores(const float* scores, int64_t stride, int group, int64_t pages, Merge merge, float scale,
                          float* out) {
-  const int64_t whole = pages / kLanes * kLanes;
-  if (merge != Merge::kSumSoftmax) {
+  if (merge != Merge::kSumSoftmax || group == 1) {
     std::copy_n(scores, pages, out);
     for (int g = 1; g < group; ++g) {
       for (int64_t p = 0; p < pages; ++p) {
@@ -37,29 +40,46 @@ inline void merge_scores(const float* scores, int64_t stride, int group, int64_t
     }
     return;
   }
-  std::fill_n(out, pages, 0.0f);
-  std::vector<float> weights(whole + kLanes);
+  const float none = -std::numeric_limits<float>::infinity();
+  const Vec unknown = splat(std::numeric_limits<float>::quiet_NaN()), limit = splat(-none);
+  // Whole vectors; the tail of a list is read into one that is filled up with -inf.
+  const auto scaled = [&](int g, int64_t p) {
+    const float* own = scores + g * stride + p;
+    Vec x;
+    if (p + kLanes <= pages) {
+      x = load(own) * splat(scale);
+    } else {
+      float tail[kLanes];
+      std::fill_n(tail, kLanes, none);
+      for (int64_t i = p; i < pages; ++i) tail[i - p] = own[i - p] * scale;
+      x = load(tail);
+    }
+    return x < limit ? x : unknown;  // NaN and +inf: the page ranks first, the others keep their order
+  };
+  float log_total[kMaxGroup];
   for (int g = 0; g < group; ++g) {
-    const float* own = scores + g * stride;
-    Vec tops = splat(-std::numeric_limits<float>::infinity());
-    for (int64_t p = 0; p < whole; p += kLanes) tops = max_of(load(own + p) * splat(scale), tops);
-    float top = max_of(tops);
-    for (int64_t p = whole; p < pages; ++p) top = std::max(top, own[p] * scale);
-    Vec sums = {};
-    for (int64_t p = 0; p < whole; p += kLanes) {
-      const Vec weight = exp_of(load(own + p) * splat(scale) - splat(top));
-      sums += weight;
-      store(&weights[p], weight);
+    Vec tops = splat(none), sums = {};
+    for (int64_t p = 0; p < pages; p += kLanes) tops = max_of(scaled(g, p), tops);
+    const float top = max_of(tops);
+    for (int64_t p = 0; p < pages; p += kLanes) {
+      const Vec x = scaled(g, p);
+      sums += exp_of((x == x ? x : splat(none)) - splat(top));
     }
-    float sum = sum_of(sums);
-    for (int64_t p = whole; p < pages; ++p) {
-      Vec one = exp_of(splat(own[p] * scale - top));
-      weights[p] = one[0];
-      sum += weights[p];
+    log_total[g] = top + std::log(sum_of(sums));
+  }
+  for (int64_t p = 0; p < pages; p += kLanes) {
+    Vec parts[kMaxGroup], top = splat(none), sum = {};
+    for (int g = 0; g < group; ++g) {
+      parts[g] = scaled(g, p) - splat(log_total[g]);
+      top = max_of(parts[g], top);
     }
-    const float inverse = 1.0f / sum;
-    for (int64_t p = 0; p < whole; p += kLanes) store(out + p, load(out + p) + load(&weights[p]) * splat(inverse));
-    for (int64_t p = whole; p < pages; ++p) out[p] += weights[p] * inverse;
+    for (int g = 0; g < group; ++g) sum += exp_of(parts[g] - top);
+    const Vec merged = top + log_of(sum);
+    if (p + kLanes <= pages) {
+      store(out + p, merged);
+    } else {
+      for (int64_t i = p; i < pages; ++i) out[i] = merged[i - p];
+    }
   }
 }
 

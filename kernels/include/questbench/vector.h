@@ -12,6 +12,7 @@
 namespace questbench {
 
 constexpr int kLanes = 16;
+constexpr int kMaxGroup = 64;  // query heads per KV head
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IntVec __attribute__((vector_size(64)));
 typedef uint16_t HalfBits __attribute__((vector_size(32)));
@@ -173,6 +174,26 @@ inline Vec exp_of(Vec x) {
   IntVec scaled = reinterpret_cast<IntVec&>(p) + power;
   Vec out = reinterpret_cast<Vec&>(scaled);
   out = tiny ? splat(0.0f) : out;
+  return x != x ? x : out;
+}
+
+// log(x) for normal x > 0, to about one unit in the last place; NaN stays NaN.
+inline Vec log_of(Vec x) {
+  const IntVec bits = (IntVec)x;
+  // x = 2^n m with m in [sqrt(1/2), sqrt(2))
+  const IntVec power = (bits - (IntVec{} + 0x3f3504f3)) >> 23;
+  const Vec m = (Vec)(bits - (power << 23)) - splat(1.0f), n = __builtin_convertvector(power, Vec);
+  Vec p = splat(7.0376836292e-2f);
+  p = p * m + splat(-1.1514610310e-1f);
+  p = p * m + splat(1.1676998740e-1f);
+  p = p * m + splat(-1.2420140846e-1f);
+  p = p * m + splat(1.4249322787e-1f);
+  p = p * m + splat(-1.6668057665e-1f);
+  p = p * m + splat(2.0000714765e-1f);
+  p = p * m + splat(-2.4999993993e-1f);
+  p = p * m + splat(3.3333331174e-1f);
+  const Vec square = m * m;
+  Vec out = m * square * p + n * splat(-2.12194440e-4f) - splat(0.5f) * square + m + n * splat(0.693359375f);
   return x != x ? x : out;
 }
 
