@@ -1,0 +1,44 @@
+"""A small grid over every op with the instruction set that ``QUESTBENCH_ISA`` names; run as a script by test_isa."""
+
+from __future__ import annotations
+
+import torch
+from kernel_cases import DTYPES, REFERENCE, check_attend, generator, make_query, make_store, random_lists
+from test_append import both, entries
+from test_attend_top import test_fused_equals_the_three_ops
+from test_score import check
+from test_select import test_equal_scores_go_to_the_lower_page_and_nan_first, test_random_scores_with_ties
+
+from questbench import kernels
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    ops = kernels.load("cpu")
+    for at, dtype in enumerate(DTYPES):
+        for dim, group, size in ((64, 1, 16), (80, 4, 4), (128, 7, 32), (16, 2, 8), (256, 8, 16), (96, 4, 16)):
+            store = make_store([4 * size + 1, 0, 1, 1030], heads=2, dim=dim, page_size=size, dtype=dtype, seed=dim)
+            q = make_query(store, group)
+            check(ops, store, q, skip_newest=False)
+            sinks = torch.randn(2 * group, generator=generator(at))
+            check_attend(ops, store, q, dim**-0.5, softcap=5.0, sinks=sinks)
+            pages, counts = random_lists(store, 2, 5)
+            check_attend(ops, store, q, dim**-0.5, pages=pages, counts=counts)
+        held = make_store([20, 9], heads=2, dim=64, page_size=16, dtype=dtype)
+        both(ops, held, *entries(held, 3))
+    # The specification and the kernels must meet here too: subnormal halves, halves that overflow, NaN.
+    odd = torch.tensor([6e-8, 1e-5, 65504.0, -6e-5, torch.nan, torch.inf, -0.0, 1.0]).repeat(8)
+    for dtype in DTYPES:
+        store = make_store([1], heads=1, dim=64, page_size=16, dtype=dtype)
+        store.v_pages[int(store.page_table[0, 0]), 0, 0] = odd.to(dtype)
+        q = make_query(store, 1)
+        got, want = ops.attend(q, *store.paged, 0.1), REFERENCE.attend(q, *store.paged, 0.1)
+        assert torch.allclose(got, want, rtol=0, atol=0, equal_nan=True)
+    for merge in ("none", "max"):
+        test_random_scores_with_ties(ops, 300, True, merge)
+    test_equal_scores_go_to_the_lower_page_and_nan_first(ops)
+    test_fused_equals_the_three_ops(ops, "sum_softmax", True, 4, 64, 16)
+
+
+if __name__ == "__main__":
+    main()
