@@ -96,7 +96,12 @@ def heads(config: KernelConfig) -> tuple[int, int, int]:
         raise UsageError(
             f"{query} query heads cannot share {kv} KV heads evenly.", f"Use --kv-heads with a divisor of {query}."
         )
-    return query, kv, config.head_dim or shape.head_dim
+    head_dim = config.head_dim or shape.head_dim
+    if head_dim % 2:
+        raise UsageError(
+            f"--head-dim {head_dim} is odd: rotary embeddings turn pairs of channels.", "Use an even one, such as 128."
+        )
+    return query, kv, head_dim
 
 
 def check(config: KernelConfig) -> None:

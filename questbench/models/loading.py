@@ -78,7 +78,7 @@ def resolve(
         _folder.check(folder)
         sha = _folder.fingerprint(folder)
     elif name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
-        raise UsageError(
+        raise PrerequisiteError(
             f"There is no model folder '{name}'.",
             "Give a folder, a hub id (owner/name), shape:NAME or constructed; list them with: questbench ls models",
         )

@@ -122,7 +122,7 @@ def test_names_that_mean_nothing(tmp_path):
     assert "32 layers" in refused("shape:llama-2-7b", UsageError, layers=33).message
     assert "Only shape: models" in refused("constructed", UsageError, layers=1).message
     for name in (tmp_path / "absent", "./absent", "~/absent-model", "three/part/name", "a b", ""):
-        assert "no model folder" in refused(name, UsageError).message
+        assert "no model folder" in refused(name, PrerequisiteError).message
     assert "Unknown device" in refused("constructed", UsageError, device="abacus").message
 
 
