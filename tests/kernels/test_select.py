@@ -115,8 +115,20 @@ def test_summed_softmax_takes_the_best_up_to_rounding(ops: Ops, group: int, page
             assert least * (1 + relative) >= best * (1 - relative)
 
 
-def test_summed_softmax_of_nan_takes_the_lowest_pages(ops: Ops) -> None:
+@pytest.mark.parametrize("unknown", [torch.nan, torch.inf])
+def test_summed_softmax_takes_pages_without_a_finite_score_first_and_still_ranks_the_others(
+    ops: Ops, unknown: float
+) -> None:
     scores = torch.randn((1, 4, 40), generator=generator(3))
-    scores[0, 1, 30] = torch.nan
+    scores[0, 1, 30] = unknown
     lengths = torch.tensor([40 * SIZE], dtype=torch.int32)
-    agree(ops, scores, lengths, 6, width=6, force_newest=True, merge="sum_softmax", group=4, scale=1.0)
+    pages, _ = agree(ops, scores, lengths, 6, width=6, force_newest=True, merge="sum_softmax", group=4, scale=1.0)
+    assert {30, 39} <= set(pages[0, 0].tolist())
+
+
+def test_summed_softmax_ranks_pages_far_below_the_best(ops: Ops) -> None:
+    scores = torch.arange(0, -4000, -100, dtype=torch.float32).flip(0).expand(1, 4, -1).contiguous()
+    lengths = torch.tensor([40 * SIZE], dtype=torch.int32)
+    options = {"width": 6, "force_newest": False, "merge": "sum_softmax", "group": 4}
+    pages, _ = agree(ops, scores, lengths, 6, **options)
+    assert pages[0, 0].tolist() == [34, 35, 36, 37, 38, 39]
