@@ -15,7 +15,7 @@ namespace questbench {
 
 constexpr int64_t kChunk = 1024;
 // Tiles between the one in work and the one that is fetched; see dots.h.
-inline int64_t fetch_distance(int64_t heads) { return heads > 1 ? 2 : 1; }
+inline int64_t fetch_distance(int64_t heads) { return heads > 1 ? 4 : 1; }
 
 template <typename T>
 struct Attend {
@@ -115,9 +115,19 @@ inline void add_values(const T* tile, int count, const float* p, int64_t p_strid
       for (int t = 0; t < count; ++t) acc[g * n + c] += p[g * p_stride + t] * to_float(tile[t * n + c]);
 }
 
-// One chunk of one list: keys, softmax, values.
+// The keys of tile `i` of a work item, or null if there is none: what its thread reads first.
+template <typename T>
+const T* first_keys(const Attend<T>& job, int64_t item, int64_t i) {
+  if (item >= job.items()) return nullptr;
+  const int64_t list = item / job.chunks % job.lists, row = item / job.chunks / job.lists;
+  const int64_t at = item % job.chunks * job.chunk_pages() + i;
+  if (at >= job.listed(row, list)) return nullptr;
+  return job.paged.k + job.paged.tile(row, job.page(row, list, at), list * job.heads() / job.group());
+}
+
+// One chunk of one list: keys, softmax, values. `stride` later comes, most likely, the item this thread does next.
 template <typename T, int D>
-void attend_chunk(const Attend<T>& job, int64_t item, float* logits, Query<T>* query) {
+void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* logits, Query<T>* query) {
   const Paged<T>& paged = job.paged;
   const int64_t chunk = item % job.chunks, list = item / job.chunks % job.lists, row = item / job.chunks / job.lists;
   const int64_t heads = job.heads(), size = paged.page_size, dim = paged.head_dim;
@@ -193,7 +203,8 @@ void attend_chunk(const Attend<T>& job, int64_t item, float* logits, Query<T>* q
   for (int64_t i = first; i < last; ++i) {
     const int64_t page = job.page(row, list, i), valid = paged.valid(row, page);
     const T* tile = paged.v + paged.tile(row, page, head);
-    const T* following = i + distance < last ? paged.v + paged.tile(row, job.page(row, list, i + distance), head) : nullptr;
+    const T* following = i + distance < last ? paged.v + paged.tile(row, job.page(row, list, i + distance), head)
+                                             : first_keys(job, item + stride, i + distance - last);
     add_values<T, D>(tile, static_cast<int>(valid), logits + entries, kChunk + kLanes, static_cast<int>(heads), dim, acc,
                      following);
     entries += valid;

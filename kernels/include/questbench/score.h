@@ -25,16 +25,21 @@ void split_signs(const T* q, int64_t query_heads, int64_t head_dim, Query<T>* ou
   }
 }
 
-// sum_d max(q_d * max_d, q_d * min_d) from the split query, NaN where a product is NaN.
+// NaN scores anew as sum_d max(q_d * max_d, q_d * min_d), NaN only where a product is NaN.
 template <typename T>
-float by_definition(const Query<T>* split, const T* bounds, int64_t dim) {
-  float sum = 0;
-  for (int64_t d = 0; d < dim; ++d) {
-    const float positive = to_float(split[d]), q = positive != 0 ? positive : to_float(split[dim + d]);
-    const float a = q * to_float(bounds[d]), b = q * to_float(bounds[dim + d]);
-    sum += (b > a || b != b) ? b : a;
+__attribute__((noinline, cold)) void mend(const Paged<T>& paged, int64_t row, int64_t page, int64_t head, int count,
+                                          const Query<T>* split, float* scores) {
+  const int64_t dim = paged.head_dim;
+  for (int i = 0; i < count; ++i) {
+    if (scores[i] == scores[i]) continue;
+    const T* bounds = paged.bounds_of(row, page + i, head);
+    scores[i] = 0;
+    for (int64_t d = 0; d < dim; ++d) {
+      const float positive = to_float(split[d]), q = positive != 0 ? positive : to_float(split[dim + d]);
+      const float a = q * to_float(bounds[d]), b = q * to_float(bounds[dim + d]);
+      scores[i] += (b > a || b != b) ? b : a;
+    }
   }
-  return sum;
 }
 
 // Scores of the pages [first, last) of one row for all heads; pages from `scored` on get -inf.
@@ -72,9 +77,8 @@ void score_pages(const Paged<T>& paged, int64_t row, int64_t first, int64_t last
         float* target = scores + (head * group + g) * stride + page;
         std::copy_n(out + g * kLanes, count, target);
         // 0 * inf: the product form is undefined for infinite bounds where the definition is not.
-        for (int i = 0; i < count; ++i)
-          if (target[i] != target[i])
-            target[i] = by_definition<T>(own + g * 2 * paged.head_dim, paged.bounds_of(row, page + i, head), paged.head_dim);
+        if (any_nan(load(out + g * kLanes)))
+          mend<T>(paged, row, page, head, count, own + g * 2 * paged.head_dim, target);
       }
     }
   }

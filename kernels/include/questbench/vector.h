@@ -154,6 +154,13 @@ inline float max_of(Vec x) {
   return best;
 }
 
+inline bool any_nan(Vec x) {
+  const IntVec bad = x != x;
+  int32_t any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= bad[i];
+  return any != 0;
+}
+
 // exp(x) for x <= 0 to about one unit in the last place; exact 0 below -87, NaN stays NaN.
 inline Vec exp_of(Vec x) {
   const Vec log2e = splat(1.44269504088896341f), round = splat(12582912.0f);
@@ -221,7 +228,7 @@ __attribute__((always_inline)) inline Vec sums_of(const Vec* rows) {
 
 // Fetches ahead into the first-level cache. Spread such calls over the work: some processors drop fetches that come
 // faster than misses can be tracked.
-inline void prefetch_row(const void* p, int64_t bytes) {
+__attribute__((always_inline)) inline void prefetch_row(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 3);
 }
 
