@@ -153,21 +153,40 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
 }
 
 void bind_attend_top(TensorView q, TensorView k_pages, TensorView v_pages, TensorView bounds, TensorView table,
-                     TensorView lengths, double scale, int64_t count, Optional<TensorView> row_counts,
+                     TensorView lengths, double scale, int64_t count, Optional<TensorView> row_counts, int64_t width,
                      bool force_newest, int64_t merge, double softcap, Optional<TensorView> sinks,
-                     Optional<TensorView> visits, TensorView scores, TensorView pages, TensorView counts,
-                     TensorView out, int64_t threads) {
+                     Optional<TensorView> visits, TensorView out, int64_t threads) {
   with_type(k_pages, [&]<typename T>(T) {
-    const int64_t page_size = k_pages.size(2), group = q.size(1) / k_pages.size(1);
-    Attend<T> job = attend_job<T>(q, k_pages, v_pages, table, lengths, scale, softcap, sinks, visits, out);
-    job.pages = data<int32_t>(pages);
-    job.counts = data<int32_t>(counts);
-    job.lists = pages.size(1);
-    job.width = pages.size(2);
-    attend_top(score_job<T>(q, bounds, table, lengths, page_size, force_newest, scores, threads),
-               select_job(scores, lengths, page_size, count, row_counts, force_newest, merge, group, scale, pages,
-                          counts, threads),
-               job);
+    Attend<T> attending = attend_job<T>(q, k_pages, v_pages, table, lengths, scale, softcap, sinks, visits, out);
+    const Paged<T>& pages = attending.paged;
+    Select selecting;
+    selecting.lengths = pages.lengths;
+    selecting.rows = pages.rows, selecting.query_heads = q.size(1), selecting.pages = table.size(1);
+    selecting.page_size = pages.page_size;
+    selecting.count = count;
+    selecting.row_counts = data<int32_t>(row_counts);
+    selecting.width = width;
+    selecting.force_newest = force_newest;
+    selecting.merge = static_cast<Merge>(merge);
+    selecting.group = static_cast<int>(q.size(1) / pages.kv_heads);
+    selecting.scale = static_cast<float>(scale);
+    selecting.threads = static_cast<int>(threads);
+    // What passes between the stages stays in scratch memory: new memory in every step would cost page faults.
+    float* scores = scratch<float>(5, pages.rows * q.size(1) * table.size(1));
+    selecting.scores = scores;
+    selecting.out = scratch<int32_t>(6, pages.rows * selecting.lists() * width);
+    selecting.counts = scratch<int32_t>(7, pages.rows * selecting.lists());
+    attending.pages = selecting.out, attending.counts = selecting.counts;
+    attending.lists = selecting.lists(), attending.width = width;
+    Score<T> scoring;
+    scoring.paged = pages;
+    scoring.paged.bounds = data<T>(bounds);
+    scoring.q = data<T>(q);
+    scoring.query_heads = q.size(1), scoring.pages = table.size(1);
+    scoring.skip_newest = force_newest;
+    scoring.scores = scores;
+    scoring.threads = static_cast<int>(threads);
+    attend_top(scoring, selecting, attending);
   });
 }
 

@@ -155,8 +155,6 @@ def _attend_top(
     sinks: Tensor | None,
     visits: Tensor | None,
 ) -> Tensor:
-    scores = _new_scores(q, page_table)
-    pages, counts = _new_lists(scores, width, merge, q.shape[1] // k_pages.shape[1])
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     _build.load_cpu().attend_top(
         q.contiguous(),
@@ -168,14 +166,12 @@ def _attend_top(
         scale,
         count,
         row_counts,
+        width,
         force_newest,
         merge,
         softcap,
         sinks,
         visits,
-        scores,
-        pages,
-        counts,
         out,
         torch.get_num_threads(),
     )
