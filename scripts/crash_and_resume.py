@@ -22,6 +22,8 @@ from typing import Any
 
 COMMAND = [sys.executable, "-m", "questbench", "accuracy", "--task", "passkey", "--seq-len", "512,768"]
 COMMAND += ["--budget", "64,128", "--method", "dense,quest,tova"]
+LONGEST = 6.0
+"""Seconds after which a start is killed at the latest: some starts die in start-up, the others in the sweep."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,7 +31,7 @@ def main() -> int:
     """Run the check; 0 if all is well."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--samples", type=int, default=12)
+    parser.add_argument("--samples", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     moments = random.Random(options.seed)
@@ -55,16 +57,18 @@ def _interrupted(
 ) -> tuple[_State, int]:
     """Start, kill, resume ... The moments fall all over a run, start-up and last write included."""
     done = 0
-    for _ in range(kills):
+    while done < kills:
         begun = sorted(out.glob("*/run.json"))
         again = [*command[:-2], "--resume", str(begun[0].parent)] if begun else command
         process = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
         try:
-            process.wait(timeout=moments.uniform(0.2, max(length / 3, 3.0)))
+            process.wait(timeout=moments.uniform(0.2, min(length, LONGEST)))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             done += 1
+        else:
+            break  # done before the last kill: a sweep with more samples takes more of them
     run = sorted(out.glob("*/run.json"))[0].parent
     subprocess.run([*command[:-2], "--resume", str(run)], check=True, capture_output=True, cwd=ROOT)
     return _State(run), done

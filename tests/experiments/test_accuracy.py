@@ -129,3 +129,24 @@ def test_kill_and_resume():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing lost, nothing twice" in done.stdout
+
+
+def test_the_streaming_window_is_where_arithmetic_says():
+    """StreamingLLM answers where a mention of the key lies in the newest budget - 4 entries, and nowhere else."""
+    from questbench import seeding
+    from questbench.experiments._protocol import split
+    from questbench.models import constructed
+    from questbench.tasks._make import make_task
+
+    tokenizer, task, budget = constructed.build()[1], make_task("passkey"), 128
+    expected = []
+    for index in range(12):
+        rng = seeding.generator(0, "passkey", 512, index)
+        sample = task.sample(index, length=512, tokenizer=tokenizer, rng=rng)
+        prompt = split(sample, tokenizer, "stepwise", task.quest_paper_chars)
+        oldest = prompt.length - (budget - 4)
+        expected.append(any(min(span) >= oldest for span in prompt.needles))
+    _, _, rows = run(methods=["streaming_llm"], budgets=[budget], samples=12)
+    found = [row["needle_resident_first"] for row in rows if row["method"] == "streaming_llm"]
+    assert found == expected
+    assert 0 < sum(expected) < 12
