@@ -16,6 +16,8 @@ from torch import Tensor
 from questbench.kernels import _build
 from questbench.kernels._ops import MassMode, Merge, Ops
 
+MAX_GROUP = 64
+"""Query heads per KV head that scoring and merging have room for (``kMaxGroup`` in vector.h)."""
 _MERGES = {"none": 0, "sum_softmax": 1, "max": 2}
 _STORED = "Tensor k_pages, Tensor v_pages"
 _SCHEMAS = {
@@ -193,6 +195,14 @@ def _evict(
     _build.load_cpu().evict(k_pages, v_pages, page_table, lengths, positions, mass, capacity, sinks, recent, shared)
 
 
+def _check_group(query_heads: int, kv_heads: int) -> None:
+    """The kernels keep the scores of a group in arrays of fixed size."""
+    if query_heads % kv_heads or query_heads // kv_heads > MAX_GROUP:
+        raise ValueError(
+            f"{query_heads} query heads over {kv_heads} KV heads: groups of 1 to {MAX_GROUP} are supported"
+        )
+
+
 def _split(count: int | Tensor, width: int, pages: int) -> tuple[int, Tensor | None]:
     """One number for all rows, or one per row (which the kernel caps at ``width``)."""
     if not isinstance(count, int):
@@ -264,6 +274,7 @@ class CpuOps(Ops):
         self, q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, *, skip_newest: bool
     ) -> Tensor:
         """See :meth:`Ops.score`."""
+        _check_group(q.shape[1], bounds.shape[1])
         out: Tensor = _op("score")(q, bounds, page_table, lengths, page_size, skip_newest)
         return out
 
@@ -281,6 +292,7 @@ class CpuOps(Ops):
         scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Ops.select`."""
+        _check_group(group, 1)
         number, rows = _split(count, width, scores.shape[2])
         lists: tuple[Tensor, Tensor] = _op("select")(
             scores, lengths, page_size, number, rows, width, force_newest, _MERGES[merge], group, scale
@@ -347,6 +359,7 @@ class CpuOps(Ops):
         visits: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Ops.attend_top`: one parallel region instead of three."""
+        _check_group(q.shape[1], bounds.shape[1])
         number, rows = _split(count, width, page_table.shape[1])
         out: Tensor = _op("attend_top")(
             q,

@@ -7,6 +7,7 @@ import torch
 from kernel_cases import DTYPES, REFERENCE, UNIT, Store, make_query, make_store
 from torch import Tensor
 
+from questbench import kernels
 from questbench.kernels._ops import Ops
 
 DIMS = (64, 96, 128, 256, 16, 32, 80)
@@ -74,3 +75,12 @@ def test_nan_in_bounds_or_query_shows_in_the_scores_it_touches(ops: Ops) -> None
     want = REFERENCE.score(q, store.bounds, store.page_table, store.lengths, 8, skip_newest=False)
     assert torch.equal(got.isnan(), want.isnan())
     assert got[0, 2:, 3].isnan().all() and got[1, 0, :5].isnan().all()
+
+
+def test_groups_beyond_the_kernels_room_are_refused():
+    """The cpu kernels have arrays of fixed size: a larger group is an error, not an overflow."""
+    ops = kernels.load("cpu")
+    q, bounds = torch.zeros(1, 65, 16), torch.zeros(1, 1, 2, 16)
+    table, lengths = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="groups of 1 to 64"):
+        ops.score(q, bounds, table, lengths, 4, skip_newest=False)
