@@ -61,6 +61,7 @@ enum class Meeting {
   kShuffleXor,
   kShuffleUp,
   kShuffleDown,
+  kBallot,
   kGather,  // every lane learns the values of all
   kMultiply,
   kLoadMatrices,
