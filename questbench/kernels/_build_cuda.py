@@ -96,11 +96,17 @@ def device_architecture() -> str | None:
     return f"sm_{major}{minor}"
 
 
-def build_cuda(architectures: Sequence[str] = (), force: bool = False, verbose: bool = False) -> BuildResult:
+def build_cuda(
+    architectures: Sequence[str] = (),
+    sources: Sequence[Path] | None = None,
+    force: bool = False,
+    verbose: bool = False,
+) -> BuildResult:
     """Compile the CUDA kernels if they are not in the cache.
 
     Args:
         architectures: as in ``sm_90``; none: that of the device at hand.
+        sources: ``.cu`` files; ``None``: all of ``kernels/cuda``.
         force: compile anew.
         verbose: leave the compiler's output on stderr.
 
@@ -124,8 +130,8 @@ def build_cuda(architectures: Sequence[str] = (), force: bool = False, verbose: 
     if "CXX" in os.environ:
         prefix += ["-ccbin", os.environ["CXX"]]
     linker = [str(kit.nvcc), "-shared", "-cudart=static"]
-    sources = sorted((root / "cuda").glob("*.cu"))
-    return _library(CUDA_LIBRARY, prefix, linker, sources, root, f"nvcc {kit.version}", force, verbose)
+    kernels = sorted((root / "cuda").glob("*.cu")) if sources is None else list(sources)
+    return _library(CUDA_LIBRARY, prefix, linker, kernels, root, f"nvcc {kit.version}", force, verbose)
 
 
 def build_emulator(

@@ -80,7 +80,8 @@ def test_a_count_without_atomics_shows(faults: Any) -> None:
 
 MISTAKES = {
     "divergent barrier": r"the block diverges: .*__syncthreads at faults.cu:\d+.*thread \(\d+, 0, 0\).*faults.cu:\d+",
-    "barrier in one warp": r"thread \(32, 0, 0\) and 30 more wait for lanes 0xffffffff at faults.cu:\d+; thread \(40, 0, 0\) wait in __sync",
+    "barrier in one warp": r"thread \(32, 0, 0\) and 30 more wait for lanes 0xffffffff at faults.cu:\d+; "
+    r"thread \(40, 0, 0\) wait in __syncthreads at faults.cu",
     "lane outside of mask": r"lane \d+ is not in the mask 0x0000ffff",
     "lanes in different votes": r"the warp diverges: .*0x[0-9a-f]{8}",
     "lane never comes": r"nothing can go on: thread \(3, 0, 0\).* wait for lanes 0x00000018 .*thread \(0, 0, 0\)",
