@@ -1,4 +1,4 @@
-// The state of the block that runs. One block runs at a time, and one launch at a time in a process.
+// The state of the blocks that run. One launch runs at a time in a process.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +30,11 @@ struct Copy {
 
 enum class State { kReady, kAtBarrier, kMeeting, kEnded };
 
+struct Block;
+
 struct Thread {
   Fiber fiber;
+  Block* block;
   uint3 index;
   unsigned warp, lane;
   State state;
@@ -59,7 +62,21 @@ struct Warp {
 
 enum class Order { kAscending, kDescending, kUniform, kWarpByWarp };
 
+// A block that is resident: started and not yet over.
 struct Block {
+  bool running = false;
+  uint3 index;
+  size_t first_stack;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  unsigned warps_ready;  // bit per warp
+  unsigned favoured;     // kWarpByWarp
+  size_t alive, at_barrier;
+  Thread* first_at_barrier;
+  std::vector<unsigned char> shared;  // guard, memory, guard
+};
+
+struct Machine {
   Launch launch;
   void (*enter)(void*);
   void* arguments;
@@ -67,28 +84,25 @@ struct Block {
   Order order;
   unsigned switch_chance;  // of 256, at a point where a switch is possible
   unsigned land_chance;    // of 256, for a copy to land there
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  unsigned warps_ready;  // bit per warp
-  unsigned favoured;     // kWarpByWarp
-  size_t alive, at_barrier;
-  Thread* first_at_barrier;
+  std::vector<Block> resident;
+  size_t favoured;              // of the resident blocks
+  std::vector<size_t> numbers;  // of the blocks, in the order in which they start
+  size_t started;
   Thread* current;  // null outside of fibers
   Fiber outside;
-  std::vector<unsigned char> shared;  // guard, memory, guard
   std::string error;
 };
-extern Block block;
+extern Machine machine;
 
 void make_ready(Thread& thread);
 // Gives up the processor until someone has made this thread ready.
 void wait_until_ready();
 // A thread has ended: whoever waited only for it goes on.
-void leave_barrier();
+void leave_barrier(Block& block);
 void leave_warp(Thread& thread);
 
-void set_up_shared();
-void check_guards();
+void set_up_shared(Block& block);
+void check_guards(Block& block);
 void land_some(Thread& thread);
 void land_all(Thread& thread);
 

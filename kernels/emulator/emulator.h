@@ -1,8 +1,8 @@
 // device.h on the CPU: the same names as under nvcc, carried out by fibers and checked while they run.
 //
-// Every thread of a block is a fiber; blocks run one after another in random order. A fiber runs until it waits (for a
-// barrier, for lanes of its warp) or reaches a point where the schedule, drawn from a seed, may switch; so two accesses
-// without a barrier between them come in either order, depending on the seed. What is checked: barriers that threads
+// Every thread of a block is a fiber; up to four blocks are resident at a time, and they start in random order. A fiber
+// runs until it waits (for a barrier, for lanes of its warp) or reaches a point where the schedule, drawn from a seed,
+// may switch; so two accesses without a barrier between them come in either order, depending on the seed. What is checked: barriers that threads
 // reach at different places, deadlocks, masks, alignment, bytes written outside of shared memory. Shared memory starts
 // as NaN patterns. An asynchronous copy poisons its destination and lands at its wait, or at any switch before.
 // What is not: memory ordering (fences do nothing), bank conflicts, occupancy, speed, blocks that wait for each other.

@@ -67,13 +67,14 @@ void switch_fiber(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.conte
 
 unsigned char* stack(size_t index) {
   static std::vector<unsigned char*> stacks;
-  while (stacks.size() <= index) {
+  if (stacks.size() <= index) stacks.resize(index + 1);
+  if (stacks[index] == nullptr) {
     const size_t guard = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     void* memory = mmap(nullptr, guard + kStackBytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     mprotect(memory, guard, PROT_NONE);
-    stacks.push_back(static_cast<unsigned char*>(memory) + guard);
+    stacks[index] = static_cast<unsigned char*>(memory) + guard;
   }
   return stacks[index];
 }

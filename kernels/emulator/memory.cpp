@@ -37,8 +37,8 @@ void land(const Copy& copy) {
 
 }  // namespace
 
-void set_up_shared() {
-  const size_t bytes = block.launch.shared_bytes;
+void set_up_shared(Block& block) {
+  const size_t bytes = machine.launch.shared_bytes;
   block.shared.resize(bytes + 2 * kGuardBytes + 64);
   unsigned char* memory = aligned(block.shared);
   fill(memory, kGuardBytes, kGuard);
@@ -46,20 +46,20 @@ void set_up_shared() {
   fill(memory + kGuardBytes + bytes, kGuardBytes, kGuard);
 }
 
-void check_guards() {
+void check_guards(Block& block) {
   const unsigned char* memory = aligned(block.shared);
-  const size_t bytes = block.launch.shared_bytes;
+  const size_t bytes = machine.launch.shared_bytes;
   if (!holds(memory, kGuardBytes, kGuard)) fail("something was written below the %zu bytes of shared memory", bytes);
   if (!holds(memory + kGuardBytes + bytes, kGuardBytes, kGuard)) {
     fail("something was written above the %zu bytes of shared memory", bytes);
   }
 }
 
-unsigned char* shared_memory() { return aligned(block.shared) + kGuardBytes; }
+unsigned char* shared_memory() { return aligned(machine.current->block->shared) + kGuardBytes; }
 
 void check_shared_size(size_t bytes) {
-  if (bytes > block.launch.shared_bytes) {
-    fail("%zu bytes of shared memory are used, the launch asked for %zu", bytes, block.launch.shared_bytes);
+  if (bytes > machine.launch.shared_bytes) {
+    fail("%zu bytes of shared memory are used, the launch asked for %zu", bytes, machine.launch.shared_bytes);
   }
 }
 
@@ -72,21 +72,21 @@ void copy_issue(void* to_shared, const void* from_global, bool valid) {
   if (valid) check_aligned(from_global, "copy_async16 from global memory");
   const unsigned char* first = shared_memory();
   const unsigned char* to = static_cast<const unsigned char*>(to_shared);
-  if (to < first || to + 16 > first + block.launch.shared_bytes) {
-    fail("copy_async16 goes outside of shared memory: byte %td of %zu", to - first, block.launch.shared_bytes);
+  if (to < first || to + 16 > first + machine.launch.shared_bytes) {
+    fail("copy_async16 goes outside of shared memory: byte %td of %zu", to - first, machine.launch.shared_bytes);
   }
   fill(static_cast<unsigned char*>(to_shared), 16, kPoison);
-  Thread& self = *block.current;
+  Thread& self = *machine.current;
   self.copies.push_back({to_shared, valid ? from_global : nullptr, self.group});
 }
 
 void copy_commit() {
-  ++block.current->group;
+  ++machine.current->group;
   may_switch();
 }
 
 void copy_wait(int groups) {
-  Thread& self = *block.current;
+  Thread& self = *machine.current;
   const auto covered = [&](const Copy& copy) { return copy.group + static_cast<unsigned>(groups) < self.group; };
   for (const Copy& copy : self.copies) {
     if (covered(copy)) land(copy);
@@ -97,9 +97,9 @@ void copy_wait(int groups) {
 
 // The machine may complete any copy at any time.
 void land_some(Thread& thread) {
-  if (block.land_chance == 0 || thread.copies.empty()) return;
+  if (machine.land_chance == 0 || thread.copies.empty()) return;
   for (size_t i = 0; i < thread.copies.size();) {
-    if (block.random.below(256) >= block.land_chance) {
+    if (machine.random.below(256) >= machine.land_chance) {
       ++i;
       continue;
     }

@@ -22,11 +22,12 @@ namespace qb::emulator {
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
-Block block;
+Machine machine;
 
 namespace {
 
 constexpr size_t kMaxThreads = 1024;
+constexpr size_t kMaxResident = 4;
 constexpr size_t kMaxShared = 227 * 1024;  // sm_90 and sm_100; sm_80 has 163 KiB
 
 std::mutex one_launch;
@@ -46,7 +47,7 @@ std::string text(uint3 at) {
 
 std::string kernel_name() {
   Dl_info info;
-  if (dladdr(block.launch.kernel, &info) == 0 || info.dli_saddr != block.launch.kernel) return "(unnamed)";
+  if (dladdr(machine.launch.kernel, &info) == 0 || info.dli_saddr != machine.launch.kernel) return "(unnamed)";
   int status = 0;
   char* readable = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
   const std::string name = status == 0 ? readable : info.dli_sname;
@@ -56,7 +57,7 @@ std::string kernel_name() {
 
 std::string where() {
   std::string out = "emulator: kernel " + kernel_name() + ", block " + text(blockIdx);
-  if (block.current != nullptr) out += ", thread " + thread_name(*block.current);
+  if (machine.current != nullptr) out += ", thread " + thread_name(*machine.current);
   return out + ": ";
 }
 
@@ -68,38 +69,54 @@ unsigned nth_bit(unsigned bits, unsigned n) {
 unsigned lowest(unsigned bits) { return static_cast<unsigned>(__builtin_ctz(bits)); }
 unsigned highest(unsigned bits) { return 31u - static_cast<unsigned>(__builtin_clz(bits)); }
 unsigned any(unsigned bits) {
-  return nth_bit(bits, block.random.below(static_cast<unsigned>(__builtin_popcount(bits))));
+  return nth_bit(bits, machine.random.below(static_cast<unsigned>(__builtin_popcount(bits))));
+}
+
+// A resident block with a ready thread: mostly the one of last time, sometimes another.
+Block* pick_block() {
+  const size_t count = machine.resident.size();
+  if (count > 1 && machine.random.below(16) == 0) {
+    machine.favoured = machine.random.below(static_cast<unsigned>(count));
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const size_t at = (machine.favoured + i) % count;
+    if (machine.resident[at].warps_ready == 0) continue;
+    machine.favoured = at;
+    return &machine.resident[at];
+  }
+  return nullptr;
 }
 
 // Takes one of the ready threads; null if there is none.
 Thread* pick() {
-  if (block.warps_ready == 0) return nullptr;
+  Block* const block = pick_block();
+  if (block == nullptr) return nullptr;
   unsigned warp = 0, lane = 0;
-  switch (block.order) {
+  switch (machine.order) {
     case Order::kAscending:
-      warp = lowest(block.warps_ready), lane = lowest(block.warps[warp].ready);
+      warp = lowest(block->warps_ready), lane = lowest(block->warps[warp].ready);
       break;
     case Order::kDescending:
-      warp = highest(block.warps_ready), lane = highest(block.warps[warp].ready);
+      warp = highest(block->warps_ready), lane = highest(block->warps[warp].ready);
       break;
     case Order::kUniform:
-      warp = any(block.warps_ready), lane = any(block.warps[warp].ready);
+      warp = any(block->warps_ready), lane = any(block->warps[warp].ready);
       break;
     case Order::kWarpByWarp:
-      if ((block.warps_ready >> block.favoured & 1u) == 0 || block.random.below(32) == 0) {
-        block.favoured = any(block.warps_ready);
+      if ((block->warps_ready >> block->favoured & 1u) == 0 || machine.random.below(32) == 0) {
+        block->favoured = any(block->warps_ready);
       }
-      warp = block.favoured, lane = any(block.warps[warp].ready);
+      warp = block->favoured, lane = any(block->warps[warp].ready);
       break;
   }
-  Warp& from = block.warps[warp];
+  Warp& from = block->warps[warp];
   from.ready &= ~(1u << lane);
-  if (from.ready == 0) block.warps_ready &= ~(1u << warp);
-  return &block.threads[warp * 32 + lane];
+  if (from.ready == 0) block->warps_ready &= ~(1u << warp);
+  return &block->threads[warp * 32 + lane];
 }
 
 // Who waits for what, threads that wait for the same thing counted together.
-std::string deadlock() {
+std::string deadlock(const Block& block) {
   std::map<std::string, std::pair<std::string, int>> groups;
   for (const Thread& thread : block.threads) {
     if (thread.state == State::kEnded) continue;
@@ -119,45 +136,50 @@ std::string deadlock() {
 }
 
 void leave(std::string error) {
-  block.error = std::move(error);
+  machine.error = std::move(error);
   Fiber gone;
-  switch_fiber(gone, block.outside);
+  switch_fiber(gone, machine.outside);
   std::abort();
 }
 
-// Hands over from the fiber `from` to any that is ready.
+// Hands over from the fiber `from` to any that is ready, or to the outside if none is.
 void hand_over(Fiber& from) {
   Thread* next = pick();
+  machine.current = next;
   if (next == nullptr) {
-    if (block.alive > 0) block.current = nullptr, block.error = where() + deadlock();
-    switch_fiber(from, block.outside);
+    switch_fiber(from, machine.outside);
     return;
   }
-  block.current = next;
-  threadIdx = next->index;
+  threadIdx = next->index, blockIdx = next->block->index;
   if (&next->fiber != &from) switch_fiber(from, next->fiber);
 }
 
 void thread_main() {
   try {
-    block.enter(block.arguments);
+    machine.enter(machine.arguments);
   } catch (const Failure& failure) {
     leave(failure.what());
   } catch (const std::exception& error) {
     leave(where() + "the kernel threw " + error.what());
   }
-  Thread& self = *block.current;
+  Thread& self = *machine.current;
+  Block& block = *self.block;
   land_all(self);
   self.state = State::kEnded;
   --block.alive;
   leave_warp(self);
-  leave_barrier();
-  hand_over(self.fiber);
+  leave_barrier(block);
+  if (block.alive > 0) {
+    hand_over(self.fiber);
+  } else {
+    machine.current = nullptr;
+    switch_fiber(self.fiber, machine.outside);  // where the next block starts on these stacks
+  }
   std::abort();
 }
 
 void on_fault(int signal, siginfo_t* info, void*) {
-  if (!pthread_equal(pthread_self(), runner) || block.current == nullptr) {
+  if (!pthread_equal(pthread_self(), runner) || machine.current == nullptr) {
     ::signal(signal, SIG_DFL);  // not ours: the instruction runs again and ends the process as it would have
     return;
   }
@@ -185,43 +207,69 @@ class FaultGuard {
   struct sigaction before_[3];
 };
 
-void run_fibers() {
-  if (sigsetjmp(after_fault, 1) == 0) {
-    hand_over(block.outside);
-    return;
-  }
-  char address[40];
-  std::snprintf(address, sizeof(address), " at address %p", const_cast<const void*>(fault_address));
-  block.error = where() + (fault_signal == SIGFPE ? "a division by zero" : "illegal memory access") + address;
-}
-
-void run_block(size_t number) {
-  const dim3& grid = block.launch.grid;
-  const dim3& size = block.launch.block;
-  blockIdx = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
-              static_cast<unsigned>(number / grid.x / grid.y)};
+void start(Block& block, size_t number) {
+  const dim3& grid = machine.launch.grid;
+  const dim3& size = machine.launch.block;
+  block.running = true;
+  block.index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+                 static_cast<unsigned>(number / grid.x / grid.y)};
   for (Warp& warp : block.warps) warp = Warp{0, 0, 0, {}};
   block.warps_ready = 0, block.favoured = 0;
   block.alive = block.threads.size(), block.at_barrier = 0;
   for (size_t i = 0; i < block.threads.size(); ++i) {
     Thread& thread = block.threads[i];
     const unsigned at = static_cast<unsigned>(i);
+    thread.block = &block;
     thread.index = {at % size.x, at / size.x % size.y, at / size.x / size.y};
     thread.warp = at / 32, thread.lane = at % 32;
     thread.copies.clear(), thread.group = 0;
     block.warps[thread.warp].existing |= 1u << thread.lane;
-    prepare(thread.fiber, stack(i), thread_main);
+    prepare(thread.fiber, stack(block.first_stack + i), thread_main);
     make_ready(thread);
   }
-  set_up_shared();
-  block.error.clear();
-  run_fibers();
-  if (block.error.empty()) {
-    block.current = nullptr;
-    check_guards();
+  set_up_shared(block);
+}
+
+// Ends blocks that are over and starts others in their place. False: all are over.
+bool refill() {
+  bool running = false;
+  for (Block& block : machine.resident) {
+    if (block.running && block.alive == 0) {
+      block.running = false;
+      blockIdx = block.index;
+      check_guards(block);
+    }
+    if (!block.running && machine.started < machine.numbers.size()) start(block, machine.numbers[machine.started++]);
+    running |= block.running;
   }
-  block.current = nullptr;
-  if (!block.error.empty()) throw std::runtime_error(block.error);
+  return running;
+}
+
+bool run_fibers() {
+  if (sigsetjmp(after_fault, 1) == 0) {
+    hand_over(machine.outside);
+    return machine.error.empty();
+  }
+  char address[40];
+  std::snprintf(address, sizeof(address), " at address %p", const_cast<const void*>(fault_address));
+  machine.error = where() + (fault_signal == SIGFPE ? "a division by zero" : "illegal memory access") + address;
+  return false;
+}
+
+void run_blocks() {
+  while (refill()) {
+    const Block* waiting = nullptr;
+    bool ready = false;
+    for (const Block& block : machine.resident) {
+      if (block.running && block.warps_ready == 0 && waiting == nullptr) waiting = &block;
+      ready |= block.running && block.warps_ready != 0;
+    }
+    if (!ready) {
+      blockIdx = waiting->index;
+      throw Failure(where() + deadlock(*waiting));
+    }
+    if (!run_fibers()) throw Failure(machine.error);
+  }
 }
 
 void choose_schedule() {
@@ -229,14 +277,14 @@ void choose_schedule() {
   uint64_t mixed = seed * 0x9e3779b97f4a7c15ull + ++launches * 0xd1342543de82ef95ull;
   mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9ull;
   mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111ebull;
-  block.random.state = (mixed ^ mixed >> 31) | 1u;
-  block.order = Order::kAscending, block.switch_chance = 0, block.land_chance = 0;
+  machine.random.state = (mixed ^ mixed >> 31) | 1u;
+  machine.order = Order::kAscending, machine.switch_chance = 0, machine.land_chance = 0;
   if (seed == 0) return;
   constexpr Order kOrders[] = {Order::kUniform, Order::kWarpByWarp, Order::kUniform, Order::kDescending};
   constexpr unsigned kChances[] = {0, 16, 128};
-  block.order = kOrders[block.random.below(4)];
-  block.switch_chance = kChances[block.random.below(3)];
-  block.land_chance = kChances[block.random.below(3)];
+  machine.order = kOrders[machine.random.below(4)];
+  machine.switch_chance = kChances[machine.random.below(3)];
+  machine.land_chance = kChances[machine.random.below(3)];
 }
 
 }  // namespace
@@ -252,16 +300,16 @@ bool same(Place a, Place b) { return a.line == b.line && std::strcmp(a.file, b.f
 
 void make_ready(Thread& thread) {
   thread.state = State::kReady;
-  block.warps[thread.warp].ready |= 1u << thread.lane;
-  block.warps_ready |= 1u << thread.warp;
+  thread.block->warps[thread.warp].ready |= 1u << thread.lane;
+  thread.block->warps_ready |= 1u << thread.warp;
 }
 
-void wait_until_ready() { hand_over(block.current->fiber); }
+void wait_until_ready() { hand_over(machine.current->fiber); }
 
 void may_switch() {
-  Thread& self = *block.current;
+  Thread& self = *machine.current;
   land_some(self);
-  if (block.switch_chance == 0 || block.random.below(256) >= block.switch_chance) return;
+  if (machine.switch_chance == 0 || machine.random.below(256) >= machine.switch_chance) return;
   make_ready(self);
   wait_until_ready();
 }
@@ -282,7 +330,8 @@ void set_seed(uint64_t value) {
 
 void run(const Launch& launch, void (*enter)(void*), void* arguments) {
   const std::lock_guard<std::mutex> guard(one_launch);
-  block.launch = launch, block.enter = enter, block.arguments = arguments;
+  machine.launch = launch, machine.enter = enter, machine.arguments = arguments;
+  machine.current = nullptr, machine.error.clear();
   blockIdx = {0, 0, 0}, gridDim = launch.grid, blockDim = launch.block;
   const size_t threads = launch.block.count(), blocks = launch.grid.count();
   if (threads == 0 || threads > kMaxThreads || launch.block.z > 64) fail("a block of %zu threads", threads);
@@ -291,17 +340,25 @@ void run(const Launch& launch, void (*enter)(void*), void* arguments) {
   }
   if (launch.shared_bytes > kMaxShared) fail("%zu bytes of shared memory", launch.shared_bytes);
   choose_schedule();
-  block.threads.resize(threads);
-  block.warps.resize((threads + 31) / 32);
-  std::vector<size_t> order(blocks);
-  std::iota(order.begin(), order.end(), size_t{0});
+  machine.numbers.resize(blocks);
+  std::iota(machine.numbers.begin(), machine.numbers.end(), size_t{0});
+  size_t resident = 1;
   if (seed != 0) {
     for (size_t i = blocks - 1; i > 0; --i) {
-      std::swap(order[i], order[block.random.below(static_cast<unsigned>(i + 1))]);
+      std::swap(machine.numbers[i], machine.numbers[machine.random.below(static_cast<unsigned>(i + 1))]);
     }
+    resident = std::min<size_t>(1 + machine.random.below(kMaxResident), blocks);
+  }
+  machine.started = 0, machine.favoured = 0;
+  machine.resident.resize(resident);
+  for (size_t i = 0; i < resident; ++i) {
+    Block& block = machine.resident[i];
+    block.running = false, block.warps_ready = 0, block.first_stack = i * kMaxThreads;
+    block.threads.resize(threads);
+    block.warps.resize((threads + 31) / 32);
   }
   const FaultGuard faults;
-  for (const size_t number : order) run_block(number);
+  run_blocks();
 }
 
 }  // namespace qb::emulator

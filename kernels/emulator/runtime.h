@@ -44,7 +44,8 @@ struct Launch {
 // Runs all blocks of a launch. Throws std::runtime_error with kernel, block and thread if a check fails.
 void run(const Launch& launch, void (*enter)(void*), void* arguments);
 
-// The seed of the next launches; every launch advances it. 0: threads and blocks in order, copies land at their wait.
+// The seed of the next launches; every launch advances it. 0: threads and blocks in order, one block at a time, copies
+// land at their wait.
 void set_seed(uint64_t seed);
 // A random switch to another fiber, at points where others may run in between.
 void may_switch();

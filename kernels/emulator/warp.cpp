@@ -9,7 +9,7 @@ namespace qb::emulator {
 
 namespace {
 
-void release_barrier() {
+void release_barrier(Block& block) {
   block.at_barrier = 0;
   for (Thread& thread : block.threads) {
     if (thread.state == State::kAtBarrier) make_ready(thread);
@@ -19,7 +19,8 @@ void release_barrier() {
 }  // namespace
 
 void block_barrier(Place place) {
-  Thread& self = *block.current;
+  Thread& self = *machine.current;
+  Block& block = *self.block;
   land_some(self);
   if (block.at_barrier == 0) {
     block.first_at_barrier = &self;
@@ -29,13 +30,13 @@ void block_barrier(Place place) {
          place_name(block.first_at_barrier->place).c_str());
   }
   self.state = State::kAtBarrier, self.place = place;
-  if (++block.at_barrier == block.alive) release_barrier();
+  if (++block.at_barrier == block.alive) release_barrier(block);
   wait_until_ready();
 }
 
 // A barrier waits for the threads that have not ended (CUDA from compute capability 7.0 on).
-void leave_barrier() {
-  if (block.at_barrier > 0 && block.at_barrier == block.alive) release_barrier();
+void leave_barrier(Block& block) {
+  if (block.at_barrier > 0 && block.at_barrier == block.alive) release_barrier(block);
 }
 
 // ---- Meetings ------------------------------------------------------------------------------------------------------
@@ -43,6 +44,7 @@ void leave_barrier() {
 namespace {
 
 Thread& lane_of(const Warp& warp, unsigned lane) {
+  Block& block = *machine.current->block;
   return block.threads[static_cast<size_t>(&warp - block.warps.data()) * 32 + lane];
 }
 
@@ -174,8 +176,8 @@ Gathering& join(Warp& warp, Meeting kind, unsigned mask, int variant, Place plac
 }  // namespace
 
 unsigned meet(Meeting kind, unsigned mask, int variant, Part& part, Place place) {
-  Thread& self = *block.current;
-  Warp& warp = block.warps[self.warp];
+  Thread& self = *machine.current;
+  Warp& warp = self.block->warps[self.warp];
   land_some(self);
   if ((mask >> self.lane & 1u) == 0) {
     fail("%s at %s: lane %u is not in the mask 0x%08x", name(kind), place_name(place).c_str(), self.lane, mask);
@@ -198,7 +200,7 @@ unsigned meet(Meeting kind, unsigned mask, int variant, Part& part, Place place)
 
 // Lanes that have ended are not waited for.
 void leave_warp(Thread& thread) {
-  Warp& warp = block.warps[thread.warp];
+  Warp& warp = thread.block->warps[thread.warp];
   warp.ended |= 1u << thread.lane;
   for (size_t i = 0; i < warp.gatherings.size();) {
     const Gathering open = warp.gatherings[i];

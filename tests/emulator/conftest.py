@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from on_device import OnDevice
 
 from questbench.kernels import _build_cuda
 
 HERE = Path(__file__).resolve().parent
-
-
-class OnDevice:
-    """The functions of a library that nvcc made, called with CPU tensors: they travel there and back."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    def emulator_set_seed(self, seed: int) -> None:
-        """The device has a schedule of its own."""
-
-    def convert(self, *tensors: Tensor) -> None:
-        """A function of the host."""
-        self._module.convert(*tensors)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        def call(*arguments: Any) -> None:
-            there = [value.cuda() if isinstance(value, Tensor) else value for value in arguments]
-            getattr(self._module, name)(*there)
-            for value, moved in zip(arguments, there, strict=True):
-                if isinstance(value, Tensor):
-                    value.copy_(moved)
-
-        return call
+sys.path.insert(0, str(HERE.parent / "kernels"))  # the cases and checks of the other backends
 
 
 @pytest.fixture(scope="session", params=["emulator", pytest.param("device", marks=pytest.mark.gpu)])

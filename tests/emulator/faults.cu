@@ -164,8 +164,8 @@ void last_block(TensorView x, TensorView partial, TensorView out) {
   qb::launch(last_block_kernel, dim3(x.size(0)), dim3(1), 0, qb::Stream{}, data<float>(x), data<float>(partial),
              data<float>(out));
 }
-void count(TensorView out, bool atomically) {
-  qb::launch(count_kernel, dim3(1), dim3(64), 0, qb::Stream{}, data<int>(out), atomically);
+void count(TensorView out, int64_t blocks, bool atomically) {
+  qb::launch(count_kernel, dim3(blocks), dim3(64 / blocks), 0, qb::Stream{}, data<int>(out), atomically);
 }
 void mistake(int64_t which, TensorView out) {
   qb::launch(mistake_kernel, dim3(1), dim3(64), sizeof(Shared), qb::Stream{}, which, data<float>(out));

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from questbench.errors import PrerequisiteError
-from questbench.kernels import _build, _build_cuda
+from questbench.kernels import _build_cuda
 
 TINY = """\
 #include "questbench/x.h"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OnDevice
+from on_device import OnDevice
 from torch import Tensor
 
 ALL = 0xFFFFFFFF

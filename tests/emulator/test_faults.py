@@ -67,13 +67,14 @@ def test_a_last_block_by_number_shows(faults: Any) -> None:
     assert any(result.isnan().item() for result in results)
 
 
-def test_a_count_without_atomics_shows(faults: Any) -> None:
+@pytest.mark.parametrize("blocks", [1, 64])
+def test_a_count_without_atomics_shows(faults: Any, blocks: int) -> None:
     for atomically in (True, False):
         counts = []
         for seed in SEEDS:
             out = torch.zeros(1, dtype=torch.int32)
             faults.emulator_set_seed(seed)
-            faults.count(out, atomically)
+            faults.count(out, blocks, atomically)
             counts.append(int(out.item()))
         assert (set(counts) == {64}) == atomically
 
