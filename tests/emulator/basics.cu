@@ -1,19 +1,6 @@
-// Small correct kernels: what the emulator must carry out as CUDA does. Written against device.h like the real ones.
+// Small correct kernels: what the emulator must carry out as CUDA does. Written against device.h like the real ones, and
+// bound in basics_bind.cu.
 #include "questbench/device.h"
-
-#include <tvm/ffi/container/tensor.h>
-#include <tvm/ffi/function.h>
-
-namespace {
-
-using tvm::ffi::TensorView;
-
-template <class T>
-T* data(const TensorView& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
-}  // namespace
 
 // ---- Indices: every thread of every block exactly once --------------------------------------------------------------
 
@@ -23,9 +10,7 @@ QB_KERNEL index_kernel(int* __restrict__ visits) {
   atomicAdd(&visits[block * (blockDim.x * blockDim.y * blockDim.z) + thread], 1);
 }
 
-void indices(TensorView visits, int64_t gx, int64_t gy, int64_t gz, int64_t x, int64_t y, int64_t z) {
-  qb::launch(index_kernel, dim3(gx, gy, gz), dim3(x, y, z), 0, qb::Stream{}, data<int>(visits));
-}
+void indices(int* visits, dim3 grid, dim3 block) { qb::launch(index_kernel, grid, block, 0, qb::Stream{}, visits); }
 
 // ---- Sum: shuffles, a barrier, and the last block to arrive adds up ------------------------------------------------
 
@@ -68,9 +53,8 @@ QB_KERNEL __launch_bounds__(1024) sum_kernel(const float* __restrict__ x, int n,
   }
 }
 
-void sum(TensorView x, TensorView partials, TensorView counter, TensorView out, int64_t threads) {
-  qb::launch(sum_kernel, dim3(partials.size(0)), dim3(threads), sizeof(SumShared), qb::Stream{}, data<float>(x),
-             x.size(0), data<float>(partials), data<unsigned>(counter), data<float>(out));
+void sum(const float* x, int n, float* partials, int blocks, unsigned* counter, float* out, int threads) {
+  qb::launch(sum_kernel, dim3(blocks), dim3(threads), sizeof(SumShared), qb::Stream{}, x, n, partials, counter, out);
 }
 
 // ---- Shuffles and votes of one warp ----------------------------------------------------------------------------------
@@ -83,9 +67,8 @@ QB_KERNEL shuffle_kernel(const int* __restrict__ in, const int* __restrict__ arg
   out[96 + lane] = __shfl_down_sync(qb::kAllLanes, in[lane], argument[lane] & 31, width);
 }
 
-void shuffles(TensorView in, TensorView argument, TensorView out, int64_t width) {
-  qb::launch(shuffle_kernel, dim3(1), dim3(32), 0, qb::Stream{}, data<int>(in), data<int>(argument), data<int>(out),
-             width);
+void shuffles(const int* in, const int* argument, int* out, int width) {
+  qb::launch(shuffle_kernel, dim3(1), dim3(32), 0, qb::Stream{}, in, argument, out, width);
 }
 
 // Two halves of a warp meet apart from each other; the lanes of `mask` vote.
@@ -103,9 +86,8 @@ QB_KERNEL vote_kernel(const int* __restrict__ in, unsigned mask, unsigned* __res
   __syncwarp();
 }
 
-void votes(TensorView in, int64_t mask, TensorView out) {
-  qb::launch(vote_kernel, dim3(1), dim3(32), 0, qb::Stream{}, data<int>(in), static_cast<unsigned>(mask),
-             data<unsigned>(out));
+void votes(const int* in, unsigned mask, unsigned* out) {
+  qb::launch(vote_kernel, dim3(1), dim3(32), 0, qb::Stream{}, in, mask, out);
 }
 
 // ---- Tensor cores: fragments straight from memory, and through load_matrix_4 ------------------------------------------
@@ -151,15 +133,12 @@ QB_KERNEL multiply_shared_kernel(const T* __restrict__ a, const T* __restrict__ 
 }
 
 template <class T>
-void multiply_as(TensorView a, TensorView b, TensorView d, bool through_shared) {
+void multiply(const T* a, const T* b, float* d, bool through_shared) {
   const auto kernel = through_shared ? multiply_shared_kernel<T> : multiply_kernel<T>;
-  qb::launch(kernel, dim3(1), dim3(32), through_shared ? sizeof(Tiles<T>) : 0, qb::Stream{}, data<T>(a), data<T>(b),
-             data<float>(d));
+  qb::launch(kernel, dim3(1), dim3(32), through_shared ? sizeof(Tiles<T>) : 0, qb::Stream{}, a, b, d);
 }
-void multiply(TensorView a, TensorView b, TensorView d, bool through_shared) {
-  if (a.dtype().code == kDLBfloat) return multiply_as<qb::bfloat16_t>(a, b, d, through_shared);
-  multiply_as<qb::half_t>(a, b, d, through_shared);
-}
+template void multiply(const qb::half_t*, const qb::half_t*, float*, bool);
+template void multiply(const qb::bfloat16_t*, const qb::bfloat16_t*, float*, bool);
 
 // ---- Asynchronous copies: a ring of three stages ---------------------------------------------------------------------
 
@@ -186,34 +165,6 @@ QB_KERNEL ring_kernel(const float* __restrict__ x, int tiles, int valid, float* 
   }
 }
 
-void ring(TensorView x, int64_t tiles, int64_t valid, TensorView out) {
-  qb::launch(ring_kernel, dim3(1), dim3(32), sizeof(Ring), qb::Stream{}, data<float>(x), tiles, valid,
-             data<float>(out));
+void ring(const float* x, int tiles, int valid, float* out) {
+  qb::launch(ring_kernel, dim3(1), dim3(32), sizeof(Ring), qb::Stream{}, x, tiles, valid, out);
 }
-
-// ---- Conversions on the host, over whole arrays ------------------------------------------------------------------------
-
-template <class T>
-void convert_as(TensorView from, TensorView to, bool narrow) {
-  for (int64_t i = 0; i < from.size(0); ++i) {
-    if (narrow) {
-      data<T>(to)[i] = qb::from_float<T>(data<float>(from)[i]);
-    } else {
-      data<float>(to)[i] = qb::to_float(data<T>(from)[i]);
-    }
-  }
-}
-void convert(TensorView from, TensorView to) {
-  const bool narrow = from.dtype().bits == 32;
-  const DLDataType stored = narrow ? to.dtype() : from.dtype();
-  if (stored.code == kDLBfloat) return convert_as<qb::bfloat16_t>(from, to, narrow);
-  convert_as<qb::half_t>(from, to, narrow);
-}
-
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(indices, indices);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(sum, sum);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(shuffles, shuffles);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(votes, votes);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(multiply, multiply);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(ring, ring);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(convert, convert);

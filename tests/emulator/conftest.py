@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE.parent / "kernels"))  # the cases and checks of the 
 @pytest.fixture(scope="session", params=["emulator", pytest.param("device", marks=pytest.mark.gpu)])
 def basics(request: pytest.FixtureRequest) -> Any:
     """``basics.cu``: in the emulator, and on a device, which shows that the emulator does as CUDA does."""
-    source = [HERE / "basics.cu"]
+    source = [HERE / "basics.cu", HERE / "basics_bind.cu"]
     if request.param == "device":
         return OnDevice(_build_cuda._load(_build_cuda.build_cuda(sources=source)))
     return _build_cuda._load(_build_cuda.build_emulator(source))
