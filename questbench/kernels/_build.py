@@ -102,6 +102,20 @@ def load_cpu() -> Any:
     return tvm_ffi.load_module(str(build_cpu().path))
 
 
+def load_cuda() -> Any:
+    """The CUDA kernels for the device at hand; see :mod:`questbench.kernels._build_cuda`."""
+    from questbench.kernels import _build_cuda
+
+    return _build_cuda.load_cuda()
+
+
+def load_emulator() -> Any:
+    """The CUDA kernels in the block emulator, over CPU tensors; a tool for tests."""
+    from questbench.kernels import _build_cuda
+
+    return _build_cuda.load_emulator()
+
+
 def _compile(scratch: Path, verbose: bool) -> Path:
     sources = sorted((kernel_sources() / "cpu").glob("*.cpp"))
     cxx = compiler() or "g++"
