@@ -45,8 +45,8 @@ class Library(Protocol):
         """The module whose functions carry the ops' names; compiles on first use."""
         ...
 
-    def extra(self, op: str, tensor: Tensor) -> Any:
-        """The last argument of every call: threads on a CPU, counters of a stream on a GPU."""
+    def extra(self, op: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The last arguments of a call, given the op's own: threads on a CPU, room to work in on a GPU."""
         ...
 
 
@@ -54,12 +54,12 @@ def functions(library: Library) -> dict[str, Function]:
     """The ops of a library as functions of the operators' arguments, in their order."""
 
     def append(k: Tensor, v: Tensor, *rest: Any) -> None:
-        library.load().append(_rows(k), _rows(v), *rest, library.extra("append", k))
+        library.load().append(_rows(k), _rows(v), *rest, *library.extra("append", (k, v, *rest)))
 
     def score(q: Tensor, bounds: Tensor, table: Tensor, lengths: Tensor, size: int, skip_newest: bool) -> Tensor:
         scores = _new_scores(q, table)
-        extra = library.extra("score", q)
-        library.load().score(q.contiguous(), bounds, table, lengths, size, skip_newest, scores, extra)
+        extra = library.extra("score", (q,))
+        library.load().score(q.contiguous(), bounds, table, lengths, size, skip_newest, scores, *extra)
         return scores
 
     def select(
@@ -73,22 +73,23 @@ def functions(library: Library) -> dict[str, Function]:
     ) -> tuple[Tensor, Tensor]:
         _, merge, group, _ = rule
         pages, counts = _new_lists(scores, width, merge, group)
-        extra = library.extra("select", scores)
-        library.load().select(scores.contiguous(), lengths, size, count, row_counts, *rule, pages, counts, extra)
+        extra = library.extra("select", (scores,))
+        library.load().select(scores.contiguous(), lengths, size, count, row_counts, *rule, pages, counts, *extra)
         return pages, counts
 
     def attend(q: Tensor, *rest: Any) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        library.load().attend(q.contiguous(), *_contiguous_prefix(rest), out, library.extra("attend", q))
+        extra = library.extra("attend", (q, *rest))
+        library.load().attend(q.contiguous(), *_contiguous_prefix(rest), out, *extra)
         return out
 
     def attend_top(q: Tensor, *rest: Any) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        library.load().attend_top(q.contiguous(), *rest, out, library.extra("attend_top", q))
+        library.load().attend_top(q.contiguous(), *rest, out, *library.extra("attend_top", (q, *rest)))
         return out
 
     def evict(k_pages: Tensor, *rest: Any) -> None:
-        library.load().evict(k_pages, *rest, library.extra("evict", k_pages))
+        library.load().evict(k_pages, *rest, *library.extra("evict", (k_pages, *rest)))
 
     return {
         "append": append,

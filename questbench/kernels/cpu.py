@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from questbench.kernels import _build
 from questbench.kernels._native import NativeOps, functions, register
@@ -17,9 +16,9 @@ class _Library:
     def load(self) -> Any:
         return _build.load_cpu()
 
-    def extra(self, op: str, tensor: Tensor) -> int:
-        del op, tensor
-        return torch.get_num_threads()
+    def extra(self, op: str, arguments: tuple[Any, ...]) -> tuple[int]:
+        del op, arguments
+        return (torch.get_num_threads(),)
 
 
 _EAGER = functions(_Library())
