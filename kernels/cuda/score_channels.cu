@@ -21,7 +21,7 @@ struct ChannelShared {
 };
 
 template <class T, int D>
-QB_KERNEL __launch_bounds__(kThreads) score_channels_kernel(ScoreJob<T> job) {
+QB_KERNEL __launch_bounds__(kThreads, 8) score_channels_kernel(ScoreJob<T> job) {
   const Paged<T>& paged = job.paged;
   ChannelShared<D>& held = shared<ChannelShared<D>>();
   const int query = blockIdx.y, row = blockIdx.z, head = query / (job.query_heads / paged.kv_heads);
