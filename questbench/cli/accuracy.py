@@ -16,6 +16,7 @@ EXAMPLES = (
 
 WHAT = "Model and samples"
 TASK = "Tasks, with parameters behind a colon: kv:records=full. Required."
+DATA = "File, folder or hf:owner/name for tasks that need data; TASK=PATH for one of them. Repeatable."
 LENGTH = "Tokens of the prompt; the task's own if left out."
 SAMPLES = "Samples per task and length; the task's own if left out."
 PROTOCOL = "When the method becomes active: stepwise (from the question on), prefill, quest-paper."
@@ -24,6 +25,7 @@ DENSE = "Leading layers left dense; the model's own if left out."
 
 Tasks = Annotated[str | None, opt.flag("--task", metavar="NAMES", help=TASK, panel=opt.AXES)]
 Lengths = Annotated[str | None, opt.flag("--seq-len", metavar="TOKENS", help=LENGTH, panel=opt.AXES)]
+Data = Annotated[list[str] | None, opt.flag("--data", metavar="PATH", help=DATA, panel=WHAT)]
 Samples = Annotated[str | None, opt.flag("--samples", metavar="N", help=SAMPLES, panel=WHAT)]
 Protocol = Annotated[str, opt.flag("--protocol", metavar="NAME", help=PROTOCOL, panel=WHAT)]
 Model = Annotated[str, opt.flag("--model", metavar="NAME", help=MODEL, panel=WHAT)]
@@ -42,6 +44,7 @@ def accuracy(
     page_sizes: opt.PageSizes = "16",
     seq_lens: Lengths = None,
     samples: Samples = None,
+    data: Data = None,
     protocol: Protocol = "stepwise",
     model: Model = "constructed",
     dtype: Dtype = "fp32",
@@ -81,5 +84,6 @@ def accuracy(
         "seed": seed,
         "online": online,
         "trust_remote_code": trust_remote_code,
+        "data": opt.data_sources(data),
     }
     return execute("accuracy", experiment, experiment.AccuracyConfig, flags, ctx, out=out, resume=resume, json=json)

@@ -76,7 +76,7 @@ class Session:
 
         rng = seeding.generator(self.config.seed, spec, length, index)
         sample = task.sample(index, length=length, tokenizer=self.loaded.tokenizer, rng=rng)
-        prompt = split(sample, self.loaded.tokenizer, self.config.protocol, task.quest_paper_chars)
+        prompt = split(sample, self.loaded.tokenizer, self.config.protocol, task.last_chars(sample))
         if not prompt.prefill:
             raise CellError(f"{sample.id}: the protocol {self.config.protocol} leaves nothing to prefill.")
         with torch.inference_mode(), thread_count(self.config.threads):

@@ -20,7 +20,8 @@ from questbench.experiments._unit import Progress, Unit
 from questbench.methods._base import Method
 from questbench.methods._make import check_arguments, make
 from questbench.tasks._base import Task
-from questbench.tasks._make import make_task
+from questbench.tasks._data import DataTask, check_use
+from questbench.tasks._make import expand, make_task
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class AccuracyConfig:
     seed: int = 0
     online: bool = False
     trust_remote_code: bool = False
+    data: dict[str, str] = field(default_factory=dict)
+    """Where tasks on data find it: task -> file, folder or ``hf:owner/name``; ``*`` is for all."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,10 @@ def cells(config: AccuracyConfig) -> tuple[list[Cell], list[Refused]]:
 def grid(config: AccuracyConfig) -> list[tuple[str, Task, int, int]]:
     """(spec, task, length, samples) of every task and length of the run."""
     found = []
-    for spec in config.tasks:
-        task = make_task(spec)
+    for spec in expand(config.tasks):
+        task = make_task(spec, config.data, online=config.online)
         for length in config.seq_lens or [task.default_length]:
-            found.append((spec, task, length, config.samples or task.default_samples))
+            found.append((spec, task, length, task.samples(config.samples, length)))
     return found
 
 
@@ -124,6 +127,8 @@ def check(config: AccuracyConfig) -> None:
     usable, refused = cells(config)
     if len(usable) == 1 and refused:
         raise refused[0].error
+    tasks = [make_task(spec) for spec in expand(config.tasks)]
+    check_use([(task.name, isinstance(task, DataTask)) for task in tasks], config.data)
     for _, task, length, _ in grid(config):
         if length < 1:
             raise UsageError(f"--seq-len {length} leaves no room for {task.name}.", "Use --seq-len 4k.")
@@ -136,10 +141,13 @@ def card(config: AccuracyConfig) -> dict[str, str]:
 
     usable, _ = cells(config)
     work = grid(config)
+    tables = [task.table(length) for _, task, length, _ in work if isinstance(task, DataTask)]
+    files = [f"{table.name} ({len(table):,} rows, SHA-256 {table.sha256[:16]})" for table in tables]
     return {
         "model": config.model,
         "protocol": f"{config.protocol}: {PROTOCOLS[config.protocol]}",
         "tasks": ", ".join(f"{spec} at {units.echo_count(length)}, n = {n}" for spec, _, length, n in work),
+        **({"data": ", ".join(dict.fromkeys(files))} if files else {}),
         "cells": f"{len(usable) * len(work)} ({', '.join(dict.fromkeys(cell.name for cell in usable))})",
         "prefill": "dense, once per sample; evicting methods evict after it",
     }

@@ -97,6 +97,20 @@ class Task(ABC):
     def score(self, sample: Sample, completion: str) -> float:
         """Score of a completion, 0 to 1."""
 
+    def samples(self, asked: int | None, length: int) -> int:
+        """How many samples a run takes: as many as asked for, or the task's own number; before anything is run.
+
+        Raises:
+            UsageError, PrerequisiteError: so many cannot be had. A generated task has as many as anyone wants.
+        """
+        del length
+        return asked or self.default_samples
+
+    def last_chars(self, sample: Sample) -> int:
+        """Characters of this sample that protocol ``quest-paper`` feeds token by token."""
+        del sample
+        return self.quest_paper_chars
+
     def score_turn(self, sample: Sample, turn: int, completion: str) -> float:
         """Score of the completion of ``sample.turns[turn]``: that of a sample with this turn's question only."""
         asked = sample.turns[turn]
