@@ -78,14 +78,18 @@ class PG19(StreamTask, DataTask):
                 f"{self.name}: book {index} of {origin['data']['file']} has only {reached:,} tokens.",
                 f"Use --seq-len {reached}, or fewer --samples.",
             )
+        if self.prefill is not None and self.prefill >= reached:
+            raise UsageError(
+                f"{self.name}: prefilling {self.prefill:,} of {reached:,} tokens leaves nothing to predict.",
+                f"Use --task {self.name}:prefill={reached // 2}, or leave prefill out.",
+            )
         if self.prefill is None:
             cut = _word_end(text, round(len(text) * (1 - self.share)))
         else:
             cut = _word_end(text, max(fit(lambda chars: tokens(tokenizer, text[:chars]), self.prefill, len(text)), 0))
         if not 0 < cut < len(text):
             raise UsageError(
-                f"{self.name}: prefilling {self.prefill} of {reached:,} tokens leaves nothing to predict.",
-                f"Use --task {self.name}:prefill={reached // 2}, or leave prefill out.",
+                f"{self.name}: the {reached:,} tokens of book {index} have no two words.", "Use a longer --seq-len."
             )
         return Sample(
             id=f"{self.name}-{index:04d}",

@@ -76,6 +76,8 @@ class Task(ABC):
     """Scores are 0 or 1: intervals are Wilson's and the paired test is McNemar's."""
     quest_paper_chars: ClassVar[int] = 100
     """Protocol ``quest-paper``: this many last characters of the prompt are fed token by token."""
+    chat: ClassVar[bool] = True
+    """Whether a chat model's template may stand around the prompt; few-shot prompts and code are continued instead."""
     protocols: ClassVar[tuple[str, ...]] = ("stepwise", "prefill", "quest-paper")
     """Protocols that make sense for the task; the first is its default."""
 

@@ -186,6 +186,7 @@ class LongBench(DataTask):
         if self.set in SETS:
             object.__setattr__(self, "max_new_tokens", self.facts.new_tokens)
             object.__setattr__(self, "metric", self.facts.metric.__name__)
+            object.__setattr__(self, "chat", self.facts.chat)
 
     @classmethod
     @abstractmethod
@@ -255,7 +256,7 @@ class LongBench(DataTask):
         prompt = facts.head + row["context"] + tail
         cut = middle(prompt, length, tokenizer)
         border = len(prompt) - len(tail)
-        if cut.tail > border or cut.head == 0:
+        if cut.half == 0 or cut.tail > border:
             raise UsageError(
                 f"{self.label}: sample {index} does not fit into {length:,} tokens; its question takes half of them.",
                 "Use a longer --seq-len.",
@@ -271,7 +272,6 @@ class LongBench(DataTask):
                 "row": str(row.get("_id", index)),
                 "words": row["length"],
                 "bucket": bucket(row["length"]),
-                "chat": facts.chat,
                 **cut.meta(),
                 **classes,
                 **origin,

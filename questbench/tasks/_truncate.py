@@ -12,7 +12,7 @@ from questbench.tasks._haystack import fit, tokens
 
 @dataclass(frozen=True)
 class Cut:
-    """A text without its middle: ``text[:head] + text[tail:]``."""
+    """A text without its middle: ``text[:head] + text[tail:]``; all of it where both are 0."""
 
     head: int
     tail: int
@@ -21,7 +21,7 @@ class Cut:
     tokens: int
     """Tokens of what is left, counted on the joined text."""
     half: int | None
-    """Tokens kept at each end; ``None`` where nothing was cut."""
+    """Tokens kept at each end; ``None`` where nothing was cut, 0 where nothing could be kept."""
 
     def meta(self) -> dict[str, Any]:
         """The rule and what it did, for ``Sample.meta``."""
@@ -43,7 +43,7 @@ def middle(text: str, length: int, tokenizer: Tokenizer) -> Cut:
     spans = _spans(text, tokenizer)
     before = tokens(tokenizer, text) if spans is None else len(spans)
     if before <= length:
-        return Cut(len(text), len(text), before, before, None)
+        return Cut(0, 0, before, before, None)
     half = length // 2
     while half > 0:
         head, tail = _ends(text, half, tokenizer) if spans is None else _ends_by_spans(spans, half)
