@@ -19,6 +19,7 @@ from questbench.errors import UsageError
 from questbench.tasks._base import Sample, Task, Tokenizer
 from questbench.tasks._haystack import answer_room, fitted, insert, shifted
 from questbench.tasks._prose import Sentences
+from questbench.tasks._records import checked
 
 INSTRUCTION = (
     "The text below holds links. Each link is one line and leads from a stop to the next one. "
@@ -54,7 +55,7 @@ class Chain(Task):
 
     def sample(self, index: int, *, length: int, tokenizer: Tokenizer, rng: random.Random) -> Sample:
         """A walk along a circle of all stops, so that no link looks like a first or a last one."""
-        stops = [ten * 10 + sum(map(int, str(ten))) % 10 for ten in rng.sample(range(10_000, 100_000), self.links)]
+        stops = [checked(prefix) for prefix in rng.sample(range(10_000, 100_000), self.links)]
         pairs = list(zip(stops, [*stops[1:], stops[0]], strict=True))
         walk = [following for _, following in pairs[: self.steps]]
         order = rng.sample(range(self.links), self.links)

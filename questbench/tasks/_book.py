@@ -22,18 +22,16 @@ florist furrier gardener gilder glassblower goldsmith hatter jeweler joiner judg
 miller milliner musician notary painter pharmacist plumber porter potter printer ropemaker saddler sculptor surgeon
 surveyor tailor tanner teacher tinsmith translator typesetter upholsterer watchmaker weaver wheelwright
 """.split()
-_MATERIALS = (
+MATERIALS = (
     "amber birch brass bronze clay copper coral cotton ebony felt glass golden horn iron ivory jade lead".split()
 )
-_MATERIALS += (
+MATERIALS += (
     "leather linen marble oak paper pearl pewter silk silver slate steel stone straw tin walnut wax woolen".split()
 )
-_KEEPSAKES = (
+KEEPSAKES = (
     "bell bowl box button chain coin comb compass cup dice fan figurine flute frame key knife lamp locket".split()
 )
-_KEEPSAKES += (
-    "mask medal mirror needle pen pipe purse ring rod rule seal spoon star thimble token watch whistle".split()
-)
+KEEPSAKES += "mask medal mirror needle pen pipe purse ring rod rule seal spoon star thimble token watch whistle".split()
 _PETS = """
 Acorn Barley Basil Biscuit Bramble Button Captain Cinder Clover Copper Domino Ember Fidget Ginger Hazel Juniper Maple
 Marble Mischief Muffin Nettle Nimbus Nutmeg Pebble Pepper Pickle Poppy Rascal Ribbon Saffron Scout Shadow Smoky Snowball
@@ -44,7 +42,7 @@ _STREETS = "Alley Court Gate Hill Lane Place Road Row Square Street Walk Yard".s
 FACTS: Mapping[str, tuple[str, Callable[[random.Random], str]]] = {
     "home": ("came from", lambda rng: rng.choice(TOWNS)),
     "trade": ("earned a living as a trained", lambda rng: rng.choice(TRADES)),
-    "keepsake": ("always carried a", lambda rng: f"{rng.choice(_MATERIALS)} {rng.choice(_KEEPSAKES)}"),
+    "keepsake": ("always carried a", lambda rng: f"{rng.choice(MATERIALS)} {rng.choice(KEEPSAKES)}"),
     "dog": ("had a dog called", lambda rng: rng.choice(_PETS)),
     "street": ("lived in", lambda rng: f"{rng.choice(NOUNS).capitalize()} {rng.choice(_STREETS)}"),
     "friend": ("was waiting for", lambda rng: f"{rng.choice(FIRST_NAMES)} {rng.choice(SURNAMES)}"),
@@ -82,15 +80,18 @@ class Character:
         return f"{self.name} {FACTS[fact][0]} {self.facts[fact]}"
 
 
-def cast(rng: random.Random, size: int) -> list[Character]:
-    """People of different names; first names repeat only where there are more people than first names."""
-    surnames = rng.sample(SURNAMES, min(size, len(SURNAMES)))
+def full_names(rng: random.Random, count: int) -> list[str]:
+    """Distinct names of people; surnames repeat only where there are more people than surnames."""
+    surnames = rng.sample(SURNAMES, min(count, len(SURNAMES)))
     firsts = rng.sample(FIRST_NAMES, len(FIRST_NAMES))
     # A surname meets another first name on each round, so that no full name comes twice.
-    people = [
-        f"{firsts[(at + at // len(surnames)) % len(firsts)]} {surnames[at % len(surnames)]}" for at in range(size)
-    ]
-    return [Character(name, {fact: draw(rng) for fact, (_, draw) in FACTS.items()}) for name in people]
+    return [f"{firsts[(at + at // len(surnames)) % len(firsts)]} {surnames[at % len(surnames)]}" for at in range(count)]
+
+
+def cast(rng: random.Random, size: int) -> list[Character]:
+    """People of different names."""
+    names = full_names(rng, size)
+    return [Character(name, {fact: draw(rng) for fact, (_, draw) in FACTS.items()}) for name in names]
 
 
 def _told(lead: str, clause: str) -> str:
