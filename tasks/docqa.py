@@ -21,10 +21,21 @@ from questbench.tasks._book import KEEPSAKES, MATERIALS, TRADES, full_names
 from questbench.tasks._haystack import answer_room, depth, fitted, insert, shifted, tokens
 from questbench.tasks._prose import Sentences
 from questbench.tasks._qa_f1 import qa_f1
-from questbench.tasks._words import ADJECTIVES, FIRST_NAMES, NOUNS, SURNAMES, TOWNS, article
+from questbench.tasks._words import ADJECTIVES, FIRST_NAMES, SURNAMES, TOWNS, article
 
 INSTRUCTION = "Read the passages below and answer the question at the end in a few words.\n\n"
 QUESTION = "\n\nQuestion: {question}\nAnswer:"
+_FEARED = """
+badgers barrels bees bells boats bridges candles carts caves cellars chimneys clocks crows curtains dogs doors dragons
+drums ducks eagles elevators ferries fires flutes foxes geese ghosts goats hammers hats horses kettles ladders lizards
+masks mirrors moths needles owls pigeons rivers ropes scissors snails snakes spiders stairs storms swans thunderstorms
+towers trains trumpets tunnels umbrellas wells wheels whistles windmills wolves
+""".split()
+_FOODS = """
+apple asparagus barley bean beet bread cabbage carrot celery cheese chestnut chicken corn crab cucumber duck fennel fig
+fish garlic ginger grape ham honey leek lemon lentil lobster mushroom mussel mustard noodle nut oat olive onion parsley
+pea pear pepper plum potato pumpkin radish rice salmon sorrel spinach tomato trout turnip walnut wheat
+""".split()
 TOLD = 0.5
 """About this share of a text tells facts, if the number of passages is left open; the rest is other sentences."""
 
@@ -75,7 +86,9 @@ FACTS: Mapping[str, _Fact] = {
         "Who taught {name} to read?",
     ),
     "fear": _Fact(
-        lambda rng: f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)} and {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}",
+        lambda rng: (
+            f"{rng.choice(ADJECTIVES)} {rng.choice(_FEARED)} and {rng.choice(ADJECTIVES)} {rng.choice(_FEARED)}"
+        ),
         (
             "The mere thought of {value} makes {name} tremble.",
             "Only {value} can drive {name} out of a room.",
@@ -84,7 +97,7 @@ FACTS: Mapping[str, _Fact] = {
         "What is {name} afraid of?",
     ),
     "dish": _Fact(
-        lambda rng: f"{rng.choice(NOUNS)} soup with {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}",
+        lambda rng: f"{rng.choice(_FOODS)} soup with {rng.choice(ADJECTIVES)} {rng.choice(_FOODS)}",
         (
             "Every Sunday a plate of {value} waits for {name}.",
             "The cook knows that {name} wants nothing but {value}.",

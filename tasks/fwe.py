@@ -82,10 +82,10 @@ class FrequentWords(RulerTask):
             )
 
         sample = fitted(build, task=self.name, length=length, tokenizer=tokenizer)
-        first, fourth = sample.meta["counts"][ASKED], sample.meta["counts"][ASKED + 1]
-        if first == fourth:
+        third, fourth = sample.meta["counts"][ASKED], sample.meta["counts"][ASKED + 1]
+        if third == fourth:
             raise UsageError(
-                f"fwe: at {length:,} tokens the third and the fourth word are equally frequent ({first} times).",
-                f"Use --seq-len {2 * length} or a larger alpha.",
+                f"fwe: at {length:,} tokens the third and the fourth word are equally frequent ({third} times).",
+                f"Use --seq-len {2 * length} or another alpha.",
             )
         return sample

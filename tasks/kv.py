@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from questbench.errors import UsageError
 from questbench.tasks._base import Sample, Task, Tokenizer
-from questbench.tasks._haystack import Prose, check_length, depth, fit, tokens
+from questbench.tasks._haystack import Prose, check_expressible, check_length, depth, fit, tokens
 from questbench.tasks._records import checked
 
 INSTRUCTION = (
@@ -90,6 +90,7 @@ class KV(Task):
         remedy = f", or {self.name}:records=full" if records > 1 else ""
         check_length(self.name, reached, length, least=count(records, 0), remedy=remedy)
         head, needle, tail, (key, value) = parts(records, words)
+        check_expressible(self.name, tokenizer, str(value))
         return Sample(
             id=f"{self.name}-{index:04d}",
             context=head + needle + tail,

@@ -1,6 +1,6 @@
 """A self-made book: people are introduced early and what was said of them is repeated late, in the same clause.
 
-Whoever reads "Marta Feldon always carried a" near the end knows how it goes on only from the beginning; a model that
+Whoever reads "Marta Feldon always carried one" near the end knows how it goes on only from the beginning; a model that
 forgot it pays for it in loss, and the characters at which it pays are known. Everything else is prose by grammar,
 whose loss depends on the last few words only.
 """
@@ -29,7 +29,7 @@ MATERIALS += (
     "leather linen marble oak paper pearl pewter silk silver slate steel stone straw tin walnut wax woolen".split()
 )
 KEEPSAKES = (
-    "bell bowl box button chain coin comb compass cup dice fan figurine flute frame key knife lamp locket".split()
+    "bell bowl box button chain coin comb compass cup drum fan figurine flute frame key knife lamp locket".split()
 )
 KEEPSAKES += "mask medal mirror needle pen pipe purse ring rod rule seal spoon star thimble token watch whistle".split()
 _PETS = """
@@ -42,7 +42,7 @@ _STREETS = "Alley Court Gate Hill Lane Place Road Row Square Street Walk Yard".s
 FACTS: Mapping[str, tuple[str, Callable[[random.Random], str]]] = {
     "home": ("came from", lambda rng: rng.choice(TOWNS)),
     "trade": ("earned a living as a trained", lambda rng: rng.choice(TRADES)),
-    "keepsake": ("always carried a", lambda rng: f"{rng.choice(MATERIALS)} {rng.choice(KEEPSAKES)}"),
+    "keepsake": ("always carried one", lambda rng: f"{rng.choice(MATERIALS)} {rng.choice(KEEPSAKES)}"),
     "dog": ("had a dog called", lambda rng: rng.choice(_PETS)),
     "street": ("lived in", lambda rng: f"{rng.choice(NOUNS).capitalize()} {rng.choice(_STREETS)}"),
     "friend": ("was waiting for", lambda rng: f"{rng.choice(FIRST_NAMES)} {rng.choice(SURNAMES)}"),

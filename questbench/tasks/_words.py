@@ -87,7 +87,7 @@ _CODAS = "b ck d ft g l lk lm lt m mp n nd nk nt p r rd rk rm rn rt s sh sk st t
 
 def article(phrase: str) -> str:
     """``phrase`` behind ``a`` or ``an``."""
-    return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
+    return f"{'an' if phrase.lower().startswith(('a', 'e', 'i', 'o', 'u', 'hon', 'hour')) else 'a'} {phrase}"
 
 
 def keys(rng: random.Random, count: int) -> list[str]:
