@@ -79,7 +79,7 @@ class Chain(Task):
                 max_new_tokens=answer_room(tokenizer, answer, least=4 * self.steps),
             )
 
-        return fitted(build, task=self.name, length=length, tokenizer=tokenizer)
+        return fitted(build, task=self.name, length=length, tokenizer=tokenizer, remedy=", or fewer links")
 
     def score(self, sample: Sample, completion: str) -> float:
         """Share of the walk's stops that are right before the first wrong one."""

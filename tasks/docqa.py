@@ -163,7 +163,7 @@ class DocQA(Task):
                 max_new_tokens=answer_room(tokenizer, answer, least=self.max_new_tokens),
             )
 
-        return fitted(build, task=self.name, length=length, tokenizer=tokenizer)
+        return fitted(build, task=self.name, length=length, tokenizer=tokenizer, remedy=", or fewer passages")
 
     def score(self, sample: Sample, completion: str) -> float:
         """The best F1 over the answers, of the completion's first line."""

@@ -83,7 +83,7 @@ class MultiTurn(Task):
                 turns=turns,
             )
 
-        return fitted(build, task=self.name, length=length, tokenizer=tokenizer)
+        return fitted(build, task=self.name, length=length, tokenizer=tokenizer, remedy=", or fewer records")
 
     def score(self, sample: Sample, completion: str) -> float:
         """1 if the first run of digits is the value that the sample's question asks for."""

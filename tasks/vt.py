@@ -62,7 +62,7 @@ class VariableTracking(RulerTask):
     max_new_tokens: ClassVar[int] = 30
 
     def __post_init__(self) -> None:
-        """Refuse empty chains and more names than RULER's example has room for."""
+        """Refuse empty chains, and more of them than a text can hold."""
         if not (1 <= self.chains <= 64 and 1 <= self.hops <= 32):
             raise UsageError(
                 f"vt cannot have {self.chains} chains of {self.hops} hops.",
@@ -98,7 +98,9 @@ class VariableTracking(RulerTask):
                 max_new_tokens=answer_room(tokenizer, answer, least=self.max_new_tokens),
             )
 
-        return fitted(build, task=self.name, length=length, tokenizer=tokenizer)
+        return fitted(
+            build, task=self.name, length=length, tokenizer=tokenizer, remedy=f", or {self.name}:example=false"
+        )
 
     def _example(self, rng: random.Random, value: int) -> str:
         """A solved text with names of three letters."""

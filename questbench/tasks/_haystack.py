@@ -163,7 +163,12 @@ def check_length(task: str, reached: int, length: int, least: int, remedy: str =
 
 
 def fitted(
-    build: Callable[[int], Sample], *, task: str, length: int, tokenizer: Tokenizer, most: int | None = None
+    build: Callable[[int], Sample],
+    *,
+    task: str,
+    length: int,
+    tokenizer: Tokenizer,
+    remedy: str = "",
 ) -> Sample:
     """The longest sample within ``length`` tokens, its count in ``meta["tokens"]``.
 
@@ -172,7 +177,7 @@ def fitted(
         task: name, for messages.
         length: tokens of context and question, at most.
         tokenizer: counts them.
-        most: never more units than this.
+        remedy: another way out than a longer text, for the message.
 
     Raises:
         UsageError: 95 % of the length cannot be reached, or the tokenizer cannot write the answer.
@@ -182,14 +187,9 @@ def fitted(
         sample = build(units)
         return tokens(tokenizer, sample.context + sample.question)
 
-    units = max(fit(count, length, most), 0)
+    units = max(fit(count, length), 0)
     reached = count(units)
-    if most is not None and units == most and reached < SHORTEST * length:
-        raise UsageError(
-            f"{task} cannot fill {length:,} tokens: its longest text has {reached:,} with this tokenizer.",
-            f"Use --seq-len {reached}.",
-        )
-    check_length(task, reached, length, least=count(0))
+    check_length(task, reached, length, least=count(0), remedy=remedy)
     sample = build(units)
     check_expressible(task, tokenizer, sample.answers[0])
     return replace(sample, meta={**sample.meta, "tokens": reached})

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from suite import NEEDLE_SPECS, SPECS, TOKENIZERS, fresh, sample_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -51,6 +53,15 @@ def test_length_is_reached_and_never_exceeded(spec, tokenizer, length):
     assert 0.95 * length <= reached <= length
     assert sample.meta["tokens"] == reached
     assert sample.question[0] in " \n" and not sample.question.endswith(" ")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@settings(max_examples=8, deadline=None)
+@given(index=st.integers(0, 10_000), length=st.integers(1200, 6000))
+def test_any_index_and_length_fit(spec, index, length):
+    sample = fresh(spec, index, length)
+    reached = len(TOKENIZERS["lumps"].encode(sample.context + sample.question))
+    assert 0.95 * length <= sample.meta["tokens"] == reached <= length
 
 
 @pytest.mark.parametrize("spec", SPECS)
