@@ -6,7 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from questbench.errors import UsageError
 
@@ -45,6 +45,8 @@ class Sample:
     """Accepted answers; the first is the gold completion (its text scores 1)."""
     needles: tuple[tuple[int, int], ...] = ()
     """Character spans of ``context`` that hold the answer's evidence, for needle residency and recall."""
+    needles_needed: Literal["any", "all"] = "any"
+    """Whether one of ``needles`` is enough for the answer or each holds a part of it."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Depth, number of records and the like; goes to samples.jsonl."""
     max_new_tokens: int | None = None

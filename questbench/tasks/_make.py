@@ -26,6 +26,12 @@ def make_task(spec: str, data: Mapping[str, str] | None = None, *, online: bool 
         UsageError: unknown task or parameter, or a value that the parameter does not take.
     """
     name, _, settings = spec.partition(":")
+    marked = [known for known in registry.names(PACKAGE) if known.startswith(f"{name.strip()}@")]
+    if marked and name.strip() not in registry.names(PACKAGE):
+        raise UsageError(
+            f"Task '{name.strip()}' is known with texts of our own only, and its name says so.",
+            f"Use --task {', '.join(marked)}.",
+        )
     kind = registry.load(PACKAGE, name.strip(), Task, kind="task")  # type: ignore[type-abstract]
     task = _with_settings(kind, name, settings) if settings else kind()
     if isinstance(task, DataTask):
