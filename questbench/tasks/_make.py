@@ -26,13 +26,7 @@ def make_task(spec: str, data: Mapping[str, str] | None = None, *, online: bool 
         UsageError: unknown task or parameter, or a value that the parameter does not take.
     """
     name, _, settings = spec.partition(":")
-    marked = [known for known in registry.names(PACKAGE) if known.startswith(f"{name.strip()}@")]
-    if marked and name.strip() not in registry.names(PACKAGE):
-        raise UsageError(
-            f"Task '{name.strip()}' is known with texts of our own only, and its name says so.",
-            f"Use --task {', '.join(marked)}.",
-        )
-    kind = registry.load(PACKAGE, name.strip(), Task, kind="task")  # type: ignore[type-abstract]
+    kind = _kind(name.strip())
     task = _with_settings(kind, name, settings) if settings else kind()
     if isinstance(task, DataTask):
         where = task.data or data_for(task.name, data or {})
@@ -49,9 +43,25 @@ def expand(specs: Sequence[str]) -> list[str]:
     found: list[str] = []
     for spec in specs:
         name, _, settings = spec.partition(":")
-        kind = registry.load(PACKAGE, name.strip(), Task, kind="task")  # type: ignore[type-abstract]
+        kind = _kind(name.strip())
         found += kind.expand(name.strip(), settings) if issubclass(kind, DataTask) else [spec]
     return list(dict.fromkeys(found))
+
+
+def _kind(name: str) -> type[Task]:
+    """The class of a task.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    known = registry.names(PACKAGE)
+    marked = [other for other in known if other.startswith(f"{name}@")]
+    if marked and name not in known:
+        raise UsageError(
+            f"Task '{name}' is known with texts of our own only, and its name says so.",
+            f"Use --task {', '.join(marked)}.",
+        )
+    return registry.load(PACKAGE, name, Task, kind="task")  # type: ignore[type-abstract]
 
 
 def _with_settings(kind: type[Task], name: str, settings: str) -> Task:
