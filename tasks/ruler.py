@@ -126,6 +126,8 @@ class Ruler(DataTask):
             context=context,
             question=question,
             answers=tuple(references) if alternatives else (", ".join(references),),
+            needles=_mentions(context, references) if self.kind == "niah" else (),
+            needles_needed="any" if self.set.startswith(ONE_ANSWER) else "all",
             meta={"set": self.set, "references": references, "tokens": reached, **origin},
         )
 
@@ -152,3 +154,9 @@ class Ruler(DataTask):
             prompt, border = row["context"] + row["question"] + row["answer_prefix"], len(row["context"])
         context = prompt[:border].rstrip()
         return context, prompt[len(context) :]
+
+
+def _mentions(context: str, references: list[str]) -> tuple[tuple[int, int], ...]:
+    """Where each value that was hidden stands: in its needle, and nowhere else."""
+    starts = [(context.find(value), value) for value in references]
+    return tuple((start, start + len(value)) for start, value in starts if start >= 0)

@@ -135,6 +135,7 @@ class RulerQA(DataTask):
             question=question,
             answers=tuple(row["answers"]),
             needles=_spans(context, [docs[number] for number in row["evidence"]]),
+            needles_needed="all",
             meta={
                 "set": self.set,
                 "documents": len(order),

@@ -82,6 +82,7 @@ def test_prompt_is_rulers(schema: str, tmp_path: Path) -> None:
     assert got.question.startswith("\nWhat are all the special magic numbers for harbour")
     assert got.question.endswith("mentioned in the provided text are")
     assert got.meta["references"] == own["outputs"]
+    assert [got.context[start:end] for start, end in got.needles] == own["outputs"] and got.needles_needed == "all"
     assert got.meta["tokens"] == len(TOKENIZER.encode(got.context + got.question))
     assert task.score(got, got.answers[0]) == 1.0
     assert task.score(got, f" {own['outputs'][1]}.") == 0.5
