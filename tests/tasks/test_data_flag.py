@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import jsonl, longbench_rows, longbench_zip
+from data_helpers import books, jsonl, longbench_rows, longbench_zip
 
 from questbench.records import store
 
@@ -34,6 +34,23 @@ def test_rows_become_scores_with_their_origin(questbench: Callable[..., Any], tm
     assert store.load_manifest(run).config["data"] == {"*": str(path)}
     again = questbench("accuracy", "--resume", run)
     assert again.code == 0, again.err
+
+
+def test_perplexity_of_books(questbench: Callable[..., Any], tmp_path: Path) -> None:
+    """Two tasks, each with data of its own and its own protocol."""
+    jsonl(tmp_path / "books.jsonl", books(2, words=400))
+    jsonl(tmp_path / "qasper.jsonl", longbench_rows("qasper"))
+    line = "accuracy --task pg19:share=0.1,longbench:set=qasper --samples 1 --seq-len 600 --method streaming_llm"
+    more = f"--budget 64 --threads 1 --data pg19=books.jsonl --data longbench={tmp_path} --out results"
+    ended = questbench(*line.split(), *more.split())
+    assert ended.code == 0, ended.err
+    (run,) = store.runs(tmp_path / "results")
+    records = [record for record in store.load([run]) if record.params["task"].startswith("pg19")]
+    perplexity = {record.method: record.value for record in records if record.metric == "perplexity"}
+    assert set(perplexity) == {"dense", "streaming_llm"} and all(value > 1 for value in perplexity.values())
+    assert {record.params["protocol"] for record in records} == {"stream"}
+    (row, *_) = [row for row in store.load_samples(run) if row["task"].startswith("pg19")]
+    assert row["meta"]["title"] == "Book 0" and row["meta"]["data"]["file"] == "books.jsonl"
 
 
 REFUSED = {
