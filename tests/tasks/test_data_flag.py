@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,32 @@ def test_perplexity_of_books(questbench: Callable[..., Any], tmp_path: Path) -> 
     assert {record.params["protocol"] for record in records} == {"stream"}
     (row, *_) = [row for row in store.load_samples(run) if row["task"].startswith("pg19")]
     assert row["meta"]["title"] == "Book 0" and row["meta"]["data"]["file"] == "books.jsonl"
+
+
+def test_chat_templates_stand_around_some_prompts_only(tmp_path: Path) -> None:
+    """LongBench's few-shot sets and code are continued, not asked; the paper's last characters count the template."""
+    from questbench.experiments._accuracy_chat import Chat
+    from questbench.experiments._accuracy_sample import Session
+    from questbench.experiments.accuracy import AccuracyConfig, Work
+    from questbench.models.constructed.tokenizer import build_tokenizer
+    from questbench.tasks._make import make_task
+
+    chat = Chat("USER: ", " ASSISTANT:", "\n")
+    path = longbench_zip(tmp_path / "data.zip", ["gov_report", "trec"])
+    report, trec = (make_task(f"longbench:set={name}", {"*": str(path)}) for name in ("gov_report", "trec"))
+
+    def chat_for(task: Any, mode: str) -> Chat | None:
+        config = AccuracyConfig(tasks=[task.label], chat_template=mode)
+        session = Session(config, None, None, 1, frozenset(), chat, None)  # type: ignore[arg-type]
+        return session.chat_for(Work(task.label, task, 512, 1, "stepwise"))
+
+    assert chat_for(report, "auto") is chat
+    assert chat_for(trec, "auto") is None
+    assert chat_for(trec, "on") is chat
+    sample = report.sample(0, length=4096, tokenizer=build_tokenizer(), rng=random.Random(0))
+    fed = "Now, write a one-page summary of the report.\n\nSummary:"
+    assert report.last_chars(sample) == len(fed)
+    assert report.last_chars(chat.wrap(sample)) == len(fed + " ASSISTANT:")
 
 
 REFUSED = {
