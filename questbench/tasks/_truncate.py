@@ -54,8 +54,8 @@ def middle(text: str, length: int, tokenizer: Tokenizer) -> Cut:
 
 
 def _spans(text: str, tokenizer: Any) -> list[tuple[int, int]] | None:
-    """Characters of each token, special ones empty; ``None`` if the tokenizer cannot say."""
-    if not getattr(tokenizer, "is_fast", False):
+    """Characters of each token, special ones empty; ``None`` if the tokenizer cannot say, or only counts."""
+    if not (getattr(tokenizer, "is_fast", False) and callable(tokenizer)):
         return None
     return [tuple(span) for span in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
 
