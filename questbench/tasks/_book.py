@@ -1,6 +1,6 @@
 """A self-made book: people are introduced early and what was said of them is repeated late, in the same clause.
 
-Whoever reads "Marta Feldon always carried one" near the end knows how it goes on only from the beginning; a model that
+Whoever reads "Marta Feldon always carried a" near the end knows how it goes on only from the beginning; a model that
 forgot it pays for it in loss, and the characters at which it pays are known. Everything else is prose by grammar,
 whose loss depends on the last few words only.
 """
@@ -22,16 +22,15 @@ florist furrier gardener gilder glassblower goldsmith hatter jeweler joiner judg
 miller milliner musician notary painter pharmacist plumber porter potter printer ropemaker saddler sculptor surgeon
 surveyor tailor tanner teacher tinsmith translator typesetter upholsterer watchmaker weaver wheelwright
 """.split()
-MATERIALS = (
-    "amber birch brass bronze clay copper coral cotton ebony felt glass golden horn iron ivory jade lead".split()
-)
-MATERIALS += (
-    "leather linen marble oak paper pearl pewter silk silver slate steel stone straw tin walnut wax woolen".split()
-)
-KEEPSAKES = (
-    "bell bowl box button chain coin comb compass cup drum fan figurine flute frame key knife lamp locket".split()
-)
-KEEPSAKES += "mask medal mirror needle pen pipe purse ring rod rule seal spoon star thimble token watch whistle".split()
+MATERIALS = """
+birch brass bronze clay copper coral cotton felt glass golden horn jade lead leather linen marble paper pearl pewter
+silk silver slate steel stone straw tin walnut wax woolen
+""".split()
+"""None begins with a vowel: the article before it is fixed."""
+KEEPSAKES = """
+bell bowl box button chain coin comb compass cup drum fan figurine flute frame key knife lamp locket mask medal mirror
+needle pen pipe purse ring rod rule seal spoon star thimble token watch whistle
+""".split()
 _PETS = """
 Acorn Barley Basil Biscuit Bramble Button Captain Cinder Clover Copper Domino Ember Fidget Ginger Hazel Juniper Maple
 Marble Mischief Muffin Nettle Nimbus Nutmeg Pebble Pepper Pickle Poppy Rascal Ribbon Saffron Scout Shadow Smoky Snowball
@@ -42,7 +41,7 @@ _STREETS = "Alley Court Gate Hill Lane Place Road Row Square Street Walk Yard".s
 FACTS: Mapping[str, tuple[str, Callable[[random.Random], str]]] = {
     "home": ("came from", lambda rng: rng.choice(TOWNS)),
     "trade": ("earned a living as a trained", lambda rng: rng.choice(TRADES)),
-    "keepsake": ("always carried one", lambda rng: f"{rng.choice(MATERIALS)} {rng.choice(KEEPSAKES)}"),
+    "keepsake": ("always carried a", lambda rng: f"{rng.choice(MATERIALS)} {rng.choice(KEEPSAKES)}"),
     "dog": ("had a dog called", lambda rng: rng.choice(_PETS)),
     "street": ("lived in", lambda rng: f"{rng.choice(NOUNS).capitalize()} {rng.choice(_STREETS)}"),
     "friend": ("was waiting for", lambda rng: f"{rng.choice(FIRST_NAMES)} {rng.choice(SURNAMES)}"),

@@ -31,6 +31,7 @@ def test_what_is_repeated_was_told_once_far_before(people):
             assert told[1] - told[0] > 0.15 * len(text)
             assert (told[1] - len(value), told[1]) in recalls
     assert recalls == sorted(recalls)
+    assert not re.search(r"\ba [aeio]", text)
     assert all(start > 0.5 * len(text) for start, _ in recalls)
 
 
