@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from questbench.tasks._base import Sample, Task, Tokenizer
-from questbench.tasks._haystack import check_length, depth, fit, garbage, tokens
+from questbench.tasks._haystack import check_expressible, check_length, depth, fit, garbage, tokens
 
 INSTRUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -57,6 +57,7 @@ class Passkey(Task):
         words = max(fit(count, length), 0)
         reached = count(words)
         check_length(self.name, reached, length, least=count(0))
+        check_expressible(self.name, tokenizer, str(key))
         head, tail = parts(words)
         return Sample(
             id=f"{self.name}-{index:04d}",

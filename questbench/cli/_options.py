@@ -94,6 +94,28 @@ def pairs(texts: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
+def data_sources(texts: Sequence[str] | None) -> dict[str, str]:
+    """``["pg19=books", "LongBench"]`` -> ``{"pg19": "books", "*": "LongBench"}``; ``*`` is for all tasks.
+
+    Raises:
+        UsageError: a task has two sources, or a source is empty.
+    """
+    from questbench import registry
+
+    tasks = registry.names("questbench.tasks") if any("=" in text for text in texts or []) else []
+    found: dict[str, str] = {}
+    for text in texts or []:
+        name, equals, path = text.partition("=")
+        if not equals or name not in tasks:  # a path may have an equals sign
+            name, path = "*", text
+        if not path.strip():
+            raise UsageError(f"--data '{text}' names nothing.", "Write --data PATH, or --data TASK=PATH.")
+        if name in found:
+            raise UsageError(f"--data is given twice for {'all tasks' if name == '*' else name}.", "Give it once.")
+        found[name] = path
+    return found
+
+
 def positive(value: float, flag: str) -> float:
     """The value.
 

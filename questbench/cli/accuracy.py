@@ -16,16 +16,24 @@ EXAMPLES = (
 
 WHAT = "Model and samples"
 TASK = "Tasks, with parameters behind a colon: kv:records=full. Required."
+DATA = "File, folder or hf:owner/name for tasks that need data; TASK=PATH for one of them. Repeatable."
 LENGTH = "Tokens of the prompt; the task's own if left out."
 SAMPLES = "Samples per task and length; the task's own if left out."
-PROTOCOL = "When the method becomes active: stepwise (from the question on), prefill, quest-paper."
+BATCH = "Samples that run at a time; fewer if memory is short. Results do not depend on it."
+PROTOCOL = "When the method becomes active: stepwise (from the question on), prefill, quest-paper, stream."
+CHAT = "Put prompts into the tokenizer's chat template: auto (if it has one), on, off."
+MARGIN = "Loss of score that still counts as lossless."
 MODEL = "constructed, a hub id, a local folder, or shape:NAME: ls models."
 DENSE = "Leading layers left dense; the model's own if left out."
 
 Tasks = Annotated[str | None, opt.flag("--task", metavar="NAMES", help=TASK, panel=opt.AXES)]
 Lengths = Annotated[str | None, opt.flag("--seq-len", metavar="TOKENS", help=LENGTH, panel=opt.AXES)]
+Data = Annotated[list[str] | None, opt.flag("--data", metavar="PATH", help=DATA, panel=WHAT)]
 Samples = Annotated[str | None, opt.flag("--samples", metavar="N", help=SAMPLES, panel=WHAT)]
-Protocol = Annotated[str, opt.flag("--protocol", metavar="NAME", help=PROTOCOL, panel=WHAT)]
+Batch = Annotated[str, opt.flag("--batch", metavar="N", help=BATCH, panel=WHAT)]
+Protocol = Annotated[str | None, opt.flag("--protocol", metavar="NAME", help=PROTOCOL, panel=WHAT)]
+ChatTemplate = Annotated[str, opt.flag("--chat-template", metavar="MODE", help=CHAT, panel=WHAT)]
+Margin = Annotated[float, opt.flag("--margin", metavar="SHARE", help=MARGIN, panel=WHAT)]
 Model = Annotated[str, opt.flag("--model", metavar="NAME", help=MODEL, panel=WHAT)]
 Dtype = Annotated[str, opt.flag("--dtype", metavar="NAME", help="fp32, bf16 or fp16.", panel=WHAT)]
 DenseLayers = Annotated[str | None, opt.flag("--dense-layers", metavar="N", help=DENSE, panel=WHAT)]
@@ -42,7 +50,11 @@ def accuracy(
     page_sizes: opt.PageSizes = "16",
     seq_lens: Lengths = None,
     samples: Samples = None,
-    protocol: Protocol = "stepwise",
+    data: Data = None,
+    batch: Batch = "1",
+    protocol: Protocol = None,
+    chat_template: ChatTemplate = "auto",
+    margin: Margin = 0.02,
     model: Model = "constructed",
     dtype: Dtype = "fp32",
     dense_layers: DenseLayers = None,
@@ -71,6 +83,9 @@ def accuracy(
         "seq_lens": opt.counts(seq_lens, "--seq-len") if seq_lens is not None else None,
         "page_sizes": opt.counts(page_sizes, "--page-size"),
         "protocol": protocol,
+        "batch": opt.count(batch, "--batch"),
+        "chat_template": chat_template,
+        "margin": margin,
         "samples": opt.optional_count(samples, "--samples"),
         "model": model,
         "dtype": dtype,
@@ -81,5 +96,6 @@ def accuracy(
         "seed": seed,
         "online": online,
         "trust_remote_code": trust_remote_code,
+        "data": opt.data_sources(data),
     }
     return execute("accuracy", experiment, experiment.AccuracyConfig, flags, ctx, out=out, resume=resume, json=json)

@@ -2,74 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from questbench.errors import CellError, SkipCell
+from questbench.experiments import _accuracy_perplexity as stream
+from questbench.experiments._protocol import STREAM
 from questbench.experiments._unit import unusable
-from questbench.measure import paired, stats
+from questbench.measure import lossless, paired, stats
 from questbench.records.schema import ResultRecord
+from questbench.tasks._base import Task
 
 if TYPE_CHECKING:
     from questbench.experiments._accuracy_sample import Session
-    from questbench.experiments.accuracy import AccuracyConfig, Cell, Refused
-    from questbench.tasks._base import Task
+    from questbench.experiments.accuracy import Cell, Refused, Work
 
-LOSSLESS_SAMPLES = 100
-"""Below this many samples a score illustrates; it proves nothing."""
 Row = Mapping[str, Any]
+COUNTS = ("tokens_visible", "tokens_read", "tokens_resident", "pages_read")
 
 
-def summary(
-    config: AccuracyConfig,
-    session: Session,
-    task: Task,
-    spec: str,
-    length: int,
-    count: int,
-    cells: Sequence[Cell],
-    rows: Sequence[Row],
-) -> list[ResultRecord]:
-    """One ``score`` record per cell.
+def summary(session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[Row]) -> list[ResultRecord]:
+    """One ``score`` record per cell, or ``perplexity`` and ``bits_per_byte`` for a text.
 
     Args:
         rows: rows of samples.jsonl, one per (sample, cell), in any order.
     """
     by_cell = {cell.key: sorted((r for r in rows if r["cell"] == cell.key), key=_unit) for cell in cells}
-    dense = [row["score"] for row in by_cell[cells[0].key]]
+    dense = by_cell[cells[0].key]
     records = []
     for cell in cells:
         own = by_cell[cell.key]
-        scores = [row["score"] for row in own]
-        low, high = _interval(task, scores, config.seed)
-        details: dict[str, Any] = {
-            "n": len(scores),
-            "ci_low": low,
-            "ci_high": high,
-            **{name: _mean(own, name) for name in ("tokens_visible", "tokens_read", "tokens_resident")},
-            "dense_fallback": any(row["dense_fallback"] for row in own),
-            "prompt_tokens": _mean(own, "prompt_tokens"),
-            "new_tokens": _mean(own, "new_tokens"),
-        }
-        if cell.method.yardstick:
-            details |= {"yardstick": True, "tokens_scored": _mean(own, "tokens_scored")}
-        if any("needle_read" in row for row in own):
-            details["needle_read"] = _mean(own, "needle_read")
-            for step in ("first", "last"):
-                details[f"needle_resident_{step}"] = sum(bool(r.get(f"needle_resident_{step}")) for r in own)
-            details["hits"] = sum(score == 1.0 for score in scores)
-        if cell.method.budgeted:
-            compared = paired.compare(scores, dense, binary=task.binary, seed=config.seed)
-            details |= {
-                "delta_vs_dense": compared.delta,
-                "delta_ci_low": compared.ci_low,
-                "delta_ci_high": compared.ci_high,
-                "p_value": compared.p_value,
-                "losses": compared.losses,
-                "gains": compared.gains,
-                "min_detectable": compared.min_detectable,
-            }
-        records.append(
+        errors = [str(row["error"]) for row in own if "error" in row]
+        if errors:
+            failure = CellError(f"{len(errors)} of {len(own)} samples failed. {errors[0]}")
+            records.append(_unusable(session, work, cell.name, cell.page_size, _budget(cell), failure))
+            continue
+        details, warnings = _shared(session, cell, own)
+        against = [] if any("error" in row for row in dense) or not cell.method.budgeted else dense
+        if cell.method.budgeted and not against:
+            warnings.append("dense failed on some sample, so that there is nothing to compare with.")
+        if work.protocol == STREAM:
+            found = stream.metrics(own, against, details, warnings, work.task, session.config.seed)
+        else:
+            found = [_score(session, work.task, own, against, details, warnings)]
+        inputs = params(session, work, cell.page_size, _budget(cell)) | stream.inputs(work, own)
+        records += [
             ResultRecord(
                 run="",
                 kind="accuracy",
@@ -77,54 +56,154 @@ def summary(
                 method=cell.name,
                 method_args=cell.method.arguments(cell.page_size),
                 backend=session.ops.name,
-                params=params(config, session, spec, length, count, cell.page_size, _budget(cell)),
-                metric="score",
-                unit="fraction",
-                value=sum(scores) / len(scores),
-                samples=scores,
-                stats=details,
-                warnings=_warnings(len(scores), bool(details["dense_fallback"])),
-                seed=config.seed,
+                params=inputs,
+                seed=session.config.seed,
+                **metric,
             )
-        )
+            for metric in found
+        ]
     return records
 
 
-def refusals(
-    config: AccuracyConfig, session: Session, spec: str, length: int, count: int, refused: Sequence[Refused]
-) -> list[ResultRecord]:
-    """Failed records of the combinations that make no sense."""
+def family(records: Sequence[ResultRecord]) -> list[ResultRecord]:
+    """The p values of all comparisons, corrected for having been made together (Holm): one record per comparison."""
+    compared = [record for record in records if record.stats.get("p_value") is not None]
+    corrected = paired.holm([float(record.stats["p_value"]) for record in compared])
     return [
-        unusable(
-            "accuracy",
-            session.ops.name,
-            item.method,
-            params(config, session, spec, length, count, item.page_size, item.budget),
-            item.error,
-            metric="score",
-            unit="fraction",
-            seed=config.seed,
+        dataclasses.replace(
+            record,
+            metric="p_holm",
+            unit="probability",
+            value=p,
+            samples=[],
+            warnings=[],
+            stats={"family": len(compared), "p_value": record.stats["p_value"]},
         )
-        for item in refused
+        for record, p in zip(compared, corrected, strict=True)
     ]
 
 
-def params(
-    config: AccuracyConfig, session: Session, spec: str, length: int, count: int, page_size: int, budget: int | None
-) -> dict[str, Any]:
+def refusals(session: Session, work: Work, refused: Sequence[Refused]) -> list[ResultRecord]:
+    """Records without a value of the combinations that make no sense."""
+    return [_unusable(session, work, item.method, item.page_size, item.budget, item.error) for item in refused]
+
+
+def params(session: Session, work: Work, page_size: int, budget: int | None) -> dict[str, Any]:
     """The inputs that identify a record."""
+    config = session.config
     return {
-        "task": spec,
-        "seq_len": length,
+        "task": work.spec,
+        "seq_len": work.length,
         "budget": budget,
         "page_size": page_size,
-        "protocol": config.protocol,
+        "protocol": work.protocol,
         "dense_layers": session.dense_layers,
         "model": session.loaded.name,
         "dtype": config.dtype,
-        "samples": count,
+        "samples": work.samples,
+        "chat_template": "off" if session.chat_for(work) is None else "on",
         "device": config.device,
     }
+
+
+def _score(
+    session: Session, task: Task, own: Sequence[Row], dense: Sequence[Row], details: dict[str, Any], warnings: list[str]
+) -> dict[str, Any]:
+    """The metric ``score`` of one cell."""
+    config = session.config
+    scores = [row["score"] for row in own]
+    low, high = _interval(task, scores, config.seed)
+    details |= {"n": len(scores), "ci_low": low, "ci_high": high, "new_tokens": _mean(own, "new_tokens")}
+    if any("needle_read" in row for row in own):
+        details["needle_read"] = _mean(own, "needle_read")
+    if any("needle_resident_first" in row for row in own):
+        for step in ("first", "last"):
+            details[f"needle_resident_{step}"] = sum(bool(r.get(f"needle_resident_{step}")) for r in own)
+        details["hits"] = sum(score == 1.0 for score in scores)
+    if depths := _by_depth(own):
+        details["by_depth"] = depths
+    if dense:
+        base = [row["score"] for row in dense]
+        compared = paired.compare(scores, base, binary=task.binary, seed=config.seed)
+        differences = [score - other for score, other in zip(scores, base, strict=True)]
+        verdict = lossless.judge(
+            differences,
+            _interval(task, base, config.seed)[0],
+            binary=task.binary,
+            margin=config.margin,
+            seed=config.seed,
+        )
+        details |= {
+            "delta_vs_dense": compared.delta,
+            "delta_ci_low": compared.ci_low,
+            "delta_ci_high": compared.ci_high,
+            "p_value": compared.p_value,
+            "losses": compared.losses,
+            "gains": compared.gains,
+            "min_detectable": compared.min_detectable,
+            "lossless": verdict.claimed,
+            "lossless_margin": config.margin,
+            "lossless_lower": verdict.lower,
+            "lossless_reason": verdict.reason,
+        }
+    if len(scores) < lossless.SAMPLES:
+        warnings.append(f"{len(scores)} samples illustrate; use --samples {lossless.SAMPLES} or more to conclude.")
+    return {
+        "metric": "score",
+        "unit": "fraction",
+        "value": math.fsum(scores) / len(scores),
+        "samples": scores,
+        "stats": details,
+        "warnings": warnings,
+    }
+
+
+def _by_depth(rows: Sequence[Row]) -> list[list[float]]:
+    """[depth, samples, sum of scores] of a task that puts several samples at one depth."""
+    depths: dict[float, list[float]] = {}
+    for row in rows:
+        if isinstance(depth := row["meta"].get("depth"), (int, float)):
+            depths.setdefault(round(float(depth), 6), []).append(row["score"])
+    return [[depth, len(scores), math.fsum(scores)] for depth, scores in sorted(depths.items())]
+
+
+def _shared(session: Session, cell: Cell, own: Sequence[Row]) -> tuple[dict[str, Any], list[str]]:
+    """Details and warnings that every metric of a cell has."""
+    details: dict[str, Any] = {
+        **{name: _mean(own, name) for name in COUNTS},
+        "dense_fallback": any(row["dense_fallback"] for row in own),
+        "prompt_tokens": _mean(own, "prompt_tokens"),
+        "prefill_tokens": _mean(own, "prefill_tokens"),
+        "steps": _mean(own, "steps"),
+        "stop_ids": sorted(session.stop_ids),
+    }
+    if cell.method.yardstick:
+        details |= {"yardstick": True, "tokens_scored": _mean(own, "tokens_scored")}
+    warnings = []
+    if details["dense_fallback"]:
+        warnings.append("dense fallback: a sparse layer attended the whole text; this is not the method's accuracy.")
+    if cut := [row["removed_tokens"] for row in own if row.get("removed_tokens")]:
+        details["truncated"] = len(cut)
+        warnings.append(
+            f"{len(cut)} prompts exceeded the model's {session.max_length} tokens: the middle of their context was cut."
+        )
+    return details, warnings
+
+
+def _unusable(
+    session: Session, work: Work, method: str, page_size: int, budget: int | None, error: Exception
+) -> ResultRecord:
+    record = unusable(
+        "accuracy",
+        session.ops.name,
+        method,
+        params(session, work, page_size, budget),
+        error,
+        metric="perplexity" if work.protocol == STREAM else "score",
+        unit="perplexity" if work.protocol == STREAM else "fraction",
+        seed=session.config.seed,
+    )
+    return dataclasses.replace(record, status="skipped") if isinstance(error, SkipCell) else record
 
 
 def _budget(cell: Cell) -> int | None:
@@ -140,17 +219,8 @@ def _interval(task: Task, scores: Sequence[float], seed: int) -> tuple[float, fl
 
 def _mean(rows: Sequence[Row], name: str) -> float:
     values = [row[name] for row in rows if row.get(name) is not None]
-    return sum(values) / len(values) if values else math.nan
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def _unit(row: Row) -> str:
     return str(row["unit"])
-
-
-def _warnings(count: int, fallback: bool) -> list[str]:
-    warnings = []
-    if count < LOSSLESS_SAMPLES:
-        warnings.append(f"{count} samples illustrate; use --samples {LOSSLESS_SAMPLES} or more to conclude.")
-    if fallback:
-        warnings.append("dense fallback: a sparse layer attended the whole text; this is not the method's accuracy.")
-    return warnings

@@ -1,22 +1,56 @@
-"""One sample through all cells: prefill once, fork per cell, feed the question and decode greedily."""
+"""Samples through all cells: prefill once, fork per cell, feed the question and decode greedily; several at a time."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from questbench import seeding
 from questbench.errors import CellError, UsageError
-from questbench.experiments._counting import ReadCounter
-from questbench.experiments._protocol import Prompt, split
-from questbench.tasks._base import Sample, Task
+from questbench.experiments import _accuracy_rows as made
+from questbench.experiments._accuracy_chat import Chat, find
+from questbench.experiments._accuracy_memory import out_of_memory, reason
+from questbench.experiments._accuracy_scripts import Decoding, Reply, Taught, converse, teach
+from questbench.experiments._counting import ReadCounter, RowCounters
+from questbench.experiments._protocol import STREAM, Prompt, shorten, split, split_stream
+from questbench.tasks._base import Sample
 
 if TYPE_CHECKING:
-    from questbench.experiments.accuracy import AccuracyConfig, Cell
+    from questbench.experiments._accuracy_batch import Batch, Script
+    from questbench.experiments.accuracy import AccuracyConfig, Cell, Work
     from questbench.kernels._ops import Ops
     from questbench.models.loading import LoadedModel
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample, tokenised and split."""
+
+    sample: Sample
+    prompt: Prompt
+    max_new_tokens: int
+    context_tokens: int
+    """Tokens of the sample's own context, which a stream's prefill may exceed."""
+
+    @property
+    def hash(self) -> str:
+        """Of all token ids: the same prompt has the same hash, whatever the cell."""
+        ids = self.prompt.prefill + self.prompt.steps + tuple(turn.tokens for turn in self.prompt.later)
+        return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of one sample."""
+
+    rows: list[dict[str, Any]]
+    """For samples.jsonl, one per cell."""
+    prefills: int
+    """Dense prefills made; more than one only after a larger batch ran out of memory."""
 
 
 @dataclass
@@ -24,14 +58,19 @@ class Session:
     """A loaded model with everything that the samples of a run share."""
 
     config: AccuracyConfig
-    cells: Sequence[Cell]
     loaded: LoadedModel
     ops: Ops
     dense_layers: int
     stop_ids: frozenset[int]
+    chat: Chat | None
+    max_length: int | None
+    """Tokens of the longest text that the model takes."""
+
+    def __post_init__(self) -> None:
+        self.batch = self.config.batch
 
     @classmethod
-    def open(cls, config: AccuracyConfig, cells: Sequence[Cell]) -> Session:
+    def open(cls, config: AccuracyConfig) -> Session:
         """Load the model and check what only the model can tell.
 
         Raises:
@@ -54,122 +93,172 @@ class Session:
                 f"Model '{config.model}' has random weights and no tokenizer: its accuracy means nothing.",
                 "Use --model constructed, a local folder or a hub id.",
             )
-        layers = loaded.model.config.get_text_config(decoder=True).num_hidden_layers
+        text = loaded.model.config.get_text_config(decoder=True)
         dense_layers = loaded.dense_layers if config.dense_layers is None else config.dense_layers
-        if dense_layers >= layers:
+        if dense_layers >= text.num_hidden_layers:
             raise UsageError(
-                f"--dense-layers {dense_layers} leaves no sparse layer: {config.model} has {layers} layers.",
-                f"Use --dense-layers {layers - 1} or fewer.",
+                f"--dense-layers {dense_layers} leaves no sparse layer: {config.model} has {text.num_hidden_layers}.",
+                f"Use --dense-layers {text.num_hidden_layers - 1} or fewer.",
             )
-        return cls(config, cells, loaded, ops, dense_layers, _stop_ids(loaded))
+        longest = getattr(text, "max_position_embeddings", None)
+        chat = find(loaded.tokenizer, config.chat_template)
+        return cls(config, loaded, ops, dense_layers, stop_ids(loaded), chat, longest)
 
     @property
     def query_heads(self) -> int:
         """Query heads of the model."""
         return int(self.loaded.model.config.get_text_config(decoder=True).num_attention_heads)
 
-    def sample(self, task: Task, spec: str, index: int, length: int, *, unit: str) -> list[dict[str, Any]]:
-        """Run sample ``index`` through every cell; rows for samples.jsonl, one per cell."""
+    def samples(self, work: Work, cells: Sequence[Cell], indices: Sequence[int]) -> list[Finished]:
+        """Run samples through ``cells``, together if memory allows; results in the order of ``indices``."""
         import torch
 
         from questbench.experiments._setup import thread_count
 
-        rng = seeding.generator(self.config.seed, spec, length, index)
-        sample = task.sample(index, length=length, tokenizer=self.loaded.tokenizer, rng=rng)
-        prompt = split(sample, self.loaded.tokenizer, self.config.protocol, task.quest_paper_chars)
-        if not prompt.prefill:
-            raise CellError(f"{sample.id}: the protocol {self.config.protocol} leaves nothing to prefill.")
         with torch.inference_mode(), thread_count(self.config.threads):
-            return self._cells(task, spec, sample, prompt, length, unit)
+            return self._attempt(work, cells, [self.prepare(work, index) for index in indices], 1)
 
-    def _cells(
-        self, task: Task, spec: str, sample: Sample, prompt: Prompt, length: int, unit: str
-    ) -> list[dict[str, Any]]:
+    def prepare(self, work: Work, index: int) -> Prepared:
+        """Sample ``index`` of a (task, length): made, put into the chat template, tokenised, split, cut to fit.
+
+        Raises:
+            CellError: it cannot be used with this protocol and model.
+        """
+        task, tokenizer = work.task, self.loaded.tokenizer
+        chat = self.chat_for(work)
+        rng = seeding.generator(self.config.seed, work.spec, work.length, index)
+        counting = tokenizer if chat is None else chat.tokenizer(tokenizer)
+        sample = task.sample(index, length=work.length, tokenizer=counting, rng=rng)
+        new = task.max_new_tokens if sample.max_new_tokens is None else sample.max_new_tokens
+        if work.protocol == STREAM:
+            prompt = split_stream(sample, tokenizer, work.behind)
+            own = split_stream(sample, tokenizer, 0)
+            if self.max_length is not None and prompt.length > self.max_length:
+                raise CellError(
+                    f"{sample.id} has {prompt.length:,} tokens, but {self.loaded.name} takes {self.max_length:,}.",
+                    "Use a shorter --seq-len.",
+                )
+            return Prepared(sample, prompt, 0, len(own.prefill))
+        wrapped = sample if chat is None else chat.wrap(sample)
+        prompt = split(wrapped, tokenizer, work.protocol, task.last_chars(wrapped), special=chat is None)
+        if not prompt.prefill:
+            raise CellError(f"{sample.id}: the protocol {work.protocol} leaves nothing to prefill.")
+        if self.max_length is not None:
+            later = sum(len(turn.tokens) + new for turn in prompt.later)
+            prompt = shorten(prompt, self.max_length - new - later)
+        return Prepared(sample, prompt, new, len(prompt.prefill))
+
+    def chat_for(self, work: Work) -> Chat | None:
+        """The chat template for a task; a text that is only read is no message, nor is a few-shot prompt by itself."""
+        if work.protocol == STREAM or (not work.task.chat and self.config.chat_template != "on"):
+            return None
+        return self.chat
+
+    def _attempt(
+        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
+    ) -> list[Finished]:
+        """Run a batch; halve it for as long as memory is not enough."""
+        try:
+            return self._together(work, cells, prepared, prefills)
+        except Exception as error:
+            if len(prepared) == 1 or not out_of_memory(error):
+                raise
+        # The traceback of the error held the tensors that did not fit; here it is gone.
+        gc.collect()
+        half = len(prepared) - len(prepared) // 2
+        self.batch = min(self.batch, half)
+        return [
+            done
+            for part in (prepared[:half], prepared[half:])
+            for done in self._attempt(work, cells, part, prefills + 1)
+        ]
+
+    def _together(
+        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
+    ) -> list[Finished]:
+        from questbench.experiments._accuracy_batch import Batch
         from questbench.methods._make import make
         from questbench.models import hf
 
         model = self.loaded.model
-        collect = frozenset(cell.method.prefill_observes for cell in self.cells) - {"nothing"}
         base = hf.build_cache(
             model,
             make("dense", 0),
             dense_layers=0,
-            page_size=self.cells[0].page_size,
+            page_size=cells[0].page_size,
             ops=self.ops,
-            capacity=prompt.length + task.max_new_tokens,
-            collect=collect,
+            capacity=max(one.prompt.length + one.max_new_tokens for one in prepared),
+            collect=frozenset(cell.method.prefill_observes for cell in cells) - {"nothing"},
             bounds=True,
         )
-        hf.forward(model, prompt.prefill, base)
-        prompt_hash = hashlib.sha256(repr(prompt.prefill + prompt.steps).encode()).hexdigest()[:16]
-        rows = []
-        for cell in self.cells:
-            counter = ReadCounter(self.query_heads, self.dense_layers, prompt.needles)
-            cache = hf.fork(
-                base, cell.method, dense_layers=self.dense_layers, page_size=cell.page_size, observer=counter
-            )
-            completion, new_ids = self._decode(task, prompt, cache)
-            hf.release(cache)
-            rows.append(
-                {
-                    "unit": unit,
-                    "sample": sample.id,
-                    "task": spec,
-                    "seq_len": length,
-                    "cell": cell.key,
-                    "method": cell.name,
-                    "prompt": prompt_hash,
-                    "prompt_tokens": prompt.length,
-                    "steps": len(counter.steps),
-                    "new_tokens": len(new_ids),
-                    "completion": completion,
-                    "score": float(task.score(sample, completion)),
-                    **_reads(counter, first_answer=len(prompt.steps) - 1),
-                    "meta": dict(sample.meta),
-                }
-            )
+        start = time.perf_counter()
+        failure = None
+        try:
+            batch = Batch.prefill(model, [one.prompt.prefill for one in prepared], base)
+        except Exception as error:
+            if len(prepared) > 1 or not out_of_memory(error):
+                raise
+            failure = reason(error)
+        prefill = time.perf_counter() - start
+        rows: list[list[dict[str, Any]]] = [[] for _ in prepared]
+        for cell in cells:
+            found = [made.failed(failure)] * len(prepared) if failure else self._cell(work, cell, batch, prepared)
+            for own, one, row in zip(rows, prepared, found, strict=True):
+                known = made.identity(work, cell, one, len(prepared))
+                row = known | row
+                if "seconds" in row:
+                    row["seconds"] = {"prefill": prefill / len(prepared), **row["seconds"]}
+                own.append(row)
         hf.release(base)
-        return rows
+        return [Finished(own, prefills) for own in rows]
 
-    def _decode(self, task: Task, prompt: Prompt, cache: Any) -> tuple[str, list[int]]:
-        """Feed the steps, then decode greedily until a stop; the completion without special tokens."""
+    def _cell(self, work: Work, cell: Cell, batch: Batch, prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
+        """All samples of a batch through one cell; the rows' own part."""
+        try:
+            return self._forked(work, cell, batch, prepared)
+        except CellError as error:
+            return [made.failed(error.message)] * len(prepared)
+        except Exception as error:
+            if len(prepared) > 1 or not out_of_memory(error):
+                raise
+            return [made.failed(reason(error))]
+
+    def _forked(self, work: Work, cell: Cell, batch: Batch, prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
         from questbench.models import hf
 
-        for token in prompt.steps:
-            logits = hf.forward(self.loaded.model, (token,), cache)
-        new: list[int] = []
-        text = ""
-        while len(new) < task.max_new_tokens:
-            token = int(logits.argmax())
-            if token in self.stop_ids:
-                break
-            new.append(token)
-            text = self.loaded.tokenizer.decode(new, skip_special_tokens=True)
-            if any(mark in text for mark in task.stop) or len(new) == task.max_new_tokens:
-                break
-            logits = hf.forward(self.loaded.model, (token,), cache)
-        return text, new
+        counters = [ReadCounter(self.query_heads, self.dense_layers, one.prompt.needles) for one in prepared]
+        watch = RowCounters(counters, range(len(prepared)))
+        start = time.perf_counter()
+        cache = hf.fork(
+            batch.cache, cell.method, dense_layers=self.dense_layers, page_size=cell.page_size, observer=watch
+        )
+        forked = time.perf_counter()
+        results = batch.on(cache).play(self._scripts(work, prepared, counters), watch)
+        seconds = {
+            "fork": (forked - start) / len(prepared),
+            "decode": (time.perf_counter() - forked) / len(prepared),
+        }
+        hf.release(cache)
+        return [
+            (made.answered(work, one, result, counter) if isinstance(result, list) else made.taught(one, result))
+            | made.reads(counter)
+            | {"seconds": seconds}
+            for one, result, counter in zip(prepared, results, counters, strict=True)
+        ]
+
+    def _scripts(
+        self, work: Work, prepared: Sequence[Prepared], counters: Sequence[ReadCounter]
+    ) -> list[Script[list[Reply] | Taught]]:
+        if work.protocol == STREAM:
+            return [teach(one.prompt.steps) for one in prepared]
+        decoding = Decoding(self.loaded.tokenizer, self.stop_ids, work.task.stop, 0)
+        return [
+            converse(one.prompt.turns, replace(decoding, max_new_tokens=one.max_new_tokens), counter)
+            for one, counter in zip(prepared, counters, strict=True)
+        ]
 
 
-def _reads(counter: ReadCounter, first_answer: int) -> dict[str, Any]:
-    """The counts of one cell and sample; the answer's steps begin at ``first_answer``."""
-    reads = {
-        "tokens_visible": counter.mean("visible"),
-        "tokens_read": counter.mean("read"),
-        "tokens_resident": counter.mean("resident"),
-        "tokens_scored": counter.mean("scored"),
-        "dense_fallback": counter.fallback,
-    }
-    answer = counter.steps[first_answer:]
-    if counter.needles and answer:
-        reads["needle_read"] = counter.mean("needle_read", first=first_answer)
-        # An upper and a lower bound of a hit: parts of the needle at the first step, all of it up to the last.
-        reads["needle_resident_first"] = all(layer.needle_present for layer in answer[0])
-        reads["needle_resident_last"] = all(layer.needle_resident for layer in answer[-1])
-    return reads
-
-
-def _stop_ids(loaded: LoadedModel) -> frozenset[int]:
+def stop_ids(loaded: LoadedModel) -> frozenset[int]:
     """Every id that ends a generation: the tokenizer's and all of the generation config's."""
     ids: list[int] = []
     for source in (loaded.tokenizer, getattr(loaded.model, "generation_config", None)):

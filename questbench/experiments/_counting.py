@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from questbench.cache import LayerCache
@@ -20,6 +21,8 @@ class Reads:
     """Distinct entries attended per KV head, mean over heads."""
     resident: int
     """Entries the cache held."""
+    pages: float
+    """Distinct pages attended per KV head, mean over heads."""
     scored: int
     """Keys read only to decide what to attend (yardsticks)."""
     everything: bool
@@ -34,7 +37,7 @@ class Reads:
 
 @dataclass
 class ReadCounter:
-    """An observer that counts what the layers from ``first_layer`` on read, for a batch of one row.
+    """An observer that counts what the layers from ``first_layer`` on read for one row.
 
     Args:
         query_heads: query heads of the model.
@@ -45,28 +48,35 @@ class ReadCounter:
     query_heads: int
     first_layer: int
     needles: Sequence[Sequence[int]] = ()
+    """May be replaced between steps, for another question about the same text."""
     steps: list[list[Reads]] = field(default_factory=list)
     """Per decode step, one entry per counted layer."""
     _last_layer: int = -1
 
     def step(self, layer: LayerCache, visits: Tensor) -> None:
-        """See :class:`questbench.attention.Observer`."""
+        """See :class:`questbench.attention.Observer`; for a batch of one row."""
+        self.count(layer, visits, 0)
+
+    def count(self, layer: LayerCache, visits: Tensor, row: int) -> None:
+        """Count what row ``row`` of a batch read."""
         if layer.index < self.first_layer:
             return
         if layer.index <= self._last_layer or not self.steps:
             self.steps.append([])
         self._last_layer = layer.index
-        seen, held = layer.seen[0], layer.held[0]
-        counts = visits[0, :, :held]
-        distinct = int((counts > 0).sum())
+        seen, held = layer.seen[row], layer.held[row]
+        counts = visits[row, :, :held]
+        read = counts > 0
+        distinct = int(read.sum())
         method = layer.method
         limited = method.budgeted and seen > method.budget and layer.steps >= method.warmup_steps
-        needle_read, needle_resident, needle_present = self._evidence(layer, counts)
+        needle_read, needle_resident, needle_present = self._evidence(layer, read, row)
         self.steps[-1].append(
             Reads(
                 visible=int(counts.sum()) / self.query_heads,
                 read=distinct / layer.kv_heads,
                 resident=held,
+                pages=_pages(read, layer.page_size) / layer.kv_heads,
                 scored=method.tokens_scored(seen),
                 everything=limited and distinct == seen * layer.kv_heads,
                 needle_read=needle_read,
@@ -85,20 +95,44 @@ class ReadCounter:
         """Some counted layer ran dense in some step without its method asking for it."""
         return any(reads.everything for step in self.steps for reads in step)
 
-    def _evidence(self, layer: LayerCache, counts: Tensor) -> tuple[float | None, bool | None, bool | None]:
+    def _evidence(self, layer: LayerCache, read: Tensor, row: int) -> tuple[float | None, bool | None, bool | None]:
         """(share of the best mention that was read, a mention is whole, a mention is somewhere)."""
         if not self.needles:
             return None, None, None
         best_read, whole, present = 0.0, False, False
         for span in self.needles:
             if layer.positions is None:
-                best_read = max(best_read, float((counts[:, list(span)] > 0).float().mean()))
+                best_read = max(best_read, float(read[:, list(span)].float().mean()))
                 whole = present = True
                 continue
-            place = layer.positions[0, :, : counts.shape[1]]
+            place = layer.positions[row, :, : read.shape[1]]
             held = [place == position for position in span]
-            share = sum(float((slots & (counts > 0)).any(1).float().mean()) for slots in held) / len(span)
+            share = sum(float((slots & read).any(1).float().mean()) for slots in held) / len(span)
             best_read = max(best_read, share)
             whole |= all(bool(slots.any(1).all()) for slots in held)
             present |= all(bool(slots.any()) for slots in held)
         return best_read, whole, present
+
+
+@dataclass
+class RowCounters:
+    """An observer that hands what each row of a batch read to a counter of its own.
+
+    Args:
+        counters: one per sample of the batch.
+        active: which of them the rows of the next step are, in the order of the rows.
+    """
+
+    counters: Sequence[ReadCounter]
+    active: Sequence[int]
+
+    def step(self, layer: LayerCache, visits: Tensor) -> None:
+        """See :class:`questbench.attention.Observer`."""
+        for row, sample in enumerate(self.active):
+            self.counters[sample].count(layer, visits, row)
+
+
+def _pages(read: Tensor, page_size: int) -> int:
+    """Pages with an entry that was read, over all heads; ``read`` is ``[Hk, held]``."""
+    missing = -read.shape[1] % page_size
+    return int(F.pad(read, (0, missing)).unflatten(1, (-1, page_size)).any(2).sum())

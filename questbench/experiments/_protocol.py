@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from questbench.errors import UsageError
+from questbench.errors import CellError, UsageError
 from questbench.tasks._base import Sample
 
 PROTOCOLS = {
     "stepwise": "context prefilled dense, then the question and the answer token by token with the method active",
     "prefill": "the prompt but its last token prefilled dense, then token by token with the method active",
     "quest-paper": "the last characters of the prompt (a number per task) fed token by token, as the paper's code does",
+    "stream": "a given text: prefilled dense up to the largest budget, then every token with the method active",
 }
+STREAM = "stream"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Tokens fed one by one, and where the evidence for the answer behind them lies."""
+
+    tokens: tuple[int, ...]
+    needles: tuple[tuple[int, ...], ...] = ()
+    """Token positions of each mention of the answer in the evidence; any one is enough."""
 
 
 @dataclass(frozen=True)
@@ -24,38 +36,132 @@ class Prompt:
     prefill: tuple[int, ...]
     steps: tuple[int, ...]
     """At least one token: its logits give the first answer token. Under ``prefill`` the last token of the prompt."""
-    needles: tuple[tuple[int, ...], ...]
-    """Token positions of each mention of the answer in the evidence; any one is enough."""
+    needles: tuple[tuple[int, ...], ...] = ()
+    """See :class:`Steps`."""
+    later: tuple[Steps, ...] = ()
+    """Questions of further turns."""
+    removed: int = 0
+    """Tokens cut out of the middle of ``prefill`` because the model takes no longer texts."""
+    recalls: tuple[int, ...] = ()
+    """Stream: which of ``steps[1:]`` repeat what only a far earlier place tells."""
+    scored_bytes: int = 0
+    """Stream: UTF-8 bytes of the text of ``steps[1:]``."""
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt."""
+        """Tokens of the prompt (of the first turn)."""
         return len(self.prefill) + len(self.steps)
 
+    @property
+    def turns(self) -> tuple[Steps, ...]:
+        """All questions."""
+        return (Steps(self.steps, self.needles), *self.later)
 
-def split(sample: Sample, tokenizer: Any, protocol: str, last_chars: int) -> Prompt:
+
+def split(sample: Sample, tokenizer: Any, protocol: str, last_chars: int, *, special: bool = True) -> Prompt:
     """Tokenise a sample and split it by the protocol.
 
     The prompt is tokenised once and split in token space, so that no protocol changes the tokens; only ``quest-paper``
     tokenises the two parts apart, as the paper's code does (without its habit of dropping a token where the
     tokenizer adds no BOS).
+
+    Args:
+        special: let the tokenizer add its special tokens; a chat template has written them already.
     """
     text = sample.context + sample.question
     if protocol == "quest-paper":
         cut = max(len(text) - last_chars, 1)
-        head, spans = _encode(tokenizer, text[:cut], special=True)
+        head, spans = _encode(tokenizer, text[:cut], special=special)
         tail, _ = _encode(tokenizer, text[cut:], special=False)
         ids, border = [*head, *tail], len(head)
         needles = _needles(sample, spans, limit=cut)
-        return Prompt(tuple(ids[:border]), tuple(ids[border:]), needles)
-    ids, spans = _encode(tokenizer, text, special=True)
-    if protocol == "prefill":
-        border = len(ids) - 1
-    elif protocol == "stepwise":
-        border = next((i for i, (start, end) in enumerate(spans) if end > start >= len(sample.context)), len(ids) - 1)
     else:
-        raise UsageError(f"Unknown protocol '{protocol}'. Known: {', '.join(PROTOCOLS)}.", "Use --protocol stepwise.")
-    return Prompt(tuple(ids[:border]), tuple(ids[border:]), _needles(sample, spans, limit=len(text)))
+        ids, spans = _encode(tokenizer, text, special=special)
+        if protocol == "prefill":
+            border = len(ids) - 1
+        elif protocol == "stepwise":
+            border = _border(spans, len(sample.context), len(ids) - 1)
+        else:
+            raise UsageError(
+                f"Unknown protocol '{protocol}'. Known: {', '.join(PROTOCOLS)}.", "Use --protocol stepwise."
+            )
+        needles = _needles(sample, spans, limit=len(text))
+    later = tuple(
+        Steps(
+            tuple(_encode(tokenizer, turn.question, special=False)[0]),
+            _needles(dataclasses.replace(sample, answers=turn.answers, needles=turn.needles), spans, limit=len(text)),
+        )
+        for turn in sample.turns[1:]
+    )
+    return Prompt(tuple(ids[:border]), tuple(ids[border:]), needles, later)
+
+
+def split_stream(sample: Sample, tokenizer: Any, behind: int) -> Prompt:
+    """Tokenise a text whose tokens are predicted, and prefill what no cell's method would act on.
+
+    Args:
+        behind: the largest budget of the cells. Up to there nothing is dropped or skipped, so the prefill reaches at
+            least that far, further if the sample's own context does. What follows is the same text for every cell.
+
+    Raises:
+        CellError: no token is left behind the prefill.
+    """
+    text = sample.context + sample.question
+    ids, spans = _encode(tokenizer, text, special=True)
+    border = max(_border(spans, len(sample.context), len(ids)), behind)
+    steps = tuple(ids[border:])
+    if len(steps) < 2:
+        raise CellError(
+            f"{sample.id}: of {len(ids):,} tokens none is left to predict behind a prefill of {border:,}.",
+            "Use a longer --seq-len or smaller budgets.",
+        )
+    counted = spans[border + 1 :]
+    recalls = tuple(
+        place
+        for place, (start, end) in enumerate(counted)
+        if any(start < last and end > first for first, last in sample.recalls)
+    )
+    return Prompt(
+        tuple(ids[:border]), steps, recalls=recalls, scored_bytes=len(text[spans[border][1] :].encode("utf-8"))
+    )
+
+
+def shorten(prompt: Prompt, limit: int) -> Prompt:
+    """Cut the middle out of the prefill so that the prompt has ``limit`` tokens (LongBench's rule, on token ids).
+
+    What is fed token by token stays whole. A needle that loses a token is no needle any more.
+
+    Raises:
+        CellError: there is no room for any of the context.
+    """
+    too_many = prompt.length - limit
+    if too_many <= 0:
+        return prompt
+    kept = len(prompt.prefill) - too_many
+    if kept < 2:
+        raise CellError(
+            f"A prompt of {prompt.length:,} tokens does not fit the model's {limit:,}, whatever is cut of its context.",
+            "Use a shorter --seq-len or another model.",
+        )
+    head = kept - kept // 2
+    tail = head + too_many
+
+    def moved(needles: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+        whole = [span for span in needles if not any(head <= place < tail for place in span)]
+        return tuple(tuple(place if place < head else place - too_many for place in span) for span in whole)
+
+    return dataclasses.replace(
+        prompt,
+        prefill=prompt.prefill[:head] + prompt.prefill[tail:],
+        needles=moved(prompt.needles),
+        later=tuple(Steps(turn.tokens, moved(turn.needles)) for turn in prompt.later),
+        removed=too_many,
+    )
+
+
+def _border(spans: Sequence[tuple[int, int]], chars: int, default: int) -> int:
+    """The first token that begins at or behind a character."""
+    return next((i for i, (start, end) in enumerate(spans) if end > start >= chars), default)
 
 
 def _encode(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:

@@ -3,24 +3,35 @@
     prefill the context dense (collecting the attention mass that any method needs)
     for each cell (method, budget, page size):  fork -> question and answer token by token through attention.decode
 
-Yields one unit per sample and one summary per (task, length), so that a killed run loses one sample at most.
+Yields one unit per sample, a summary per (task, length) and at last the p values corrected over the whole grid, so that
+a killed run loses one batch of samples at most.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from questbench import registry
-from questbench.errors import QuestbenchError, UsageError
+from questbench.errors import QuestbenchError, SkipCell, UsageError
+from questbench.experiments._accuracy_chat import MODES
 from questbench.experiments._protocol import PROTOCOLS
 from questbench.experiments._unit import Progress, Unit
+from questbench.measure import blocks, lossless
 from questbench.methods._base import Method
 from questbench.methods._make import check_arguments, make
-from questbench.tasks._base import Task
-from questbench.tasks._make import make_task
+from questbench.tasks._base import StreamTask, Task
+from questbench.tasks._data import DataTask, check_use
+from questbench.tasks._make import expand, make_task
+
+if TYPE_CHECKING:
+    from questbench.experiments._accuracy_sample import Session
+    from questbench.records.schema import ResultRecord
+
+FAMILY = "all|holm"
+"""Key of the last unit: p values corrected over everything that the run compared."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,16 @@ class AccuracyConfig:
     seq_lens: list[int] | None = None
     """Tokens of the prompt; the task's own default if ``None``."""
     page_sizes: list[int] = field(default_factory=lambda: [16])
-    protocol: str = "stepwise"
+    protocol: str | None = None
+    """When the method becomes active; the task's own protocol if ``None``."""
     samples: int | None = None
     """Samples per task and length; the task's own default if ``None``."""
+    batch: int = 1
+    """Samples that run together; less after a batch did not fit into memory. Results do not depend on it."""
+    chat_template: str = "auto"
+    """Whether prompts go into the tokenizer's chat template: ``auto``, ``on``, ``off``."""
+    margin: float = lossless.MARGIN
+    """Largest loss of score that still counts as lossless."""
     model: str = "constructed"
     dtype: str = "fp32"
     dense_layers: int | None = None
@@ -48,6 +66,8 @@ class AccuracyConfig:
     seed: int = 0
     online: bool = False
     trust_remote_code: bool = False
+    data: dict[str, str] = field(default_factory=dict)
+    """Where tasks on data find it: task -> file, folder or ``hf:owner/name``; ``*`` is for all."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +86,35 @@ class Cell:
 
 @dataclass(frozen=True)
 class Refused:
-    """A combination of the sweep that makes no sense; it becomes a failed record."""
+    """A combination of the sweep that makes no sense; it becomes a failed or, for a ``SkipCell``, a skipped record."""
 
     method: str
     budget: int
     page_size: int
     error: QuestbenchError
+
+
+@dataclass(frozen=True)
+class Work:
+    """One task at one length."""
+
+    spec: str
+    """As the user wrote it: ``kv:records=16``."""
+    task: Task
+    length: int
+    samples: int
+    protocol: str
+    behind: int = 0
+    """Stream: the largest budget of the cells, up to which every method sees everything."""
+
+    @property
+    def key(self) -> str:
+        """Begins the keys of its units."""
+        return f"{self.spec}|{self.length}|{self.protocol}"
+
+    def unit(self, index: int) -> str:
+        """Key of a sample."""
+        return f"{self.key}|{index:05d}"
 
 
 def cells(config: AccuracyConfig) -> tuple[list[Cell], list[Refused]]:
@@ -93,14 +136,50 @@ def cells(config: AccuracyConfig) -> tuple[list[Cell], list[Refused]]:
     return usable, refused
 
 
-def grid(config: AccuracyConfig) -> list[tuple[str, Task, int, int]]:
-    """(spec, task, length, samples) of every task and length of the run."""
+def grid(config: AccuracyConfig) -> list[tuple[Work, list[Cell], list[Refused]]]:
+    """Every task at every length, with the cells that can run on it and those that cannot.
+
+    Raises:
+        UsageError: a protocol that a task does not have.
+    """
+    usable, refused = cells(config)
     found = []
-    for spec in config.tasks:
-        task = make_task(spec)
+    for spec in expand(config.tasks):
+        task = make_task(spec, config.data, online=config.online)
+        protocol = config.protocol or task.protocols[0]
+        if protocol not in task.protocols:
+            raise UsageError(
+                f"{task.name} has no protocol '{protocol}'; it has: {', '.join(task.protocols)}.",
+                f"Use --protocol {task.protocols[0]}, or leave it out.",
+            )
         for length in config.seq_lens or [task.default_length]:
-            found.append((spec, task, length, config.samples or task.default_samples))
+            work = Work(spec, task, length, task.samples(config.samples, length), protocol)
+            found.append(_streamed(work, usable, refused) if isinstance(task, StreamTask) else (work, usable, refused))
     return found
+
+
+def _streamed(work: Work, usable: list[Cell], refused: list[Refused]) -> tuple[Work, list[Cell], list[Refused]]:
+    """The cells whose budget leaves a window of the text behind it; the others have nothing to show there."""
+    assert isinstance(work.task, StreamTask)
+    # Texts have 95 % or more of their length.
+    most = int(0.95 * work.length) - work.task.window
+    fitting = [cell for cell in usable if not cell.method.budgeted or cell.method.budget <= most]
+    skipped = [
+        Refused(
+            cell.name,
+            cell.method.budget,
+            cell.page_size,
+            SkipCell(
+                f"Budget {cell.method.budget} leaves no {work.task.window} tokens of {work.length} behind it, and up "
+                "to the budget every method is dense.",
+                "Use a longer --seq-len.",
+            ),
+        )
+        for cell in usable
+        if cell not in fitting
+    ]
+    behind = max((cell.method.budget for cell in fitting if cell.method.budgeted), default=0)
+    return replace(work, behind=behind), fitting, refused + skipped
 
 
 def check(config: AccuracyConfig) -> None:
@@ -116,17 +195,25 @@ def check(config: AccuracyConfig) -> None:
         raise UsageError("No task given.", f"Use --task with one of: {', '.join(registry.names('questbench.tasks'))}.")
     if config.samples is not None and config.samples < 1:
         raise UsageError(f"--samples {config.samples}: at least one sample is needed.", "Use --samples 50.")
-    if config.protocol not in PROTOCOLS:
+    if config.batch < 1:
+        raise UsageError(f"--batch {config.batch}: at least one sample runs at a time.", "Use --batch 1.")
+    if config.protocol is not None and config.protocol not in PROTOCOLS:
         raise registry.unknown("protocol", config.protocol, list(PROTOCOLS))
+    if config.chat_template not in MODES:
+        raise registry.unknown("chat template mode", config.chat_template, list(MODES))
+    if not 0 < config.margin < 1:
+        raise UsageError(f"--margin {config.margin:g} is not between 0 and 1.", "Use --margin 0.02 for 2 points.")
     if config.dense_layers is not None and config.dense_layers < 0:
         raise UsageError(f"--dense-layers {config.dense_layers} is negative.", "Use --dense-layers 0 or more.")
     check_arguments([name for name in config.methods if name != "dense"] or ["dense"], config.method_args)
     usable, refused = cells(config)
     if len(usable) == 1 and refused:
         raise refused[0].error
-    for _, task, length, _ in grid(config):
-        if length < 1:
-            raise UsageError(f"--seq-len {length} leaves no room for {task.name}.", "Use --seq-len 4k.")
+    tasks = [make_task(spec) for spec in expand(config.tasks)]
+    check_use([(task.name, isinstance(task, DataTask)) for task in tasks], config.data)
+    for work, _, _ in grid(config):
+        if work.length < 1:
+            raise UsageError(f"--seq-len {work.length} leaves no room for {work.task.name}.", "Use --seq-len 4k.")
     check_machine(config.device, config.backend, config.dtype, config.page_sizes, config.threads)
 
 
@@ -134,14 +221,20 @@ def card(config: AccuracyConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
     from questbench import units
 
-    usable, _ = cells(config)
     work = grid(config)
+    tables = [one.task.table(one.length) for one, _, _ in work if isinstance(one.task, DataTask)]
+    files = [f"{table.name} ({len(table):,} rows, SHA-256 {table.sha256[:16]})" for table in tables]
+    names = dict.fromkeys(cell.name for _, usable, _ in work for cell in usable)
+    protocols = dict.fromkeys(one.protocol for one, _, _ in work)
     return {
         "model": config.model,
-        "protocol": f"{config.protocol}: {PROTOCOLS[config.protocol]}",
-        "tasks": ", ".join(f"{spec} at {units.echo_count(length)}, n = {n}" for spec, _, length, n in work),
-        "cells": f"{len(usable) * len(work)} ({', '.join(dict.fromkeys(cell.name for cell in usable))})",
+        "protocol": "; ".join(f"{name}: {PROTOCOLS[name]}" for name in protocols),
+        "tasks": ", ".join(f"{one.spec} at {units.echo_count(one.length)}, n = {one.samples}" for one, _, _ in work),
+        **({"data": ", ".join(dict.fromkeys(files))} if files else {}),
+        "cells": f"{sum(len(usable) for _, usable, _ in work)} ({', '.join(names)})",
         "prefill": "dense, once per sample; evicting methods evict after it",
+        "prompts": f"chat template {config.chat_template}; {config.batch} at a time; "
+        "what the model cannot take is cut from the middle",
     }
 
 
@@ -158,41 +251,83 @@ def run(
         finished: keys of stored units, which are skipped.
         stored: rows of samples.jsonl of an earlier part of this run; summaries are made of them and of new ones.
         progress: told after every unit.
-    """
-    from questbench.experiments._accuracy_records import refusals, summary
-    from questbench.experiments._accuracy_sample import Session
 
-    usable, refused = cells(config)
+    Raises:
+        CellError: a sample of a task cannot be used at all.
+    """
+    from questbench.experiments._accuracy_records import family, refusals, summary
+    from questbench.experiments._accuracy_sample import Session
+    from questbench.experiments._time_left import TimeLeft
+
     work = grid(config)
-    total, done = sum(n for *_, n in work) + len(work), 0
-    if all(f"{spec}|{length}|{config.protocol}|summary" in finished for spec, _, length, _ in work):
+    if {f"{one.key}|summary" for one, _, _ in work} | {FAMILY} <= set(finished):
         return
-    session = Session.open(config, usable)
-    for spec, task, length, count in work:
-        prefix = f"{spec}|{length}|{config.protocol}"
-        rows = [dict(row) for row in stored if str(row.get("unit", "")).startswith(prefix + "|")]
-        for index in range(count):
-            key = f"{prefix}|{index:05d}"
-            if key not in finished:
-                fresh = session.sample(task, spec, index, length, unit=key)
-                rows += fresh
-                yield Unit(key, [], fresh, prefills=1)
-            done += 1
-            if progress:
-                progress(done, total, _estimate(spec, rows, usable))
-        key = f"{prefix}|summary"
-        if key not in finished:
-            records = summary(config, session, task, spec, length, count, usable, rows)
-            yield Unit(key, records + refusals(config, session, spec, length, count, refused))
+    session = Session.open(config)
+    total, done = sum(one.samples for one, _, _ in work) + len(work), 0
+    left = TimeLeft([(one.spec, one.length, one.samples) for one, _, _ in work])
+    compared: list[ResultRecord] = []
+    for one, usable, refused in work:
+        rows = {
+            (str(row["unit"]), str(row["cell"])): dict(row)
+            for row in stored
+            if str(row.get("unit", "")).startswith(one.key + "|")
+        }
+        # What failed is tried again; what the sample has of other cells is kept.
+        missing = {index: _missing(one.unit(index), usable, rows, finished) for index in range(one.samples)}
+        done += sum(not lacking for lacking in missing.values())
+        left.skip(one.spec, one.length, sum(not lacking for lacking in missing.values()))
+        for indices, lacking in _batches(missing, session):
+            for index, result in zip(indices, session.samples(one, lacking, indices), strict=True):
+                key = one.unit(index)
+                fresh = [{"unit": key, **row} for row in result.rows]
+                rows |= {(key, str(row["cell"])): row for row in fresh}
+                yield Unit(key, [], fresh, prefills=result.prefills)
+                done += 1
+                left.finished(one.spec, one.length)
+                if progress:
+                    progress(done, total, f"{_estimate(one.spec, rows.values(), usable)}{left.words()}")
+        records = summary(session, one, usable, list(rows.values()))
+        compared += records
+        if f"{one.key}|summary" not in finished:
+            yield Unit(f"{one.key}|summary", records + refusals(session, one, refused))
         done += 1
         if progress:
-            progress(done, total, f"{spec} done")
+            progress(done, total, f"{one.spec} done{left.words()}")
+    if FAMILY not in finished:
+        yield Unit(FAMILY, family(compared))
 
 
-def _estimate(spec: str, rows: Sequence[Mapping[str, Any]], usable: Sequence[Cell]) -> str:
-    parts = []
+def _missing(
+    unit: str,
+    usable: Sequence[Cell],
+    rows: Mapping[tuple[str, str], Mapping[str, Any]],
+    finished: frozenset[str] | set[str],
+) -> tuple[Cell, ...]:
+    """The cells that a sample still has to go through."""
+    if unit not in finished:
+        return tuple(usable)
+    return tuple(cell for cell in usable if "error" in rows.get((unit, cell.key), {"error": "not stored"}))
+
+
+def _batches(missing: Mapping[int, tuple[Cell, ...]], session: Session) -> Iterator[tuple[list[int], tuple[Cell, ...]]]:
+    """Samples that run together: neighbours that need the same cells, as many as the session takes at a time."""
+    waiting = [index for index, lacking in missing.items() if lacking]
+    while waiting:
+        lacking = missing[waiting[0]]
+        alike = itertools.takewhile(lambda index, lacking=lacking: missing[index] == lacking, waiting)  # type: ignore[misc]
+        indices = list(itertools.islice(alike, session.batch))
+        waiting = waiting[len(indices) :]
+        yield indices, lacking
+
+
+def _estimate(spec: str, rows: Iterable[Mapping[str, Any]], usable: Sequence[Cell]) -> str:
+    parts, rows = [], list(rows)
     for cell in usable:
-        scores = [row["score"] for row in rows if row["cell"] == cell.key]
-        if scores and not math.isnan(sum(scores)):
+        own = [row for row in rows if row["cell"] == cell.key]
+        scores = [row["score"] for row in own if "score" in row]
+        losses = [(row["nll"], row["scored_tokens"]) for row in own if "nll" in row]
+        if scores:
             parts.append(f"{cell.name} {sum(scores) / len(scores):.0%}")
+        elif losses:
+            parts.append(f"{cell.name} {blocks.exp(sum(x for x, _ in losses) / sum(n for _, n in losses)):.4g}")
     return f"{spec}: " + ", ".join(parts)

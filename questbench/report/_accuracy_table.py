@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from questbench.report import _format as fmt
+from questbench.report import _perplexity_table as texts
+from questbench.report._accuracy_layout import PER_CENT, Layout, difference, holm_header, p_value
 from questbench.report.frame import BASELINES
 from questbench.report.render import NONE, Cell, Table
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 FEW = 100
 """Fewer samples than this illustrate; they do not measure."""
 COUNTS = ("tokens_visible", "tokens_read", "tokens_resident")
-PER_CENT = 0.01
+READ_HEADERS = ["tokens\nvisible", "tokens\nread", "tokens\nresident"]
 
 
 def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
@@ -35,82 +37,111 @@ def _table(frame: pd.DataFrame, names: list[str]) -> Table:
     by = [key for key in ("seq_len", "_baseline", *rest, "budget", "_rank") if key in order]
     frame = order.sort_values(by, kind="stable").reset_index(drop=True)
     protocol = fmt.column(frame, "protocol")[0]
+    layout = texts.layout(frame) if texts.is_text(frame) else _scores(frame)
     table = Table(
         title=f"Accuracy: {frame['task'].iloc[0]}" + (f", protocol {protocol}" if protocol else ""),
-        columns=[
-            *(key.replace("_", " ") for key in keys),
-            "method",
-            "score (%)\nmean [95% CI]",
-            "n",
-            "vs dense\n(points)",
-            "p",
-            "resolvable\n(points)",
-            "tokens\nvisible",
-            "tokens\nread",
-            "tokens\nresident",
-        ],
+        columns=[*(key.replace("_", " ") for key in keys), "method", *layout.columns, *READ_HEADERS],
         text_columns=frozenset({"method"}),
-        optional=("tokens\nresident", "tokens\nvisible", "p", "n", "resolvable\n(points)"),
+        optional=("tokens\nresident", "tokens\nvisible", *layout.optional),
         keys=len(keys),
         setup=[
             fmt.shared_line(frame, shared),
             fmt.origin_line(frame),
             "Dense prefill, then evict: every method starts from the same dense prefill of each sample. "
             + fmt.counts_line(frame),
-            "p: paired test against dense on the same samples; resolvable: the smallest difference that n can show.",
+            *layout.setup,
         ],
         warnings=fmt.list_warnings(frame, keys),
     )
-    counts = [int(value) for value in fmt.column(frame, "score.n") if value is not None]
-    if counts and min(counts) < FEW:
-        table.setup.append(f"Illustrative, n < {FEW}: differences below the resolvable one mean nothing.")
     for _, row in frame.iterrows():
-        table.rows.append([Cell(str(text)) for text in _cells(table, row, keys)])
-    fmt.embolden(table.rows, ((row, len(keys) + 1) for row in _best(frame, keys)))
+        table.rows.append([Cell(str(text)) for text in _cells(table, row, keys, layout)])
+    fmt.embolden(table.rows, ((row, len(keys) + 1) for row in _best(frame, keys, layout)))
     return table.without_empty_columns()
 
 
-def _cells(table: Table, row: Any, keys: list[str]) -> list[str]:
+def _cells(table: Table, row: Any, keys: list[str], layout: Layout) -> list[str]:
     name = f"{row['label']} (yardstick)" if row["yardstick"] else str(row["label"])
     cells = [NONE if key == "budget" and row["method"] in BASELINES else fmt.inputs(key, row[key]) for key in keys]
-    reads = [fmt.tokens(value) for value in (_stat(row, count) for count in COUNTS)]
-    samples = row.get("score.n")
-    size = NONE if fmt.missing(samples) else str(int(samples))
-    if fmt.missing(row.get("score")):
-        return [*cells, name, fmt.gap(table, row), size, NONE, NONE, NONE, *reads]
-    if row["fallback"]:
-        return [*cells, name, f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", size, NONE, NONE, NONE, *reads]
-    score = fmt.spread(row["score"], row.get("score.ci_low"), row.get("score.ci_high"), PER_CENT)
-    delta, p = row.get("score.delta_vs_dense"), row.get("score.p_value")
-    if row["method"] in BASELINES:
-        delta = p = None
-    sign = "" if fmt.missing(delta) or delta < 0 else "+"
-    return [
-        *cells,
-        name,
-        score,
-        size,
-        NONE if fmt.missing(delta) else sign + fmt.number(delta, PER_CENT),
-        NONE if fmt.missing(p) else ("<0.001" if p < 0.001 else fmt.number(p)),
-        NONE if row["method"] in BASELINES else fmt.number(row.get("score.min_detectable"), PER_CENT),
-        *reads,
+    reads = [fmt.tokens(_stat(row, count, layout.metric)) for count in COUNTS]
+    if fmt.missing(row.get(layout.metric)):
+        shown = [fmt.gap(table, row), *[NONE] * (len(layout.columns) - 1)]
+    elif row["fallback"]:
+        shown = [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", *[NONE] * (len(layout.columns) - 1)]
+        shown[1] = layout.cells(row)[1]
+    else:
+        shown = layout.cells(row)
+    return [*cells, name, *shown, *reads]
+
+
+def _scores(frame: pd.DataFrame) -> Layout:
+    """The columns of tasks with a score."""
+    margins = sorted({float(value) for value in fmt.column(frame, "score.lossless_margin") if value is not None})
+    within = f"\n({' or '.join(f'{margin * 100:g}' for margin in margins)} points)" if margins else ""
+    p_header, p_note = holm_header(frame)
+
+    def cells(row: Any) -> list[str]:
+        samples = row.get("score.n")
+        baseline = row["method"] in BASELINES
+        return [
+            fmt.spread(row["score"], row.get("score.ci_low"), row.get("score.ci_high"), PER_CENT),
+            NONE if fmt.missing(samples) else str(int(samples)),
+            NONE if baseline else difference(row, "score.delta_vs_dense", "score.delta_ci"),
+            NONE if baseline else p_value(row, "score"),
+            NONE if baseline else fmt.number(row.get("score.min_detectable"), PER_CENT),
+            NONE if baseline else _lossless(row),
+        ]
+
+    setup = [
+        f"{p_note}; resolvable: the smallest difference that n can show.",
     ]
+    if margins:
+        setup.append(
+            "lossless: a loss of that many points or more is ruled out (non-inferiority, one-sided 2.5%); "
+            f"never said of fewer than {FEW} samples."
+        )
+    counts = [int(value) for value in fmt.column(frame, "score.n") if value is not None]
+    if counts and min(counts) < FEW:
+        setup.append(f"Illustrative, n < {FEW}: differences below the resolvable one mean nothing.")
+    return Layout(
+        metric="score",
+        columns=[
+            "score (%)\nmean [95% CI]",
+            "n",
+            "vs dense\n(points)",
+            p_header,
+            "resolvable\n(points)",
+            f"lossless{within}",
+        ],
+        optional=(p_header, "n", "resolvable\n(points)", f"lossless{within}"),
+        setup=setup,
+        cells=cells,
+        higher_is_better=True,
+    )
 
 
-def _stat(row: Any, name: str) -> Any:
-    """A count, whether it stands beside the score or is a metric of its own."""
-    value = row.get(f"score.{name}")
+def _lossless(row: Any) -> str:
+    claimed, samples = row.get("score.lossless"), row.get("score.n")
+    if fmt.missing(claimed) or fmt.missing(samples):
+        return NONE
+    return "yes" if claimed else f"n < {FEW}" if samples < FEW else "no"
+
+
+def _stat(row: Any, name: str, metric: str) -> Any:
+    """A count, whether it stands beside the metric or is one of its own."""
+    value = row.get(f"{metric}.{name}")
     return row.get(name) if fmt.missing(value) else value
 
 
-def _best(frame: pd.DataFrame, keys: list[str]) -> list[int]:
-    """Rows with the highest score among rivals of equal inputs; yardsticks, baselines and fallbacks do not compete."""
-    if "score" not in frame:
+def _best(frame: pd.DataFrame, keys: list[str], layout: Layout) -> list[int]:
+    """Rows with the best value among rivals of equal inputs; yardsticks, baselines and fallbacks do not compete."""
+    metric = layout.metric
+    if metric not in frame:
         return []
-    fair = frame[~frame["fallback"] & ~frame["yardstick"] & ~frame["method"].isin(BASELINES) & frame["score"].notna()]
+    fair = frame[~frame["fallback"] & ~frame["yardstick"] & ~frame["method"].isin(BASELINES) & frame[metric].notna()]
     found: list[int] = []
-    for _, block in fair.groupby(keys, dropna=False)["score"]:
+    for _, block in fair.groupby(keys, dropna=False)[metric]:
         # A tie of all is no win.
         if len(block) > 1 and block.max() > block.min():
-            found += [int(index) for index in block.index[block == block.max()]]
+            best = block.max() if layout.higher_is_better else block.min()
+            found += [int(index) for index in block.index[block == best]]
     return found

@@ -4,25 +4,67 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from questbench import registry
 from questbench.errors import UsageError
 from questbench.tasks._base import Task
+from questbench.tasks._data import DataTask, data_for
 
 PACKAGE = "questbench.tasks"
 
 
-def make_task(spec: str) -> Task:
+def make_task(spec: str, data: Mapping[str, str] | None = None, *, online: bool = False) -> Task:
     """A task with its parameters set.
+
+    Args:
+        data: where tasks on data find it, by name; ``*`` is for all.
+        online: they may fetch it.
 
     Raises:
         UsageError: unknown task or parameter, or a value that the parameter does not take.
     """
     name, _, settings = spec.partition(":")
-    kind = registry.load(PACKAGE, name.strip(), Task, kind="task")  # type: ignore[type-abstract]
-    if not settings:
-        return kind()
+    kind = _kind(name.strip())
+    task = _with_settings(kind, name, settings) if settings else kind()
+    if isinstance(task, DataTask):
+        where = task.data or data_for(task.name, data or {})
+        return dataclasses.replace(task, data=where, online=task.online or online)
+    return task
+
+
+def expand(specs: Sequence[str]) -> list[str]:
+    """Specs of single sets, each once: of ``longbench:set=paper``, or ``longbench`` alone, its six, of ``set=a+b`` two.
+
+    Raises:
+        UsageError: unknown task or set.
+    """
+    found: list[str] = []
+    for spec in specs:
+        name, _, settings = spec.partition(":")
+        kind = _kind(name.strip())
+        found += kind.expand(name.strip(), settings) if issubclass(kind, DataTask) else [spec]
+    return list(dict.fromkeys(found))
+
+
+def _kind(name: str) -> type[Task]:
+    """The class of a task.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    known = registry.names(PACKAGE)
+    marked = [other for other in known if other.startswith(f"{name}@")]
+    if marked and name not in known:
+        raise UsageError(
+            f"Task '{name}' is known with texts of our own only, and its name says so.",
+            f"Use --task {', '.join(marked)}.",
+        )
+    return registry.load(PACKAGE, name, Task, kind="task")  # type: ignore[type-abstract]
+
+
+def _with_settings(kind: type[Task], name: str, settings: str) -> Task:
     hints = typing.get_type_hints(kind)
     names: list[str] = [item.name for item in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
     chosen: dict[str, Any] = {}

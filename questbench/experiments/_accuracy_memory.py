@@ -1,0 +1,26 @@
+"""Out of memory: told apart from other failures, so that a smaller batch can be tried before a cell is given up."""
+
+from __future__ import annotations
+
+import errno
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory was not enough, on whatever device."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # The CPU allocator, and cuBLAS when it makes its workspace, raise a plain RuntimeError.
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        mark in text for mark in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
+
+
+def reason(error: BaseException) -> str:
+    """One line for the record."""
+    first = str(error).strip().partition("\n")[0]
+    return f"Out of memory at batch 1: {first or type(error).__name__}"

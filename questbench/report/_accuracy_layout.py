@@ -1,0 +1,62 @@
+"""What the tables of scores and of perplexities share: a layout, and how differences and p values are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from questbench.report import _format as fmt
+from questbench.report.render import NONE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PER_CENT = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The columns between the method's name and the counts."""
+
+    metric: str
+    """Column of the frame that holds the headline number."""
+    columns: list[str]
+    """Headers; the second is a count that a fallback shows too."""
+    optional: tuple[str, ...]
+    """Headers that a narrow terminal may leave out, the first one first."""
+    setup: list[str]
+    """Lines under the table that explain the columns."""
+    cells: Callable[[Any], list[str]]
+    """Texts of a row, in the order of ``columns``."""
+    higher_is_better: bool
+
+
+def difference(row: Any, value: str, interval: str, divisor: float = PER_CENT) -> str:
+    """``-28 [-40, -15]`` with its sign; the bracket only where there is a finite one."""
+    number = row.get(value)
+    if fmt.missing(number):
+        return NONE
+    sign = "" if number < 0 else "+"
+    low, high = (row.get(f"{interval}_{end}") for end in ("low", "high"))
+    if fmt.missing(low) or fmt.missing(high) or not (math.isfinite(low) and math.isfinite(high)):
+        return sign + fmt.number(number, divisor)
+    return f"{sign}{fmt.number(number, divisor)} [{fmt.number(low, divisor)}, {fmt.number(high, divisor)}]"
+
+
+def p_value(row: Any, metric: str) -> str:
+    """The corrected p value where there is one."""
+    corrected = row.get("p_holm")
+    p = row.get(f"{metric}.p_value") if fmt.missing(corrected) else corrected
+    return NONE if fmt.missing(p) else "<0.001" if p < 0.001 else fmt.number(p)
+
+
+def holm_header(frame: pd.DataFrame) -> tuple[str, str]:
+    """Header of the p values, and what they are."""
+    families = sorted({int(value) for value in fmt.column(frame, "p_holm.family") if value is not None})
+    plain = "p: paired test against dense on the same samples"
+    if not families:
+        return "p", plain
+    sizes = " or ".join(map(str, families))
+    return "p\n(Holm)", f"{plain}, corrected for the {sizes} comparisons of the run (Holm)"

@@ -1,0 +1,174 @@
+"""Rows of jsonl, json, parquet and text files, plain or inside a zip file, with the line each row came from."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from questbench import _paths
+from questbench.errors import PrerequisiteError
+from questbench.tasks._data_files import Place
+
+AGAIN = "Download the file again, or name another one with --data."
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows and where they came from. Rows of parquet files are read from disk when they are asked for."""
+
+    rows: Sequence[Row]
+    name: str
+    """File, and member of a zip file."""
+    sha256: str
+    lines: Sequence[int] = ()
+    """Line of each row in a text file; empty where rows have no lines."""
+    kept: Sequence[int] | None = None
+    """Rows that a selection keeps; all if ``None``."""
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.rows) if self.kept is None else len(self.kept)
+
+    def __getitem__(self, index: int) -> Row:
+        """Row ``index``."""
+        return self.rows[index if self.kept is None else self.kept[index]]
+
+    def where(self, index: int) -> str:
+        """How messages name a row: its line, or its number from 1."""
+        index = index if self.kept is None else self.kept[index]
+        return f"{self.name}, line {self.lines[index]}" if self.lines else f"{self.name}, row {index + 1}"
+
+    def select(self, kept: Sequence[int]) -> Table:
+        """The table of some of the rows."""
+        return Table(self.rows, self.name, self.sha256, self.lines, kept)
+
+
+def read(place: Place) -> Table:
+    """Read a table.
+
+    Raises:
+        PrerequisiteError: it is broken, not what its name says, or empty.
+    """
+    suffix = PurePosixPath(place.member).suffix if place.member else place.paths[0].suffix
+    if suffix == ".parquet":
+        if place.member:
+            raise PrerequisiteError(f"{place.name}: parquet inside a zip file is not read.", "Unpack the zip file.")
+        return _checked(Table(_parquet(place), place.name, place.sha256))
+    rows: list[Row] = []
+    lines: list[int] = []
+    if suffix == ".txt":
+        for path in place.paths:
+            rows.append({"text": _text(place, path), "title": PurePosixPath(place.member or path.name).stem})
+        return _checked(Table(rows, place.name, place.sha256))
+    for path in place.paths:
+        text = _text(place, path)
+        if suffix == ".jsonl":
+            _read_lines(text, place.name, rows, lines)
+        else:
+            _read_json(text, place.name, rows, lines)
+    return _checked(Table(rows, place.name, place.sha256, lines))
+
+
+def _checked(table: Table) -> Table:
+    if len(table) == 0:
+        raise PrerequisiteError(f"{table.name} is empty: it has no rows.", AGAIN)
+    return table
+
+
+def _text(place: Place, path: Path) -> str:
+    """The text of a file or of the place's member of a zip file."""
+    try:
+        if place.member is None:
+            raw = path.read_bytes()
+        else:
+            with zipfile.ZipFile(path) as archive:
+                raw = archive.read(place.member)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise PrerequisiteError(f"{place.name} cannot be read: {error}.", AGAIN) from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise PrerequisiteError(
+            f"{place.name}, line {line} is not UTF-8 (byte {error.start:,} of the file).", AGAIN
+        ) from error
+
+
+def _read_lines(text: str, name: str, rows: list[Row], lines: list[int]) -> None:
+    """JSON lines. Only a line feed ends a line: JSON texts may hold other separators unescaped."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise PrerequisiteError(f"{name}, line {number} is not JSON: {error}.", AGAIN) from error
+        if not isinstance(row, dict):
+            raise PrerequisiteError(
+                f"{name}, line {number} is {describe(row)}, but must be an object with a field per column.", AGAIN
+            )
+        rows.append(row)
+        lines.append(number)
+
+
+def _read_json(text: str, name: str, rows: list[Row], lines: list[int]) -> None:
+    """A JSON array of rows, one object (a row of its own), or JSON lines under the name .json."""
+    if not text.strip():
+        return
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # a second value behind the first: lines
+            _read_lines(text, name, rows, lines)
+            return
+        raise PrerequisiteError(f"{name}, line {error.lineno} is not JSON: {error.msg}.", AGAIN) from error
+    except RecursionError as error:
+        raise PrerequisiteError(f"{name} is nested too deeply to be data.", AGAIN) from error
+    listed = found if isinstance(found, list) else [found]
+    for number, row in enumerate(listed, 1):
+        if not isinstance(row, dict):
+            raise PrerequisiteError(f"{name}, row {number} is {describe(row)}, but must be an object.", AGAIN)
+        rows.append(row)
+
+
+def _parquet(place: Place) -> Sequence[Row]:
+    """Rows of parquet files through ``datasets``, whose Arrow copy in our cache folder is read row by row."""
+    import datasets
+
+    # A folder per content: the copy of a file that has changed since would be taken for it.
+    cache = _paths.cache_folder() / "datasets" / place.sha256[:16]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PrerequisiteError(
+            f"Cannot write to the cache folder '{cache}': {error.strerror}.", "Set QUESTBENCH_CACHE to another folder."
+        ) from error
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        return datasets.Dataset.from_parquet([str(path) for path in place.paths], cache_dir=str(cache))  # type: ignore[no-any-return]
+    except Exception as error:
+        raise PrerequisiteError(f"{place.name} cannot be read as parquet: {_cause(error)}", AGAIN) from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost reason: ``datasets`` wraps what the reader says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def describe(value: Any) -> str:
+    """A JSON value's kind in words, for messages."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

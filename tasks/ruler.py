@@ -1,0 +1,162 @@
+"""Needs --data: RULER's own files, its 13 sets as its generators write them (https://arxiv.org/abs/2404.06654).
+
+    --task ruler --seq-len 4k --data FOLDER                all 13, of FOLDER/4096/data/SET/validation.jsonl
+    --task ruler:set=niah_multikey_2 --data FILE.jsonl     one
+    --task ruler:set=niah --data hf:simonjegou/ruler       the eight needle sets, of that repository's folder 4096
+
+``--seq-len`` picks the folder of that length. Rows are taken as they are, neither cut nor filled up; a file whose
+prompts do not have about that many tokens with this model's tokenizer is refused. Both schemas are read: RULER's
+(input, outputs, answer_prefix) and that of the hub's copy (context, question, answer_prefix, answer, task).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from questbench import registry
+from questbench.errors import PrerequisiteError, UsageError
+from questbench.tasks._base import Sample, Tokenizer
+from questbench.tasks._data import DataTask, Fetch
+from questbench.tasks._data_schema import FULL_TEXT, TEXT, TEXTS, Schema
+from questbench.tasks._haystack import tokens
+from questbench.tasks._metrics_ruler import string_match_all, string_match_part
+
+NEEDLES = (
+    *("niah_single_1", "niah_single_2", "niah_single_3"),
+    *("niah_multikey_1", "niah_multikey_2", "niah_multikey_3"),
+    *("niah_multivalue", "niah_multiquery"),
+)
+SETS = (*NEEDLES, "vt", "cwe", "fwe", "qa_1", "qa_2")
+ONE_ANSWER = ("niah_single", "niah_multikey", "qa")
+NEW_TOKENS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
+QUESTIONS = {
+    "niah": r"What (?:is|are all) the special magic",
+    "vt": r"Question: Find all variables that are assigned the value",
+    "cwe": r"Question: What are the 10 most common words in the above list",
+    "fwe": r"Question: Do not provide any explanation",
+    "qa": r"Answer the question based on the given documents",
+}
+"""Where the question begins in a prompt: at the last of these, which no context holds behind its own example."""
+OWN = Schema("RULER's jsonl", {"input": FULL_TEXT, "outputs": TEXTS})
+COPY = Schema(
+    "the hub's copy of RULER",
+    {"context": FULL_TEXT, "question": FULL_TEXT, "answer_prefix": TEXT, "answer": TEXTS, "task": TEXT},
+)
+LEAST, MOST = 0.5, 1.25
+"""A prompt's tokens over --seq-len; tokenizers differ by less."""
+
+
+@dataclass(frozen=True)
+class Ruler(DataTask):
+    """Rows of one of RULER's sets."""
+
+    set: str = "all"
+    """One set, several with ``+``, or ``all`` or ``niah``."""
+
+    metric: ClassVar[str] = "string_match_all"
+    stop: ClassVar[tuple[str, ...]] = ()
+    default_samples: ClassVar[int] = 100
+    binary: ClassVar[bool] = False
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"all": SETS, "niah": NEEDLES}
+
+    def __post_init__(self) -> None:
+        """Refuse unknown sets, and take the set's own limits."""
+        if self.set not in (*SETS, *self.groups):
+            raise registry.unknown("set of ruler", self.set, [*SETS, *self.groups])
+        object.__setattr__(self, "max_new_tokens", NEW_TOKENS.get(self.kind, self.max_new_tokens))
+        object.__setattr__(self, "binary", self.set.startswith(ONE_ANSWER))
+        if self.kind == "qa":
+            object.__setattr__(self, "metric", "string_match_part")
+
+    @property
+    def kind(self) -> str:
+        """niah, vt, cwe, fwe or qa."""
+        return self.set.partition("_")[0]
+
+    @property
+    def label(self) -> str:
+        """``ruler:set=vt``."""
+        return f"{self.name}:set={self.set}"
+
+    def fetch(self) -> Fetch:
+        """There is no file to download but a copy: RULER generates its data for a tokenizer."""
+        return Fetch(
+            f"{self.set if self.set in SETS else 'SET'}/validation.jsonl",
+            "",
+            "hf:simonjegou/ruler",
+            "make it with scripts/data/prepare.py of https://github.com/NVIDIA/RULER for your model's tokenizer "
+            "and name its folder: --data FOLDER",
+        )
+
+    def patterns(self, length: int) -> tuple[str, ...]:
+        """RULER's folders, a file per set, or the copy's folder per length."""
+        name = self.set
+        deep = (f"{name}/validation.jsonl", f"{name}/test.jsonl", f"{name}.jsonl", f"{name}.parquet")
+        folders = (f"synthetic/{length}/data/", f"{length}/data/", f"{length}/", "data/", "")
+        own = [folder + file for folder in folders for file in deep]
+        return (*own, f"{length}/*.parquet", f"{length}.jsonl")
+
+    def schemas(self) -> tuple[Schema, ...]:
+        """RULER's own and the copy's."""
+        return (OWN, COPY)
+
+    def keep(self, row: Mapping[str, Any]) -> bool:
+        """Rows of this set, where rows say which they are of."""
+        return bool(row.get("task", self.set) == self.set)
+
+    def sample(self, index: int, *, length: int, tokenizer: Tokenizer, rng: random.Random) -> Sample:
+        """Row ``index`` as it is."""
+        del rng
+        row, origin = self.row(index, length)
+        context, question = self._split(row, index, length)
+        references = list(row["outputs"] if "outputs" in row else row["answer"])
+        reached = tokens(tokenizer, context + question)
+        if not LEAST * length <= reached <= MOST * length:
+            raise UsageError(
+                f"{self.label}: sample {index} has {reached:,} tokens with this tokenizer, not about {length:,}.",
+                f"Use --seq-len {reached}, or data of that length made for this tokenizer.",
+            )
+        alternatives = self.kind == "qa"
+        return Sample(
+            id=f"{self.name}-{self.set}-{index:04d}",
+            context=context,
+            question=question,
+            answers=tuple(references) if alternatives else (", ".join(references),),
+            needles=_mentions(context, references) if self.kind == "niah" else (),
+            needles_needed="any" if self.set.startswith(ONE_ANSWER) else "all",
+            meta={"set": self.set, "references": references, "tokens": reached, **origin},
+        )
+
+    def score(self, sample: Sample, completion: str) -> float:
+        """Share of the references in the completion; of QA, whether there is any."""
+        match = string_match_part if self.kind == "qa" else string_match_all
+        return match(completion, sample.meta["references"])
+
+    def _split(self, row: Mapping[str, Any], index: int, length: int) -> tuple[str, str]:
+        """Context and question of a row; the question has its separator and the beginning of the answer."""
+        if "input" in row:
+            prompt, prefix = row["input"], row.get("answer_prefix") or ""
+            found = list(re.finditer(QUESTIONS[self.kind], prompt))
+            if not found:
+                where = self.table(length).where(index)
+                raise PrerequisiteError(
+                    f"{where}: 'input' has no question of {self.label} ('{QUESTIONS[self.kind]}').",
+                    "Name the file of this set with --data.",
+                )
+            border = found[-1].start()
+            given = prompt.rstrip().endswith(prefix.strip())  # older generators leave it in the prompt
+            prompt = prompt if given else prompt + prefix
+        else:
+            prompt, border = row["context"] + row["question"] + row["answer_prefix"], len(row["context"])
+        context = prompt[:border].rstrip()
+        return context, prompt[len(context) :]
+
+
+def _mentions(context: str, references: list[str]) -> tuple[tuple[int, int], ...]:
+    """Where each value that was hidden stands: in its needle, and nowhere else."""
+    starts = [(context.find(value), value) for value in references]
+    return tuple((start, start + len(value)) for start, value in starts if start >= 0)

@@ -1,0 +1,121 @@
+"""Perplexity and its block bootstrap: known answers, and intervals that cover what they should."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from questbench.errors import UsageError
+from questbench.measure import blocks
+
+WINDOW = 64
+
+
+def series(rng: np.random.Generator, count: int, *, mean: float = 2.0, spread: float = 0.3, link: float = 0.6) -> list:
+    """Windows of losses whose means follow an AR(1) process."""
+    noise, level = [], rng.normal(0, spread / math.sqrt(1 - link**2))
+    for _ in range(count):
+        level = link * level + rng.normal(0, spread)
+        noise.append(level)
+    return [((mean + value) * WINDOW, WINDOW) for value in noise]
+
+
+def test_perplexity_by_hand() -> None:
+    # 8 windows of one token with losses ln 2 and ln 8 in turn: the geometric mean is 4.
+    text = [(math.log(2), 1), (math.log(8), 1)] * 4
+    found = blocks.perplexity([text])
+    assert found.value == pytest.approx(4.0)
+    assert found.tokens == 8
+    assert 2 <= found.ci_low < 4 < found.ci_high
+    # Tokens weigh the same, whatever their text or window.
+    assert blocks.perplexity([[(3 * math.log(2), 3)], [(math.log(32), 1)]]).value == pytest.approx(2**2)
+
+
+def test_windows() -> None:
+    assert blocks.windows([1.0, 2.0, 3.0, 4.0, 5.0], 2) == [(3.0, 2), (7.0, 2), (5.0, 1)]
+    assert blocks.windows([], 2) == []
+
+
+def test_comparison_by_hand() -> None:
+    dense = [[(2.0 * 64, 64)] * 32]
+    worse = [[(2.0 * 64 + 0.64, 64)] * 32]
+    found = blocks.compare(worse, dense)
+    assert found.relative == pytest.approx(math.exp(0.01) - 1)
+    assert found.delta == pytest.approx(math.exp(2.01) - math.exp(2.0))
+    # Every block loses the same, so that the bootstrap has no width; 8 blocks of 4 windows, all signs alike: 2 / 2^8.
+    assert found.relative_low == pytest.approx(found.relative) == pytest.approx(found.relative_high)
+    assert found.blocks == 8 and found.p_value == 2 / 2**8
+    same = blocks.compare(dense, dense)
+    assert (same.delta, same.p_value, same.min_detectable) == (0.0, 1.0, None)
+
+
+def test_few_windows_give_no_interval() -> None:
+    text = [(64.0, 64)] * 7
+    found = blocks.perplexity([text])
+    assert (found.ci_low, found.ci_high) == (0.0, math.inf)
+    compared = blocks.compare([text], [text])
+    assert compared.ci_low == -math.inf and compared.relative_high == math.inf and compared.min_detectable is None
+
+
+def test_blocks_are_of_512_tokens_where_the_texts_are_long_enough() -> None:
+    rng = np.random.default_rng(0)
+    long, short = [series(rng, 256)], [series(rng, 16)]
+    assert blocks.compare(long, long).blocks == 32
+    assert blocks.compare(short, short).blocks == 8
+
+
+@pytest.mark.parametrize("student_at", [(4, 2.776), (7, 2.365), (15, 2.131), (31, 2.040), (1000, 1.962)])
+def test_student(student_at: tuple[int, float]) -> None:
+    freedom, point = student_at
+    assert blocks.student(freedom) == pytest.approx(point, rel=0.006)
+
+
+@pytest.mark.parametrize(("texts", "count", "link"), [(1, 192, 0.6), (1, 64, 0.0), (6, 32, 0.6), (3, 24, 0.3)])
+def test_intervals_cover_what_they_should(texts: int, count: int, link: float) -> None:
+    rng = np.random.default_rng(count)
+    runs, covered, level, false_alarms = 250, 0, 0, 0
+    for _ in range(runs):
+        dense = [series(rng, count, link=link) for _ in range(texts)]
+        own = []
+        for text in dense:
+            extra = series(rng, count, spread=0.02, link=link)
+            own.append([(d + e - 2.0 * WINDOW, n) for (d, n), (e, _) in zip(text, extra, strict=True)])
+        found = blocks.compare(own, dense, resamples=300)
+        covered += found.relative_low <= 0 <= found.relative_high
+        false_alarms += found.p_value < 0.05
+        value = blocks.perplexity(dense, resamples=300)
+        level += value.ci_low <= math.exp(2.0) <= value.ci_high
+    assert covered / runs >= 0.90
+    assert level / runs >= 0.89
+    assert false_alarms / runs <= 0.085
+
+
+def test_tokens_resampled_one_by_one_would_not_cover() -> None:
+    """Why blocks: the same series with every window on its own."""
+    rng = np.random.default_rng(3)
+    runs, covered = 250, 0
+    for _ in range(runs):
+        text = series(rng, 192, link=0.8)
+        loss = np.array([value / WINDOW for value, _ in text])
+        half = 1.96 * loss.std(ddof=1) / math.sqrt(len(loss))
+        covered += abs(loss.mean() - 2.0) <= half
+    assert covered / runs < 0.75
+
+
+def test_a_real_difference_is_found_though_the_texts_differ_far_more() -> None:
+    rng = np.random.default_rng(5)
+    dense = [series(rng, 64, mean=mean) for mean in (1.0, 2.0, 3.0)]
+    own = [[(loss + WINDOW * (0.01 + rng.normal(0, 0.01)), n) for loss, n in text] for text in dense]
+    found = blocks.compare(own, dense)
+    assert 0.005 < found.relative_low < 0.01005 < found.relative_high < 0.015
+    assert found.p_value < 0.001 and found.min_detectable is not None and found.min_detectable < 0.005
+    assert found == blocks.compare(own, dense), "seeded"
+
+
+def test_bad_input() -> None:
+    with pytest.raises(UsageError, match="different tokens"):
+        blocks.compare([[(1.0, 2)]], [[(1.0, 3)]])
+    with pytest.raises(UsageError, match="no scored tokens"):
+        blocks.perplexity([[]])

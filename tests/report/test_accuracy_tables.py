@@ -1,0 +1,124 @@
+"""Accuracy tables: intervals, corrected p values, what could be resolved, what may be called lossless; perplexities."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import golden
+import pytest
+
+from questbench.records.schema import ResultRecord
+from questbench.report.render import Table, to_markdown
+from questbench.report.tables import tables
+
+
+def one(records: list[ResultRecord]) -> Table:
+    (table,) = tables(records)
+    return table
+
+
+def row(table: Table, method: str) -> dict[str, str]:
+    names = [name.replace("\n", " ") for name in table.columns]
+    return next(
+        dict(zip(names, texts, strict=True))
+        for texts in ([cell.text for cell in cells] for cells in table.rows)
+        if method in texts
+    )
+
+
+def judged(samples: int, lossless: bool, margin: float = 0.02) -> list[ResultRecord]:
+    """Golden scores with everything that the statistics add."""
+    found = []
+    for record in golden.accuracy((256,), samples=samples):
+        if record.method != "dense":
+            extra = {
+                "delta_ci_low": -0.4,
+                "delta_ci_high": -0.15,
+                "lossless": lossless and record.method == "quest",
+                "lossless_margin": margin,
+            }
+            record = dataclasses.replace(record, stats={**record.stats, **extra})
+            stats = {"family": 6, "p_value": record.stats["p_value"]}
+            found.append(
+                dataclasses.replace(
+                    record, metric="p_holm", unit="probability", value=0.04, samples=[], stats=stats, warnings=[]
+                )
+            )
+        found.append(record)
+    return found
+
+
+def test_scores_with_all_that_was_tested() -> None:
+    table = one(judged(200, lossless=True))
+    quest = row(table, "quest")
+    assert quest["score (%) mean [95% CI]"] == "70.0 [60.0–80.0]"
+    assert quest["vs dense (points)"] == "-28.0 [-40.0, -15.0]"
+    assert quest["p (Holm)"] == "0.0400"
+    assert quest["resolvable (points)"] == "12.0"
+    assert quest["lossless (2 points)"] == "yes"
+    assert row(table, "tova")["lossless (2 points)"] == "no"
+    dense = row(table, "dense")
+    assert [dense[name] for name in ("p (Holm)", "lossless (2 points)", "vs dense (points)")] == ["—"] * 3
+    text = to_markdown(table)
+    assert "corrected for the 6 comparisons of the run (Holm)" in text
+    assert "non-inferiority, one-sided 2.5%" in text
+
+
+def test_lossless_is_not_denied_of_few_samples_either() -> None:
+    assert row(one(judged(50, lossless=False)), "quest")["lossless (2 points)"] == "n < 100"
+    assert "lossless (5 points)" in row(one(judged(100, lossless=False, margin=0.05)), "quest")
+
+
+def texts(**changes: Any) -> list[ResultRecord]:
+    """Perplexities of two methods."""
+    found = []
+    for method, value, p in (("dense", 6.81, None), ("quest", 6.83, 0.2), ("tova", 6.97, 0.001)):
+        budget = None if method == "dense" else 512
+        stats: dict[str, Any] = {"n": 4, "scored_tokens": 4096, "ci_low": 6.5, "ci_high": 7.1, "dense_fallback": False}
+        if p is not None:
+            relative = value / 6.81 - 1
+            stats |= {"relative_vs_dense": relative, "relative_ci_low": relative - 0.004, "p_value": p}
+            stats |= {"relative_ci_high": relative + 0.004, "min_detectable": 0.004, "delta_vs_dense": value - 6.81}
+        params = {"task": "ppl", "seq_len": 4096, "budget": budget, "page_size": 16, "protocol": "stream"}
+        score = golden.accuracy()[0]
+        record = dataclasses.replace(
+            score, method=method, method_args={"budget": budget}, params=params, metric="perplexity", unit="perplexity"
+        )
+        found.append(dataclasses.replace(record, value=value, stats=stats | changes))
+        found.append(dataclasses.replace(record, metric="bits_per_byte", unit="bits/byte", value=0.71, stats={}))
+    return found
+
+
+def test_perplexities() -> None:
+    table = one(texts())
+    quest, dense = row(table, "quest"), row(table, "dense")
+    assert table.title == "Accuracy: ppl, protocol stream"
+    assert quest["perplexity [95% CI]"] == "6.830 [6.500–7.100]"
+    assert quest["vs dense (%) [95% CI]"] == "+0.294 [-0.106, 0.694]"
+    assert quest["p"] == "0.200" and quest["resolvable (%)"] == "0.400" and quest["bits per byte"] == "0.710"
+    assert quest["tokens scored"] == "4,096" and quest["texts"] == "4"
+    assert dense["vs dense (%) [95% CI]"] == "—"
+    best = [cells[2].text for cells in table.rows if any(cell.best for cell in cells)]
+    assert best == ["quest"], "the lower perplexity is the better one"
+    assert "Only tokens behind the largest budget count" in to_markdown(table)
+
+
+def test_a_perplexity_of_a_fallback_is_not_shown() -> None:
+    table = one(texts(dense_fallback=True))
+    assert row(table, "quest")["perplexity [95% CI]"].startswith("DENSE-FALLBACK")
+    assert row(table, "dense")["perplexity [95% CI]"].startswith("6.8")
+
+
+def test_a_model_that_knows_nothing_of_the_text() -> None:
+    huge = [dataclasses.replace(r, value=1.71e22) if r.metric == "perplexity" else r for r in texts(ci_high=None)]
+    assert row(one(huge), "quest")["perplexity [95% CI]"] == "1.7e+22"
+
+
+@pytest.mark.parametrize("status", ["failed", "skipped"])
+def test_cells_without_a_perplexity_have_reasons(status: Any) -> None:
+    records = texts()
+    gone = dataclasses.replace(records[2], status=status, value=None, reason="out of memory", stats={}, samples=[])
+    table = one([*records[:2], gone, *records[4:]])
+    assert row(table, "quest")["perplexity [95% CI]"] == "— [1]"
+    assert table.footnotes == [f"{status}: out of memory"]
