@@ -100,6 +100,7 @@ class MethodArm:
             page_size=shape.page_size,
             dtype=shape.dtype,
             capacity=entries + QUERIES,
+            query_heads=shape.query_heads,
             rotate=rotary(shape.rope_theta, shape.head_dim),
         )
         inputs.fill(layer, entries)

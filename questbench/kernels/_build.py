@@ -166,7 +166,7 @@ def _key() -> str:
 
     digest = hashlib.sha256()
     root = kernel_sources()
-    for source in sorted([*root.glob("cpu/*.cpp"), *root.glob("include/questbench/*.h")]):
+    for source in sorted([*root.glob("cpu/*.*"), *root.glob("include/questbench/*.h")]):
         digest.update(source.name.encode() + source.read_bytes())
     version = subprocess.run([compiler() or "g++", "--version"], capture_output=True, text=True, check=False).stdout
     parts = [version, *_flags(), _processor(), importlib.metadata.version("apache-tvm-ffi")]
