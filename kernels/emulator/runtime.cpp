@@ -35,7 +35,7 @@ uint64_t seed = 0, launches = 0;
 sigjmp_buf after_fault;
 pthread_t runner;
 const volatile void* fault_address;
-int fault_signal;
+const char* fault_kind;
 
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -183,7 +183,9 @@ void on_fault(int signal, siginfo_t* info, void*) {
     ::signal(signal, SIG_DFL);  // not ours: the instruction runs again and ends the process as it would have
     return;
   }
-  fault_signal = signal;
+  fault_kind = signal == SIGFPE               ? "a division by zero"
+               : info->si_code == SI_KERNEL ? "a misaligned vector access, or an address that cannot be"
+                                            : "illegal memory access";
   fault_address = info->si_addr;
   siglongjmp(after_fault, 1);
 }
@@ -252,7 +254,7 @@ bool run_fibers() {
   }
   char address[40];
   std::snprintf(address, sizeof(address), " at address %p", const_cast<const void*>(fault_address));
-  machine.error = where() + (fault_signal == SIGFPE ? "a division by zero" : "illegal memory access") + address;
+  machine.error = where() + fault_kind + address;
   return false;
 }
 

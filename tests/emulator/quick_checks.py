@@ -14,14 +14,14 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "kernels")]
 
-import emulated
-import test_append as appending
-import test_attend_records as records
-import test_evict as evicting
-import test_select as selecting
-import torch
-from kernel_cases import check_attend, empty_store, generator, make_query, make_store, random_lists
-from test_score import check as check_score
+import emulated  # noqa: E402
+import test_append as appending  # noqa: E402
+import test_attend_records as records  # noqa: E402
+import test_evict as evicting  # noqa: E402
+import test_select as selecting  # noqa: E402
+import torch  # noqa: E402
+from kernel_cases import check_attend, empty_store, generator, make_query, make_store, random_lists  # noqa: E402
+from test_score import check as check_score  # noqa: E402
 
 FOUND = 3
 HALVES = (torch.float16, torch.bfloat16)
@@ -76,7 +76,8 @@ def attend(ops: Any) -> None:
         q = make_query(store, group)
         check_attend(ops, store, q, dim**-0.5, sinks=torch.randn(2 * group, generator=generator(at)))
         for heads in {2, 2 * group}:
-            check_attend(ops, store, q, dim**-0.5, **dict(zip(("pages", "counts"), random_lists(store, heads, 6))))
+            pages, counts = random_lists(store, heads, 6)
+            check_attend(ops, store, q, dim**-0.5, pages=pages, counts=counts)
     store = make_store([1300, 5], heads=2, dim=64, page_size=16, dtype=torch.bfloat16)
     check_attend(ops, store, make_query(store, 4), 0.125, softcap=5.0)
     store = make_store(records.LENGTHS, heads=2, dim=64, page_size=16, dtype=torch.float16)

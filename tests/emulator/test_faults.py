@@ -95,6 +95,8 @@ MISTAKES = {
     "null pointer": r"thread \(5, 0, 0\): illegal memory access at address \(?(0x0|nil)",
     "partial multiply": r"needs all 32 lanes|nothing can go on|the warp diverges",
     "endless stack": r"illegal memory access",
+    "misaligned vector": r"a misaligned vector access",
+    "division by zero": r"a division by zero",
 }
 
 

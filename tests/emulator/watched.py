@@ -1,4 +1,4 @@
-"""A backend whose every call runs under several schedules, in watched memory, and must leave the same bits each time."""
+"""A backend whose every call runs under several schedules, in watched memory, and must leave the same bits."""
 
 from __future__ import annotations
 
