@@ -106,6 +106,7 @@ void check_guards(Block& block);
 void land_some(Thread& thread);
 void land_all(Thread& thread);
 
+std::string function_name(const void* function);
 std::string thread_name(const Thread& thread);
 std::string place_name(Place place);
 bool same(Place a, Place b);

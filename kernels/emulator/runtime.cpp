@@ -1,8 +1,6 @@
 // Launches and the schedule of fibers.
 #include "runtime.h"
 
-#include <cxxabi.h>
-#include <dlfcn.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -45,18 +43,8 @@ std::string text(uint3 at) {
   return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
 }
 
-std::string kernel_name() {
-  Dl_info info;
-  if (dladdr(machine.launch.kernel, &info) == 0 || info.dli_saddr != machine.launch.kernel) return "(unnamed)";
-  int status = 0;
-  char* readable = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
-  const std::string name = status == 0 ? readable : info.dli_sname;
-  std::free(readable);
-  return name;
-}
-
 std::string where() {
-  std::string out = "emulator: kernel " + kernel_name() + ", block " + text(blockIdx);
+  std::string out = "emulator: kernel " + function_name(machine.launch.kernel) + ", block " + text(blockIdx);
   if (machine.current != nullptr) out += ", thread " + thread_name(*machine.current);
   return out + ": ";
 }

@@ -99,6 +99,7 @@ int endless(int depth, volatile int* trail) {
   return endless(depth + 1, here) + here[0];
 }
 
+namespace {
 QB_KERNEL mistake_kernel(int mistake, float* out) {
   const int thread = threadIdx.x, lane = thread % 32;
   switch (mistake) {
@@ -159,6 +160,7 @@ QB_KERNEL mistake_kernel(int mistake, float* out) {
   }
   if (thread == 0) out[0] = 1;
 }
+}  // namespace
 
 void mirror(TensorView x, TensorView out, bool barrier) {
   qb::launch(mirror_kernel, dim3(1), dim3(64), sizeof(Shared), qb::Stream{}, data<float>(x), data<float>(out), barrier);

@@ -115,7 +115,9 @@ def test_mistakes_are_named(faults: Any, name: str, seed: int) -> None:
     with pytest.raises(RuntimeError) as caught:
         faults.mistake(which, out)
     message = str(caught.value)
-    assert re.search(r"kernel mistake_kernel\(int, float\*\), block \(0, 0, 0\)", message), message
+    assert re.search(r"kernel \(anonymous namespace\)::mistake_kernel\(int, float\*\), block \(0, 0, 0\)", message), (
+        message
+    )
     assert re.search(expected, message, re.S), message
     # The next launch starts afresh.
     assert always(outcomes(faults, lambda out: faults.copy(X, out, RIGHT), 256), X)
