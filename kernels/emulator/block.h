@@ -84,6 +84,7 @@ struct Machine {
   Order order;
   unsigned switch_chance;  // of 256, at a point where a switch is possible
   unsigned land_chance;    // of 256, for a copy to land there
+  unsigned block_chance;   // of 256, to turn to another block at a switch
   std::vector<Block> resident;
   size_t favoured;              // of the resident blocks
   std::vector<size_t> numbers;  // of the blocks, in the order in which they start

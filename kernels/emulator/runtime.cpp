@@ -63,7 +63,7 @@ unsigned any(unsigned bits) {
 // A resident block with a ready thread: mostly the one of last time, sometimes another.
 Block* pick_block() {
   const size_t count = machine.resident.size();
-  if (count > 1 && machine.random.below(16) == 0) {
+  if (count > 1 && machine.random.below(256) < machine.block_chance) {
     machine.favoured = machine.random.below(static_cast<unsigned>(count));
   }
   for (size_t i = 0; i < count; ++i) {
@@ -268,13 +268,15 @@ void choose_schedule() {
   mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9ull;
   mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111ebull;
   machine.random.state = (mixed ^ mixed >> 31) | 1u;
-  machine.order = Order::kAscending, machine.switch_chance = 0, machine.land_chance = 0;
+  machine.order = Order::kAscending, machine.switch_chance = 0, machine.land_chance = 0, machine.block_chance = 0;
   if (seed == 0) return;
-  constexpr Order kOrders[] = {Order::kUniform, Order::kWarpByWarp, Order::kUniform, Order::kDescending};
+  // Three neighbouring seeds go through all three orders in every launch.
+  constexpr Order kOrders[] = {Order::kUniform, Order::kDescending, Order::kWarpByWarp};
   constexpr unsigned kChances[] = {0, 16, 128};
-  machine.order = kOrders[machine.random.below(4)];
+  machine.order = kOrders[(seed + launches) % 3];
   machine.switch_chance = kChances[machine.random.below(3)];
   machine.land_chance = kChances[machine.random.below(3)];
+  machine.block_chance = kChances[1 + machine.random.below(2)];
 }
 
 }  // namespace

@@ -18,6 +18,8 @@ import emulated  # noqa: E402
 import test_append as appending  # noqa: E402
 import test_attend_records as records  # noqa: E402
 import test_evict as evicting  # noqa: E402
+import test_kernels_read as reading  # noqa: E402
+import test_kernels_write as writing  # noqa: E402
 import test_select as selecting  # noqa: E402
 import torch  # noqa: E402
 from kernel_cases import check_attend, empty_store, generator, make_query, make_store, random_lists  # noqa: E402
@@ -40,6 +42,8 @@ def append(ops: Any) -> None:
         for seed, count in enumerate((1, 8, 7, 1, 30)):
             appending.both(ops, store, *appending.entries(store, count, seed))
         appending.both(ops, store, *appending.entries(store, 9), torch.tensor([9, 4], dtype=torch.int32))
+    for held, by_channel in ((7, False), (1, True)):
+        writing.test_every_number_of_entries_from_every_slot(ops, held, by_channel)
 
 
 def score(ops: Any) -> None:
@@ -48,11 +52,11 @@ def score(ops: Any) -> None:
         store = make_store(ragged(size, 40), heads=2, dim=dim, page_size=size, dtype=HALVES[at % 2], seed=at)
         for skip_newest in (False, True):
             check_score(ops, store, make_query(store, group), skip_newest)
-    store = make_store(ragged(8, 70), heads=2, dim=64, page_size=8, dtype=torch.bfloat16, by_channel=True)
-    plain = make_store(ragged(8, 70), heads=2, dim=64, page_size=8, dtype=torch.bfloat16)
-    q, rest = make_query(store, 1), (store.page_table, store.lengths, 8)
-    got, want = (ops.score(q, held.bounds, *rest, skip_newest=True) for held in (store, plain))
-    assert torch.allclose(got, want, rtol=1e-5, atol=1e-4)
+    reading.test_scores_from_bounds_by_channel(ops, torch.bfloat16, 128)
+    for start in (0, 5):
+        reading.test_scores_from_bounds_by_channel_of_neighbours(ops, start, 64)
+    for pages, by_channel in ((65, False), (64, True), (65, True)):
+        reading.test_every_width_of_the_page_table(ops, pages, by_channel)
 
 
 def select(ops: Any) -> None:
@@ -108,7 +112,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
 
 def main(library: str, op: str) -> int:
     """See the module's docstring."""
-    ops = emulated.watched(emulated.load(Path(library)), seeds=range(4))
+    ops = emulated.watched(emulated.load(Path(library)), seeds=range(7))
     try:
         CHECKS[op](ops)
     except (AssertionError, RuntimeError) as error:

@@ -11,6 +11,7 @@ import torch
 from kernel_cases import REFERENCE, check_attend, generator, make_query, make_store, random_lists
 from test_score import check as check_score
 
+from questbench.kernels._bounds import empty_bounds, write_bounds
 from questbench.kernels._ops import Merge, Ops
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -56,6 +57,41 @@ def test_scores_from_bounds_by_channel(ops: Any, dtype: torch.dtype, dim: int) -
     scored = want > -torch.inf
     assert torch.equal(got > -torch.inf, scored)
     assert ((got[scored].double() - want[scored]).abs() <= 2e-5 * want[scored].abs().max()).all()
+
+
+@pytest.mark.parametrize("start", [0, 64, 5, 40])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_scores_from_bounds_by_channel_of_neighbours(ops: Any, start: int, dim: int) -> None:
+    """Runs of physical pages that begin at a block's start, inside of one, and a run with a gap."""
+    shape = {"heads": 2, "dim": dim, "page_size": 8, "dtype": HALVES[start % 2]}
+    plain = make_store([150 * 8], **shape)
+    q, used = make_query(plain, 1), plain.page_table[0, :150].long()
+    want = REFERENCE.score(q.double(), plain.bounds.double(), plain.page_table, plain.lengths, 8, skip_newest=True)
+    for gap in (0, 1):
+        where = torch.arange(start, start + 150, dtype=torch.int32)
+        where[100:] += gap
+        bounds = empty_bounds(320, 2, dim, q.dtype, q.device, by_channel=True).fill_(torch.nan)
+        for page, target in zip(used.tolist(), where.tolist(), strict=True):
+            write_bounds(bounds, target, plain.bounds[page])
+        got = ops.score(q, bounds, where[None], plain.lengths, 8, skip_newest=True)
+        scored = want[:, :, :150] > -torch.inf
+        error = (got.double() - want[:, :, :150])[scored].abs()
+        assert torch.equal(got > -torch.inf, scored) and (error <= 2e-5 * want[:, :, :149].abs().max()).all()
+
+
+@pytest.mark.parametrize("pages", [1, 15, 16, 17, 63, 64, 65, 128, 129])
+@pytest.mark.parametrize("by_channel", [False, True])
+def test_every_width_of_the_page_table(ops: Any, pages: int, by_channel: bool) -> None:
+    """All columns are written, whether the row has that page or not."""
+    shape = {"heads": 1, "dim": 64, "page_size": 8, "dtype": torch.float16}
+    long = max(pages - 2, 1)
+    store = make_store([long * 8, 3], **shape, by_channel=by_channel)
+    plain = make_store([long * 8, 3], **shape)
+    q, table = make_query(store, 1), store.page_table[:, :pages]
+    got = ops.score(q, store.bounds, table, store.lengths, 8, skip_newest=True)
+    want = REFERENCE.score(q, plain.bounds, table, store.lengths, 8, skip_newest=True)
+    assert got.shape == (2, 1, pages)
+    assert torch.equal(got > -torch.inf, want > -torch.inf) and torch.allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("group", [1, 2, 8])

@@ -24,6 +24,16 @@ def test_prompts_and_steps(ops: Any, dim: int, page_size: int) -> None:
         both(ops, store, *entries(store, count, seed))
 
 
+@pytest.mark.parametrize("by_channel", [False, True])
+@pytest.mark.parametrize("held", [0, 1, 6, 7, 8])
+def test_every_number_of_entries_from_every_slot(ops: Any, held: int, by_channel: bool) -> None:
+    """Up to three pages are touched: more blocks than that, or fewer, would show."""
+    for count in (*range(1, 12), 15, 16, 17, 18):
+        store = empty_store(2, 5, heads=1, dim=64, page_size=8, dtype=torch.float16, by_channel=by_channel)
+        both(ops, store, *entries(store, held))
+        both(ops, store, *entries(store, count, 1))
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("bounds", [False, True])
 def test_left_padding_takes_the_last_entries_of_each_row(ops: Any, dtype: torch.dtype, bounds: bool) -> None:
