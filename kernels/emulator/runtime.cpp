@@ -143,20 +143,18 @@ void hand_over(Fiber& from) {
 }
 
 void thread_main() {
+  Thread& self = *machine.current;
+  Block& block = *self.block;
   try {
     machine.enter(machine.arguments);
+    land_all(self);
+    leave_warp(self);
+    leave_barrier(block);
   } catch (const Failure& failure) {
     leave(failure.what());
   } catch (const std::exception& error) {
     leave(where() + "the kernel threw " + error.what());
   }
-  Thread& self = *machine.current;
-  Block& block = *self.block;
-  land_all(self);
-  self.state = State::kEnded;
-  --block.alive;
-  leave_warp(self);
-  leave_barrier(block);
   if (block.alive > 0) {
     hand_over(self.fiber);
   } else {

@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def ops() -> Any:
     """The CUDA backend in the emulator; every call runs under several schedules."""
     if not list((kernel_sources() / "cuda").glob("*.cu")):

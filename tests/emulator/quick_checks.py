@@ -112,6 +112,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
 
 def main(library: str, op: str) -> int:
     """See the module's docstring."""
+    torch.set_num_threads(1)
     ops = emulated.watched(emulated.load(Path(library)), seeds=range(7))
     try:
         CHECKS[op](ops)

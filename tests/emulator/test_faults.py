@@ -93,7 +93,7 @@ MISTAKES = {
     "misaligned load": r"load_global: 0x[0-9a-f]+ is not aligned to 16 bytes",
     "copy outside of shared": r"goes outside of shared memory: byte 1024 of 1024",
     "null pointer": r"thread \(5, 0, 0\): illegal memory access at address \(?(0x0|nil)",
-    "partial multiply": r"needs all 32 lanes|nothing can go on|the warp diverges",
+    "partial multiply": r"needs all 32 lanes; 0xfffffffe are there|lanes 0x[0-9a-f]+ wait for it in mma_16x8x16",
     "endless stack": r"illegal memory access",
     "misaligned vector": r"a misaligned vector access",
     "division by zero": r"a division by zero",

@@ -52,13 +52,20 @@ class Watched:
         inner: the backend.
         set_seed: chooses the schedule of the calls that follow.
         seeds: the schedules that each call runs under; all must agree.
+        rest: looks, after each call, at what the backend keeps from call to call.
     """
 
     device = "cpu"
     name = "emulator"
 
-    def __init__(self, inner: Ops, set_seed: Callable[[int], None], seeds: Sequence[int]) -> None:
-        self._inner, self._set_seed, self._seeds = inner, set_seed, seeds
+    def __init__(
+        self,
+        inner: Ops,
+        set_seed: Callable[[int], None],
+        seeds: Sequence[int],
+        rest: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._inner, self._set_seed, self._seeds, self._rest = inner, set_seed, seeds, rest
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
         if op not in WRITTEN:
@@ -74,6 +81,7 @@ class Watched:
             with GuardedRoom() as room:
                 result = getattr(self._inner, op)(**{**arguments, **copies})
             room.check()
+            self._rest()
             left = [*_tensors(result), *copies.values()]
             if first is None:
                 first = result, left
