@@ -84,6 +84,7 @@ struct Machine {
   Order order;
   unsigned switch_chance;  // of 256, at a point where a switch is possible
   unsigned land_chance;    // of 256, for a copy to land there
+  unsigned block_chance;   // of 256, to turn to another block at a switch
   std::vector<Block> resident;
   size_t favoured;              // of the resident blocks
   std::vector<size_t> numbers;  // of the blocks, in the order in which they start
@@ -106,6 +107,7 @@ void check_guards(Block& block);
 void land_some(Thread& thread);
 void land_all(Thread& thread);
 
+std::string function_name(const void* function);
 std::string thread_name(const Thread& thread);
 std::string place_name(Place place);
 bool same(Place a, Place b);

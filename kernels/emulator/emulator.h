@@ -8,6 +8,8 @@
 // What is not: memory ordering (fences do nothing), bank conflicts, occupancy, speed, blocks that wait for each other.
 #pragma once
 
+#include <math.h>  // fmaxf, exp2f, isnan and their like without std::, as in CUDA
+
 #include <climits>
 #include <cmath>
 #include <cstddef>
@@ -143,7 +145,17 @@ inline unsigned __float_as_uint(float x) { return qb::emulator::bits_of<unsigned
 inline float __uint_as_float(unsigned x) { return qb::emulator::bits_of<float>(x); }
 inline int __float_as_int(float x) { return qb::emulator::bits_of<int>(x); }
 inline float __int_as_float(int x) { return qb::emulator::bits_of<float>(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x)); }
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
+inline float __frcp_rn(float x) { return 1.0f / x; }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline float __expf(float x) { return expf(x); }
+inline float __logf(float x) { return logf(x); }
+inline float __log2f(float x) { return log2f(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 template <class T>
 inline T __ldg(const T* from) {
@@ -244,6 +256,8 @@ using Stream = void*;
 
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, Stream, A&&... args) {
+  static_assert((!std::is_reference_v<P> && ...), "kernels take their arguments by value");
+  static_assert((sizeof(P) + ... + 0) <= 4096, "kernels take at most 4 KiB of arguments");
   struct Call {
     void (*kernel)(P...);
     std::tuple<P...> arguments;

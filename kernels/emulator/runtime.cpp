@@ -1,8 +1,6 @@
 // Launches and the schedule of fibers.
 #include "runtime.h"
 
-#include <cxxabi.h>
-#include <dlfcn.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -35,7 +33,7 @@ uint64_t seed = 0, launches = 0;
 sigjmp_buf after_fault;
 pthread_t runner;
 const volatile void* fault_address;
-int fault_signal;
+const char* fault_kind;
 
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -45,18 +43,8 @@ std::string text(uint3 at) {
   return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
 }
 
-std::string kernel_name() {
-  Dl_info info;
-  if (dladdr(machine.launch.kernel, &info) == 0 || info.dli_saddr != machine.launch.kernel) return "(unnamed)";
-  int status = 0;
-  char* readable = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
-  const std::string name = status == 0 ? readable : info.dli_sname;
-  std::free(readable);
-  return name;
-}
-
 std::string where() {
-  std::string out = "emulator: kernel " + kernel_name() + ", block " + text(blockIdx);
+  std::string out = "emulator: kernel " + function_name(machine.launch.kernel) + ", block " + text(blockIdx);
   if (machine.current != nullptr) out += ", thread " + thread_name(*machine.current);
   return out + ": ";
 }
@@ -75,7 +63,7 @@ unsigned any(unsigned bits) {
 // A resident block with a ready thread: mostly the one of last time, sometimes another.
 Block* pick_block() {
   const size_t count = machine.resident.size();
-  if (count > 1 && machine.random.below(16) == 0) {
+  if (count > 1 && machine.random.below(256) < machine.block_chance) {
     machine.favoured = machine.random.below(static_cast<unsigned>(count));
   }
   for (size_t i = 0; i < count; ++i) {
@@ -155,20 +143,18 @@ void hand_over(Fiber& from) {
 }
 
 void thread_main() {
+  Thread& self = *machine.current;
+  Block& block = *self.block;
   try {
     machine.enter(machine.arguments);
+    land_all(self);
+    leave_warp(self);
+    leave_barrier(block);
   } catch (const Failure& failure) {
     leave(failure.what());
   } catch (const std::exception& error) {
     leave(where() + "the kernel threw " + error.what());
   }
-  Thread& self = *machine.current;
-  Block& block = *self.block;
-  land_all(self);
-  self.state = State::kEnded;
-  --block.alive;
-  leave_warp(self);
-  leave_barrier(block);
   if (block.alive > 0) {
     hand_over(self.fiber);
   } else {
@@ -183,7 +169,9 @@ void on_fault(int signal, siginfo_t* info, void*) {
     ::signal(signal, SIG_DFL);  // not ours: the instruction runs again and ends the process as it would have
     return;
   }
-  fault_signal = signal;
+  fault_kind = signal == SIGFPE               ? "a division by zero"
+               : info->si_code == SI_KERNEL ? "a misaligned vector access, or an address that cannot be"
+                                            : "illegal memory access";
   fault_address = info->si_addr;
   siglongjmp(after_fault, 1);
 }
@@ -252,7 +240,7 @@ bool run_fibers() {
   }
   char address[40];
   std::snprintf(address, sizeof(address), " at address %p", const_cast<const void*>(fault_address));
-  machine.error = where() + (fault_signal == SIGFPE ? "a division by zero" : "illegal memory access") + address;
+  machine.error = where() + fault_kind + address;
   return false;
 }
 
@@ -278,13 +266,15 @@ void choose_schedule() {
   mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9ull;
   mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111ebull;
   machine.random.state = (mixed ^ mixed >> 31) | 1u;
-  machine.order = Order::kAscending, machine.switch_chance = 0, machine.land_chance = 0;
+  machine.order = Order::kAscending, machine.switch_chance = 0, machine.land_chance = 0, machine.block_chance = 0;
   if (seed == 0) return;
-  constexpr Order kOrders[] = {Order::kUniform, Order::kWarpByWarp, Order::kUniform, Order::kDescending};
+  // Three neighbouring seeds go through all three orders in every launch.
+  constexpr Order kOrders[] = {Order::kUniform, Order::kDescending, Order::kWarpByWarp};
   constexpr unsigned kChances[] = {0, 16, 128};
-  machine.order = kOrders[machine.random.below(4)];
+  machine.order = kOrders[(seed + launches) % 3];
   machine.switch_chance = kChances[machine.random.below(3)];
   machine.land_chance = kChances[machine.random.below(3)];
+  machine.block_chance = kChances[1 + machine.random.below(2)];
 }
 
 }  // namespace

@@ -36,6 +36,7 @@ void block_barrier(Place place) {
 
 // A barrier waits for the threads that have not ended (CUDA from compute capability 7.0 on).
 void leave_barrier(Block& block) {
+  --block.alive;
   if (block.at_barrier > 0 && block.at_barrier == block.alive) release_barrier(block);
 }
 
@@ -145,6 +146,9 @@ bool complete(const Warp& warp, const Gathering& gathering) {
   return gathering.arrived == (gathering.mask & warp.existing & ~warp.ended);
 }
 
+// Instructions of the whole warp.
+bool needs_all(Meeting kind) { return kind == Meeting::kMultiply || kind == Meeting::kLoadMatrices; }
+
 const char* name(Meeting kind) {
   switch (kind) {
     case Meeting::kBarrier: return "__syncwarp";
@@ -182,7 +186,7 @@ unsigned meet(Meeting kind, unsigned mask, int variant, Part& part, Place place)
   if ((mask >> self.lane & 1u) == 0) {
     fail("%s at %s: lane %u is not in the mask 0x%08x", name(kind), place_name(place).c_str(), self.lane, mask);
   }
-  if ((kind == Meeting::kMultiply || kind == Meeting::kLoadMatrices) && (warp.existing & ~warp.ended) != 0xffffffffu) {
+  if (needs_all(kind) && (warp.existing & ~warp.ended) != 0xffffffffu) {
     fail("%s at %s needs all 32 lanes; 0x%08x are there", name(kind), place_name(place).c_str(),
          warp.existing & ~warp.ended);
   }
@@ -201,9 +205,14 @@ unsigned meet(Meeting kind, unsigned mask, int variant, Part& part, Place place)
 // Lanes that have ended are not waited for.
 void leave_warp(Thread& thread) {
   Warp& warp = thread.block->warps[thread.warp];
+  thread.state = State::kEnded;
   warp.ended |= 1u << thread.lane;
   for (size_t i = 0; i < warp.gatherings.size();) {
     const Gathering open = warp.gatherings[i];
+    if (needs_all(open.kind)) {
+      fail("this thread ends, but lanes 0x%08x wait for it in %s at %s", open.arrived, name(open.kind),
+           place_name(open.place).c_str());
+    }
     if (!complete(warp, open)) {
       ++i;
       continue;

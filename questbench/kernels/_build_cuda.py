@@ -253,7 +253,8 @@ def _version(compiler: str) -> str:
 
 
 def _headers(root: Path) -> list[Path]:
-    return sorted([*root.glob("include/questbench/*.h"), *root.glob("emulator/*.h"), *root.glob("cuda/*.h")])
+    folders = ("include/questbench/*.h", "emulator/*.h", "cuda/*.h", "cuda/*.cuh")
+    return sorted(header for folder in folders for header in root.glob(folder))
 
 
 def _contents(files: Iterable[Path]) -> list[str]:

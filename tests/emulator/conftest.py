@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from emulated import watched
 from on_device import OnDevice
 
+from questbench._paths import kernel_sources
 from questbench.kernels import _build_cuda
 
 HERE = Path(__file__).resolve().parent
@@ -37,3 +39,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ops() -> Any:
+    """The CUDA backend in the emulator; every call runs under several schedules."""
+    if not list((kernel_sources() / "cuda").glob("*.cu")):
+        pytest.skip("kernels/cuda is empty")
+    return watched(_build_cuda.load_emulator())

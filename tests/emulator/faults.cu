@@ -89,6 +89,8 @@ enum Mistake {
   kNullPointer,
   kPartialMultiply,
   kEndlessStack,
+  kMisalignedVector,
+  kDivisionByZero,
 };
 
 int endless(int depth, volatile int* trail) {
@@ -97,6 +99,7 @@ int endless(int depth, volatile int* trail) {
   return endless(depth + 1, here) + here[0];
 }
 
+namespace {
 QB_KERNEL mistake_kernel(int mistake, float* out) {
   const int thread = threadIdx.x, lane = thread % 32;
   switch (mistake) {
@@ -145,10 +148,19 @@ QB_KERNEL mistake_kernel(int mistake, float* out) {
       }
       break;
     case kEndlessStack: out[0] = static_cast<float>(endless(0, nullptr)); break;
+    case kMisalignedVector: {
+      volatile qb::Vec16* at = reinterpret_cast<volatile qb::Vec16*>(out + 1);
+      at->x[0] = 1;  // fine on this machine; a copy of all 16 bytes at once is not
+      const qb::Vec16 value = *reinterpret_cast<const qb::Vec16*>(out + 1);
+      qb::store_global(out, value);
+      break;
+    }
+    case kDivisionByZero: out[0] = static_cast<float>(100 * mistake / (static_cast<volatile int&>(mistake) - mistake)); break;
     default: break;
   }
   if (thread == 0) out[0] = 1;
 }
+}  // namespace
 
 void mirror(TensorView x, TensorView out, bool barrier) {
   qb::launch(mirror_kernel, dim3(1), dim3(64), sizeof(Shared), qb::Stream{}, data<float>(x), data<float>(out), barrier);

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from questbench._paths import kernel_sources
+from questbench.kernels import _build_cuda
+
+HERE = Path(__file__).resolve().parent
+SECONDS = 240
+"""A mutant that takes longer than this hangs."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +25,9 @@ class Mutation:
     file: str
     """Path below the folder of sources."""
     pattern: str
-    """Regular expression that occurs exactly once in it."""
+    """Regular expression that occurs exactly once in it, or that is told apart by ``occurrence``."""
     replacement: str
+    occurrence: int | None = None
 
     def apply(self, text: str) -> str:
         """The changed source.
@@ -26,10 +36,11 @@ class Mutation:
             ValueError: the pattern occurs not once, or the change changes nothing. Then the mutation must be rewritten
                 along with the source that it no longer fits.
         """
-        found = len(re.findall(self.pattern, text))
-        if found != 1:
-            raise ValueError(f"mutation '{self.name}': {self.pattern!r} occurs {found} times in {self.file}, not once")
-        changed = re.sub(self.pattern, self.replacement, text)
+        found = list(re.finditer(self.pattern, text))
+        if self.occurrence is None and len(found) != 1:
+            raise ValueError(f"mutation '{self.name}': {self.pattern!r} is {len(found)} times in {self.file}, not once")
+        place = found[self.occurrence or 0]
+        changed = text[: place.start()] + place.expand(self.replacement) + text[place.end() :]
         if changed == text:
             raise ValueError(f"mutation '{self.name}' changes nothing")
         return changed
@@ -40,3 +51,43 @@ class Mutation:
         target = folder / self.file
         target.write_text(self.apply(target.read_text()))
         return folder
+
+
+def sweep(file: str) -> list[Mutation]:
+    """Every barrier of a source left out, every wait for copies weakened, one at a time."""
+    text = (kernel_sources() / file).read_text()
+    rules = [(r"__sync(threads|warp)\(\);", ";"), (r"copy_wait<(\w+)>", r"copy_wait<\1 + 1>")]
+    out = []
+    for pattern, replacement in rules:
+        for at, place in enumerate(re.finditer(pattern, text)):
+            line = text.count("\n", 0, place.start()) + 1
+            out.append(Mutation(f"{file}:{line} {place.group()}", file, pattern, replacement, at))
+    return out
+
+
+def caught(mutation: Mutation, op: str, folder: Path) -> str | None:
+    """How the quick check of ``op`` finds the mutation, or ``None`` if it does not.
+
+    In a process of its own: a mutant may hang, or write anywhere.
+
+    Raises:
+        PrerequisiteError: the mutant does not compile, which shows nothing.
+    """
+    library = _build_cuda.build_emulator(root=mutation.copy(kernel_sources(), folder)).path
+    return check(library, op)
+
+
+def check(library: Path, op: str) -> str | None:
+    """What the quick check of ``op`` says of a library, or ``None`` if it passes."""
+    command = [sys.executable, str(HERE / "quick_checks.py"), str(library), op]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"hangs for {SECONDS} s"
+    if done.returncode == 0:
+        return None
+    if done.returncode == 3:
+        return done.stdout
+    if done.returncode < 0:
+        return f"ends by signal {-done.returncode}"
+    raise RuntimeError(f"the check itself failed:\n{done.stderr}")

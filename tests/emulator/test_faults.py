@@ -93,8 +93,10 @@ MISTAKES = {
     "misaligned load": r"load_global: 0x[0-9a-f]+ is not aligned to 16 bytes",
     "copy outside of shared": r"goes outside of shared memory: byte 1024 of 1024",
     "null pointer": r"thread \(5, 0, 0\): illegal memory access at address \(?(0x0|nil)",
-    "partial multiply": r"needs all 32 lanes|nothing can go on|the warp diverges",
+    "partial multiply": r"needs all 32 lanes; 0xfffffffe are there|lanes 0x[0-9a-f]+ wait for it in mma_16x8x16",
     "endless stack": r"illegal memory access",
+    "misaligned vector": r"a misaligned vector access",
+    "division by zero": r"a division by zero",
 }
 
 
@@ -113,7 +115,9 @@ def test_mistakes_are_named(faults: Any, name: str, seed: int) -> None:
     with pytest.raises(RuntimeError) as caught:
         faults.mistake(which, out)
     message = str(caught.value)
-    assert re.search(r"kernel mistake_kernel\(int, float\*\), block \(0, 0, 0\)", message), message
+    assert re.search(r"kernel \(anonymous namespace\)::mistake_kernel\(int, float\*\), block \(0, 0, 0\)", message), (
+        message
+    )
     assert re.search(expected, message, re.S), message
     # The next launch starts afresh.
     assert always(outcomes(faults, lambda out: faults.copy(X, out, RIGHT), 256), X)

@@ -1,0 +1,99 @@
+"""A backend whose every call runs under several schedules, in watched memory, and must leave the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from guarded import GuardedRoom
+from torch import Tensor
+
+from questbench.kernels._ops import Ops
+
+WRITTEN = {
+    "append": ("k_pages", "v_pages", "bounds", "lengths"),
+    "score": (),
+    "select": (),
+    "attend": ("mass", "visits"),
+    "attend_top": ("visits",),
+    "evict": ("k_pages", "v_pages", "lengths", "positions", "mass"),
+}
+"""Arguments that each op writes into."""
+ORDER = {
+    "append": ("k", "v", "k_pages", "v_pages", "bounds", "page_table", "lengths", "new"),
+    "score": ("q", "bounds", "page_table", "lengths", "page_size"),
+    "select": ("scores", "lengths", "page_size", "count"),
+    "attend": ("q", "k_pages", "v_pages", "page_table", "lengths", "scale"),
+    "attend_top": ("q", "k_pages", "v_pages", "bounds", "page_table", "lengths", "scale"),
+    "evict": ("k_pages", "v_pages", "page_table", "lengths", "positions", "mass"),
+}
+"""The arguments that may be given by place."""
+
+
+class ScheduleError(AssertionError):
+    """Two schedules left different results: a race."""
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal bit for bit, but any NaN equals any other."""
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    nan = a.isnan()
+    return torch.equal(nan, b.isnan()) and torch.equal(
+        a.masked_fill(nan, 0).contiguous().view(torch.uint8), b.masked_fill(nan, 0).contiguous().view(torch.uint8)
+    )
+
+
+class Watched:
+    """Speaks the five words like an :class:`Ops`.
+
+    Args:
+        inner: the backend.
+        set_seed: chooses the schedule of the calls that follow.
+        seeds: the schedules that each call runs under; all must agree.
+        rest: looks, after each call, at what the backend keeps from call to call.
+    """
+
+    device = "cpu"
+    name = "emulator"
+
+    def __init__(
+        self,
+        inner: Ops,
+        set_seed: Callable[[int], None],
+        seeds: Sequence[int],
+        rest: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._inner, self._set_seed, self._seeds, self._rest = inner, set_seed, seeds, rest
+
+    def __getattr__(self, op: str) -> Callable[..., Any]:
+        if op not in WRITTEN:
+            raise AttributeError(op)
+        return lambda *given, **named: self._call(op, {**dict(zip(ORDER[op], given, strict=False)), **named})
+
+    def _call(self, op: str, arguments: dict[str, Any]) -> Any:
+        written = [name for name in WRITTEN[op] if isinstance(arguments.get(name), Tensor)]
+        first: tuple[Any, list[Tensor]] | None = None
+        for seed in self._seeds:
+            copies = {name: arguments[name].clone() for name in written}
+            self._set_seed(seed)
+            with GuardedRoom() as room:
+                result = getattr(self._inner, op)(**{**arguments, **copies})
+            room.check()
+            self._rest()
+            left = [*_tensors(result), *copies.values()]
+            if first is None:
+                first = result, left
+            elif not all(same(a, b) for a, b in zip(first[1], left, strict=True)):
+                raise ScheduleError(f"{op}: schedule {seed} leaves other results than schedule {self._seeds[0]}")
+        assert first is not None
+        for name, copy in zip(written, first[1][len(_tensors(first[0])) :], strict=True):
+            arguments[name].copy_(copy)
+        return first[0]
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    if result is None:
+        return []
+    return [result] if isinstance(result, Tensor) else list(result)
