@@ -28,22 +28,32 @@ class Batch:
         model: the model that the cache was built for.
         cache: it grows by what is fed.
         mask: ``[B, columns]`` int64, 0 on padding; ``None`` where no row has any.
+        logits: ``[B, vocabulary]`` behind the prefill, or of all its tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, cache: SparseCache, mask: Tensor | None = None) -> None:
-        self.model, self.cache, self.mask = model, cache, mask
+    def __init__(
+        self, model: PreTrainedModel, cache: SparseCache, mask: Tensor | None = None, logits: Tensor | None = None
+    ) -> None:
+        self.model, self.cache, self.mask, self._logits = model, cache, mask, logits
+
+    @property
+    def logits(self) -> Tensor:
+        """``[B, vocabulary]`` behind the prefill, ``[B, tokens, vocabulary]`` if all were asked for."""
+        assert self._logits is not None
+        return self._logits
 
     @classmethod
-    def prefill(cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: SparseCache) -> Batch:
-        """Prefill ``prompts``, one row each, in one forward."""
+    def prefill(
+        cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: SparseCache, *, all_logits: bool = False
+    ) -> Batch:
+        """Prefill ``prompts``, one row each, in one forward; ``all_logits`` keeps those of every token."""
         import torch
 
         from questbench.models import hf
 
         longest = max(map(len, prompts))
         if all(len(prompt) == longest for prompt in prompts):
-            hf.forward(model, prompts, cache)
-            return cls(model, cache)
+            return cls(model, cache, None, hf.forward(model, prompts, cache, all_logits=all_logits))
         ids = torch.zeros((len(prompts), longest), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
@@ -51,8 +61,8 @@ class Batch:
             mask[row, longest - len(prompt) :] = 1
         mask = mask.to(next(model.parameters()).device)
         places = (mask.cumsum(1) - 1).clamp(min=0)
-        hf.forward(model, ids, cache, attention_mask=mask, position_ids=places)
-        return cls(model, cache, mask)
+        logits = hf.forward(model, ids, cache, all_logits=all_logits, attention_mask=mask, position_ids=places)
+        return cls(model, cache, mask, logits)
 
     def on(self, cache: SparseCache) -> Batch:
         """The same texts in a fork of the cache."""

@@ -15,6 +15,8 @@ from questbench.cache import LayerCache
 class Reads:
     """What one decode step read in one layer."""
 
+    text: int
+    """Tokens of the text so far, this step's included."""
     visible: float
     """Entries one query head saw, mean over heads."""
     read: float
@@ -73,6 +75,7 @@ class ReadCounter:
         needle_read, needle_resident, needle_present = self._evidence(layer, read, row)
         self.steps[-1].append(
             Reads(
+                text=seen,
                 visible=int(counts.sum()) / self.query_heads,
                 read=distinct / layer.kv_heads,
                 resident=held,

@@ -124,7 +124,12 @@ def release(cache: Cache) -> None:
 
 @torch.no_grad()
 def forward(
-    model: PreTrainedModel, ids: Tensor | Sequence[int] | Sequence[Sequence[int]], cache: Cache, **inputs: Any
+    model: PreTrainedModel,
+    ids: Tensor | Sequence[int] | Sequence[Sequence[int]],
+    cache: Cache,
+    *,
+    all_logits: bool = False,
+    **inputs: Any,
 ) -> Tensor:
     """Feed tokens and return the logits of the last position, ``[B, vocabulary]``.
 
@@ -132,6 +137,7 @@ def forward(
         model: the model that ``cache`` was built for; it is switched to the attention ``questbench``.
         ids: ``[B, n]``, or one row.
         cache: grows by these tokens.
+        all_logits: return those of every position, ``[B, n, vocabulary]``.
         inputs: passed on, such as ``attention_mask`` and ``position_ids``.
     """
     if model.config.get_text_config(decoder=True)._attn_implementation != NAME:
@@ -139,10 +145,10 @@ def forward(
     tokens = torch.as_tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
     if tokens.dim() == 1:
         tokens = tokens[None]
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+    if not all_logits and "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = 1
     logits: Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True, **inputs).logits
-    return logits[:, -1]
+    return logits if all_logits else logits[:, -1]
 
 
 def _template(model: PreTrainedModel) -> list[Any]:

@@ -142,5 +142,5 @@ def _add(row: dict[str, Any], record: ResultRecord) -> None:
     row[column] = record.value
     row[f"{column}.fidelity"] = record.fidelity
     for name, value in record.stats.items():
-        if name not in ("dense_fallback", "yardstick") and not isinstance(value, (dict, list)):
+        if name not in ("dense_fallback", "yardstick") and not isinstance(value, dict):
             row[f"{column}.{name}"] = value

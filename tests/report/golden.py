@@ -165,6 +165,7 @@ def _score(method: str, inputs: dict[str, Any], scores: list[float], seq_len: in
             "tokens_resident": seq_len if method in ("dense", "quest", "oracle", "random") else read,
             "dense_fallback": False,
             "yardstick": method in ("oracle", "random"),
+            "by_depth": [[step / 10, len(scores[step::11]), sum(scores[step::11])] for step in range(11)],
         },
     )
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import golden
+import pandas as pd
 import pytest
 
 from questbench.records.schema import ResultRecord
+from questbench.report.frame import cell_frame, input_columns
+from questbench.report.plots import _base
 from questbench.report.render import Table, to_markdown
 from questbench.report.tables import tables
 
@@ -122,3 +126,36 @@ def test_cells_without_a_perplexity_have_reasons(status: Any) -> None:
     table = one([*records[:2], gone, *records[4:]])
     assert row(table, "quest")["perplexity [95% CI]"] == "— [1]"
     assert table.footnotes == [f"{status}: out of memory"]
+
+
+def test_heat_map_counts_every_sample_once(tmp_path: Path) -> None:
+    records = golden.accuracy((64, 256), (2048, 4096), samples=55)
+    frame = cell_frame(records)
+    (drawn,) = _base.draw("score_by_depth", frame, input_columns(frame, records), tmp_path)
+    data = pd.read_csv(drawn.csv)
+    for record in records:
+        own = data[(data["label"] == record.method) & (data["seq_len"] == record.params["seq_len"])]
+        if record.method != "dense":
+            own = own[own["budget"] == record.params["budget"]]
+        assert own["samples"].sum() == 55 and sorted(own["depth"]) == [step / 10 for step in range(11)]
+        assert (own["score"] * own["samples"]).sum() == pytest.approx(sum(record.samples))
+
+
+def test_many_depths_are_put_together_in_tenths(tmp_path: Path) -> None:
+    depths = [[index / 49, 1, float(index % 2)] for index in range(50)]
+    records = [
+        dataclasses.replace(record, stats={**record.stats, "by_depth": depths}) for record in golden.accuracy((64,))
+    ]
+    frame = cell_frame(records)
+    (drawn,) = _base.draw("score_by_depth", frame, input_columns(frame, records), tmp_path)
+    data = pd.read_csv(drawn.csv)
+    own = data[data["label"] == "quest"]
+    assert (
+        own["depth"].tolist() == pytest.approx([step / 10 + 0.05 for step in range(10)]) and own["samples"].sum() == 50
+    )
+
+
+def test_no_depths_no_heat_map(tmp_path: Path) -> None:
+    frame = cell_frame(texts())
+    with pytest.raises(_base.NothingToDraw, match="at depths"):
+        list(_base.draw("score_by_depth", frame, ["task"], tmp_path))

@@ -36,6 +36,7 @@ def test_build_writes_everything(tmp_path: Path) -> None:
                 "accuracy_by_budget",
                 "accuracy_by_tokens_read",
                 "latency_by_length",
+                "score_by_depth",
                 "speedup_vs_ideal",
                 "stage_breakdown",
             )
