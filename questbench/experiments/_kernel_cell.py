@@ -102,8 +102,13 @@ class _Cell:
         cold = config.cache == "cold"
         self.copies = {name: self._copies(bytes_read) if cold else 1 for name, bytes_read in traffic.items()}
 
+    @property
+    def gpu(self) -> bool:
+        """Whether a device is timed that runs apart from Python."""
+        return self.config.device != "cpu"
+
     def _copies(self, bytes_read: int) -> int:
-        if self.shape.device != "cpu" and bytes_read >= roofline.LARGE * self.cache_bytes:
+        if self.gpu and bytes_read >= roofline.LARGE * self.cache_bytes:
             return 1  # What the cache may hold of it is below a hundredth, and a GPU's memory is scarce.
         return roofline.copies_needed(bytes_read, self.cache_bytes)
 
@@ -112,7 +117,7 @@ class _Cell:
         config, shape, chosen = self.config, self.shape, self.chosen
         baselines: dict[str, Baseline] = {}
         brought = list(backend_baselines(config.device))
-        need = Need(shape, chosen, self.copies, shared=config.device != "cpu", baselines=len(brought))
+        need = Need(shape, chosen, self.copies, shared=self.gpu, baselines=len(brought))
         left_out = fitting(need)
         inputs = Inputs(shape, config.seed)
         arms = self._arms(inputs, need)
@@ -144,7 +149,7 @@ class _Cell:
             shuffle_seed=config.seed,
             on_progress=progress,
         )
-        slowed = None if config.device == "cpu" else gpu_state.caution(gpu_state.identifier(config.device))
+        slowed = gpu_state.caution(gpu_state.identifier(config.device)) if self.gpu else None
         staged = {}
         if config.stages:
             staged = {name: StageArm(arm, clock.stages()).measure(STAGE_ROUNDS) for name, arm in arms.items()}
@@ -164,7 +169,7 @@ class _Cell:
         }
 
     def _clock(self, probe: bandwidth.ReadProbe) -> Clock:
-        if self.config.device == "cpu":
+        if not self.gpu:
             return HostClock()
         rate = probe.bytes / min(timer.CudaEvents(self.config.device).measure(probe.step, i, 1) for i in range(3))
         return DeviceClock(self.shape, self.config.timing or "graph", cold=self.config.cache == "cold", bandwidth=rate)

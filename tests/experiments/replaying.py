@@ -18,7 +18,9 @@ FORBIDDEN = ("lift_fresh", "_local_scalar_dense", "nonzero", "is_nonzero", "equa
 """Operators that bring data from the host or to it."""
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
+    """Notes what runs inside."""
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, Any]] = []
@@ -30,25 +32,22 @@ class _Recorder(TorchDispatchMode):
         self.calls.append((func, args, kwargs or {}, out))
         return out
 
-
-def record(work: Callable[[], object]) -> Callable[[], None]:
-    """Run ``work`` once and return what replays it. Unlike a capture, the recording itself takes effect."""
-    with _Recorder() as recorder:
-        work()
-    calls = recorder.calls
-
-    def replay() -> None:
-        for func, args, kwargs, out in calls:
-            inputs = {
-                leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
-            }
+    def replay(self) -> None:
+        """Run the same operators on the same tensors."""
+        for func, args, kwargs, out in self.calls:
+            inputs = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
             again = func(*args, **kwargs)
             for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
                 # A view, or an argument that was written in place, is up to date already.
                 if isinstance(old, Tensor) and old.untyped_storage().data_ptr() not in inputs:
                     old.copy_(new)
 
-    return replay
+
+def record(work: Callable[[], object]) -> Callable[[], None]:
+    """Run ``work`` once and return what replays it. Unlike a capture, the recording itself takes effect."""
+    with Recorder() as recorder:
+        work()
+    return recorder.replay
 
 
 def through_the_dispatcher(monkeypatch: Any) -> None:
