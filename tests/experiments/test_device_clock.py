@@ -77,6 +77,8 @@ def cuda(monkeypatch):
     monkeypatch.setattr(_kernel_cell._Cell, "gpu", property(lambda self: True))
     monkeypatch.setattr(_kernel_clock, "STEPS_MAX", 3)
     monkeypatch.setattr(_kernel_cell, "STAGE_ROUNDS", 2)
+    for module in (_kernel_cell, _kernel_clock):  # few copies, and little to flush
+        monkeypatch.setattr(module, "last_level_cache_bytes", lambda device: 1 << 18)
     monkeypatch.setattr(gpu_state, "identifier", lambda device: "GPU-0")
     monkeypatch.setattr(gpu_state, "caution", lambda device: None)
     return graphs

@@ -8,7 +8,7 @@ from test_kernel import records_of, value
 
 from questbench import kernels
 from questbench.errors import CellError, UsageError
-from questbench.experiments import _kernel_baselines, _kernel_memory
+from questbench.experiments import _kernel_baselines, _kernel_cell, _kernel_memory
 from questbench.experiments._kernel_arms import LayerShape
 from questbench.experiments._kernel_memory import Need, fitting
 from questbench.kernels.reference import ReferenceOps
@@ -45,6 +45,7 @@ class Brought(ReferenceOps):
 def brought(monkeypatch):
     monkeypatch.setattr(Brought, "left", ())
     monkeypatch.setattr(_kernel_baselines, "SECONDS", 0.3)
+    monkeypatch.setattr(_kernel_cell, "last_level_cache_bytes", lambda device: 1 << 18)
     real = kernels.load_class, kernels.load, kernels.available
     monkeypatch.setattr(kernels, "names", lambda: ["cpu", "brought"])
     monkeypatch.setattr(kernels, "load_class", lambda name: Brought if name == "brought" else real[0](name))
