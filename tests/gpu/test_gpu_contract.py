@@ -18,5 +18,8 @@ BODIES = {
     "select": ("test_any_few_scores",),
 }
 for _name, _without in BODIES.items():
-    for _test, _body in bodies_of(load(f"kernels/test_{_name}.py"), without=_without).items():
+    _module = load(f"kernels/test_{_name}.py")
+    for _test, _body in bodies_of(_module, without=_without).items():
         globals()[f"{_test}__{_name}"] = _body
+    if hasattr(_module, "store"):
+        store = _module.store  # a fixture that these bodies ask for
