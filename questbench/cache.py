@@ -14,7 +14,7 @@ from torch import Tensor
 from questbench.eviction import kept_slots
 from questbench.kernels._ops import Ops
 from questbench.methods._base import Keep, Method
-from questbench.paging import PagePool
+from questbench.paging import BoundsLayout, PagePool
 
 Rotate = Callable[[Tensor, Tensor], Tensor]
 """``rotate(x [B, H, D], delta [B])`` turns rotary embeddings by ``delta`` positions."""
@@ -29,6 +29,7 @@ class LayerCache:
         rows, kv_heads, head_dim, page_size, dtype, device: shape and storage.
         capacity: entries per row to allocate ahead; the cache grows beyond it when it must.
         index: number of the layer in its model.
+        query_heads: of the model; where it equals ``kv_heads``, bounds can stand by channel (see ``kernels/_bounds.py``).
         rotate: rotary embedding of the model, for methods that re-index positions.
         pool: share the pages of another cache instead of allocating (see :meth:`fork`).
     """
@@ -49,10 +50,12 @@ class LayerCache:
         rotate: Rotate | None = None,
         pool: PagePool | None = None,
         bounds: bool | None = None,
+        query_heads: int | None = None,
     ) -> None:
         self.method, self.ops, self.index, self.rotate = method, ops, index, rotate
         self.rows, self.kv_heads, self.head_dim, self.page_size = rows, kv_heads, head_dim, page_size
         self.dtype, self.device = dtype, torch.device(device)
+        self.query_heads = query_heads
         self.seen = [0] * rows
         self.held = [0] * rows
         self.steps = 0
@@ -68,7 +71,7 @@ class LayerCache:
             dtype=dtype,
             device=self.device,
             pages=max(pages * rows, 1),
-            bounds=method.needs_bounds if bounds is None else bounds,
+            bounds=self._layout(method) if method.needs_bounds or bounds else "none",
         )
         self._owned: list[list[int]] = [[] for _ in range(rows)]
         self._may_share = False
@@ -93,7 +96,7 @@ class LayerCache:
 
     @property
     def bounds(self) -> Tensor | None:
-        """``[N, Hk, 2, D]``: max and min of the keys of each page, or ``None`` where the method needs none."""
+        """Max and min of the keys of each page in the pool's layout, or ``None`` where the method needs none."""
         return self.pool.bounds
 
     @property
@@ -192,7 +195,8 @@ class LayerCache:
         for row in range(self.rows):
             self.seen[row] -= max(self.held[row] - held, 0)
             self.held[row] = min(self.held[row], held)
-            if self.bounds is not None and held % self.page_size and len(self._owned[row]) > held // self.page_size:
+            reopened = held % self.page_size and len(self._owned[row]) > held // self.page_size
+            if self.bounds is not None and self.pool.layout == "page" and reopened:
                 page = self._owned[row][held // self.page_size]
                 keys = self.k_pages[page, :, : held % self.page_size]
                 self.bounds[page] = torch.stack([keys.amax(1), keys.amin(1)], dim=1)
@@ -209,7 +213,7 @@ class LayerCache:
             dtype=self.dtype,
             device=self.device,
             pages=self.rows * (-(-(keep.entries + 1) // self.page_size)),
-            bounds=False,
+            bounds="none",
         )
         old_positions, old_mass = self.positions, self.mass
         gathered = [self.gather(row) for row in range(self.rows)]
@@ -248,7 +252,7 @@ class LayerCache:
         Evicting methods share too until :meth:`end_prefill` or the first step moves what they keep.
         """
         # Eviction in place leaves the bounds behind, so that an evictor's pages have none that a fork could use.
-        unbounded = self.bounds is None or self.positions is not None
+        unbounded = self.positions is not None or self.pool.layout not in ("page", self._layout(method))
         same_pages = page_size in (None, self.page_size) and not (method.needs_bounds and unbounded)
         twin = LayerCache(
             method,
@@ -262,6 +266,7 @@ class LayerCache:
             capacity=0 if same_pages else max(self.held) + 1,
             index=self.index,
             rotate=self.rotate,
+            query_heads=self.query_heads,
             pool=self.pool if same_pages else None,
         )
         twin.prefill_mass, twin.steps = dict(self.prefill_mass), self.steps
@@ -314,6 +319,9 @@ class LayerCache:
             self.pool.release(pages)
         self._owned = [[] for _ in range(self.rows)]
         self._view = None
+
+    def _layout(self, method: Method) -> BoundsLayout:
+        return "channel" if self.query_heads == self.kv_heads and not method.scores_newest else "page"
 
     def _unshare(self) -> None:
         """Own every page alone: eviction in place may write to any of them."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from questbench._memory import empty
+from questbench.kernels._bounds import empty_bounds, read_bounds, write_bounds
+
+BoundsLayout = Literal["none", "page", "channel"]
 
 
 class PagePool:
@@ -15,7 +20,7 @@ class PagePool:
         kv_heads, head_dim, page_size: shape of a page, ``[kv_heads, page_size, head_dim]``.
         dtype, device: storage of keys, values and bounds.
         pages: pages to allocate at once; the pool doubles when it runs out.
-        bounds: whether per-channel maxima and minima of the keys are kept, ``[pages, kv_heads, 2, head_dim]``.
+        bounds: the layout of the per-channel maxima and minima of the keys (see ``kernels/_bounds.py``), or ``none``.
     """
 
     def __init__(
@@ -27,12 +32,13 @@ class PagePool:
         dtype: torch.dtype,
         device: torch.device,
         pages: int,
-        bounds: bool,
+        bounds: BoundsLayout,
     ) -> None:
         self.page_size = page_size
         self.k = empty((pages, kv_heads, page_size, head_dim), dtype, device)
         self.v = empty((pages, kv_heads, page_size, head_dim), dtype, device)
-        self.bounds = empty((pages, kv_heads, 2, head_dim), dtype, device) if bounds else None
+        self.layout = bounds
+        self.bounds = self._new_bounds(pages)
         self._references = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
 
@@ -44,8 +50,9 @@ class PagePool:
     @property
     def bytes_in_use(self) -> int:
         """Bytes of the pages that some cache holds, bounds included."""
-        stored = [self.k, self.v] + ([] if self.bounds is None else [self.bounds])
-        return self.in_use * sum(tensor[:1].numel() * tensor.element_size() for tensor in stored)
+        _, kv_heads, page_size, head_dim = self.k.shape
+        vectors = 2 * page_size + (0 if self.bounds is None else 2)
+        return self.in_use * kv_heads * vectors * head_dim * self.k.element_size()
 
     def allocate(self, count: int) -> list[int]:
         """``count`` pages with one reference each, in ascending order where the pool is fresh."""
@@ -77,16 +84,26 @@ class PagePool:
         (target,) = self.allocate(1)
         self.k[target], self.v[target] = self.k[page], self.v[page]
         if self.bounds is not None:
-            self.bounds[target] = self.bounds[page]
+            write_bounds(self.bounds, target, read_bounds(self.bounds, torch.tensor([page], device=self.k.device))[0])
         self.release([page])
         return target
+
+    def _new_bounds(self, pages: int) -> Tensor | None:
+        if self.layout == "none":
+            return None
+        _, kv_heads, _, head_dim = self.k.shape
+        by_channel = self.layout == "channel"
+        return empty_bounds(pages, kv_heads, head_dim, self.k.dtype, self.k.device, by_channel=by_channel)
 
     def _grow(self, missing: int) -> None:
         old = len(self._references)
         extra = max(old, missing, 8)
         self.k, self.v = _extended(self.k, extra), _extended(self.v, extra)
         if self.bounds is not None:
-            self.bounds = _extended(self.bounds, extra)
+            grown = self._new_bounds(old + extra)
+            assert grown is not None
+            grown[: self.bounds.shape[0]] = self.bounds
+            self.bounds = grown
         self._references += [0] * extra
         # Behind the pages that are free already, so that a fresh pool hands out ascending pages.
         self._free = list(range(old + extra - 1, old - 1, -1)) + self._free

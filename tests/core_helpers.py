@@ -10,6 +10,7 @@ from torch import Tensor
 from questbench import attention
 from questbench.attention import Observer, Scoring
 from questbench.cache import LayerCache, Rotate
+from questbench.kernels._bounds import read_bounds
 from questbench.kernels._ops import Ops
 from questbench.methods._base import Method
 from questbench.methods.h2o import H2O
@@ -95,6 +96,7 @@ class Driver:
         observer: Observer | None = None,
         scoring: Scoring = SCORING,
         bounds: bool | None = None,
+        by_channel: bool = True,
     ) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.heads, self.rows, self.dtype, self.observer, self.scoring = heads, rows, dtype, observer, scoring
@@ -108,6 +110,7 @@ class Driver:
             dtype=dtype,
             rotate=rotate,
             bounds=bounds,
+            query_heads=heads if by_channel else None,
         )
 
     def entries(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,8 +153,10 @@ def state(layer: LayerCache) -> list[Tensor]:
             kept += [extra[row, :, : layer.held[row]].clone() for row in range(layer.rows)]
     if layer.bounds is not None and layer.positions is None:
         table = layer.page_table
-        pages = [-(-held // layer.page_size) for held in layer.held]
-        kept += [layer.bounds[table[row, : pages[row]].long()].clone() for row in range(layer.rows)]
+        # By channel, only full pages have bounds.
+        open_too = layer.pool.layout == "page"
+        pages = [(held + (layer.page_size - 1) * open_too) // layer.page_size for held in layer.held]
+        kept += [read_bounds(layer.bounds, table[row, : pages[row]].long()).clone() for row in range(layer.rows)]
     return kept
 
 

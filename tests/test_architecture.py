@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     "__init__": {"models", "methods"},
     "__main__": {"cli"},
-    "paging": set(),
+    "paging": {"kernels"},
     "kernels": set(),
     # The cache is told what to keep in the methods' words; it knows no method.
     "eviction": {"methods._base"},

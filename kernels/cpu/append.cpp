@@ -1,4 +1,5 @@
-// k, v of each row go to slots lengths .. lengths + new - 1; the bounds of every touched page become exact again.
+// k, v of each row go to slots lengths .. lengths + new - 1; the bounds of every touched page become exact again, or by
+// channel those of every page that is full.
 //
 // Writes 2 D elements per entry and KV head, and widens 2 D bounds per touched page. Any storage type.
 #include <omp.h>
@@ -32,6 +33,17 @@ void widen(const T* keys, int64_t first, int64_t valid, int64_t dim, T* bounds) 
   }
 }
 
+// Bounds of a full page into its lane: read once more, so that an open page needs no bounds.
+template <typename T>
+void close(const T* keys, int64_t size, int64_t dim, T* lane) {
+  T* both = scratch<T>(0, 2 * dim);
+  widen(keys, 0, size, dim, both);
+  for (int64_t d = 0; d < dim; ++d) {
+    lane[2 * d * kLanePages] = both[d];
+    lane[(2 * d + 1) * kLanePages] = both[dim + d];
+  }
+}
+
 template <typename T>
 void append_head(const Append<T>& job, int64_t row, int64_t head, int64_t count) {
   const Paged<T>& paged = job.paged;
@@ -45,7 +57,11 @@ void append_head(const Append<T>& job, int64_t row, int64_t head, int64_t count)
       std::copy_n(k + (done + t) * job.k_entry, dim, paged.k + tile + (first + t) * dim);
       std::copy_n(v + (done + t) * job.v_entry, dim, paged.v + tile + (first + t) * dim);
     }
-    if (paged.bounds != nullptr) widen(paged.k + tile, first, first + part, dim, paged.bounds_of(row, page, head));
+    if (paged.bounds != nullptr && paged.by_channel) {
+      if (first + part == size) close(paged.k + tile, size, dim, paged.lane_of(row, page, head));
+    } else if (paged.bounds != nullptr) {
+      widen(paged.k + tile, first, first + part, dim, paged.bounds_of(row, page, head));
+    }
     done += part;
   }
 }

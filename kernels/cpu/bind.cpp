@@ -37,6 +37,7 @@ Paged<T> paged(const TensorView& k, const TensorView& v, const Optional<TensorVi
   out.k = data<T>(k);
   out.v = data<T>(v);
   out.bounds = data<T>(bounds);
+  out.by_channel = bounds.has_value() && bounds.value().ndim() == 5;
   out.table = data<int32_t>(table);
   out.table_stride = table.stride(0);
   out.lengths = data<int32_t>(lengths);
@@ -65,15 +66,16 @@ void bind_append(TensorView k, TensorView v, TensorView k_pages, TensorView v_pa
 
 template <typename T>
 Score<T> score_job(const TensorView& q, const TensorView& bounds, const TensorView& table, const TensorView& lengths,
-                   int64_t page_size, bool skip_newest, const TensorView& scores, int64_t threads) {
+                   int64_t page_size, bool skip_newest, float* scores, int64_t threads) {
   Score<T> job;
-  job.paged = {nullptr, nullptr, data<T>(bounds), data<int32_t>(table), table.stride(0), data<int32_t>(lengths),
-               lengths.size(0), bounds.size(1), page_size, bounds.size(3)};
+  const bool by_channel = bounds.ndim() == 5;
+  job.paged = {nullptr, nullptr, data<T>(bounds), by_channel, data<int32_t>(table), table.stride(0), data<int32_t>(lengths),
+               lengths.size(0), bounds.size(1), page_size, bounds.size(by_channel ? 2 : 3)};
   job.q = data<T>(q);
   job.query_heads = q.size(1);
   job.pages = table.size(1);
   job.skip_newest = skip_newest;
-  job.scores = data<float>(scores);
+  job.scores = scores;
   job.threads = static_cast<int>(threads);
   return job;
 }
@@ -81,36 +83,34 @@ Score<T> score_job(const TensorView& q, const TensorView& bounds, const TensorVi
 void bind_score(TensorView q, TensorView bounds, TensorView table, TensorView lengths, int64_t page_size,
                 bool skip_newest, TensorView scores, int64_t threads) {
   with_type(bounds, [&]<typename T>(T) {
-    score(score_job<T>(q, bounds, table, lengths, page_size, skip_newest, scores, threads));
+    score(score_job<T>(q, bounds, table, lengths, page_size, skip_newest, data<float>(scores), threads));
   });
 }
 
-Select select_job(const TensorView& scores, const TensorView& lengths, int64_t page_size, int64_t count,
-                  const Optional<TensorView>& row_counts, bool force_newest, int64_t merge, int64_t group, double scale,
-                  const TensorView& pages, const TensorView& counts, int64_t threads) {
-  Select job;
-  job.scores = data<float>(scores);
-  job.lengths = data<int32_t>(lengths);
-  job.rows = scores.size(0), job.query_heads = scores.size(1), job.pages = scores.size(2);
-  job.page_size = page_size;
+void set_rule(Select& job, int64_t count, const Optional<TensorView>& row_counts, bool force_newest, int64_t merge,
+              int64_t group, double scale, int64_t threads) {
   job.count = count;
   job.row_counts = data<int32_t>(row_counts);
-  job.width = pages.size(2);
   job.force_newest = force_newest;
   job.merge = static_cast<Merge>(merge);
   job.group = static_cast<int>(group);
   job.scale = static_cast<float>(scale);
-  job.out = data<int32_t>(pages);
-  job.counts = data<int32_t>(counts);
   job.threads = static_cast<int>(threads);
-  return job;
 }
 
 void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64_t count,
                  Optional<TensorView> row_counts, bool force_newest, int64_t merge, int64_t group, double scale,
                  TensorView pages, TensorView counts, int64_t threads) {
-  select(select_job(scores, lengths, page_size, count, row_counts, force_newest, merge, group, scale, pages, counts,
-                    threads));
+  Select job{};
+  job.scores = data<float>(scores);
+  job.lengths = data<int32_t>(lengths);
+  job.rows = scores.size(0), job.query_heads = scores.size(1), job.pages = scores.size(2);
+  job.page_size = page_size;
+  job.width = pages.size(2);
+  job.out = data<int32_t>(pages);
+  job.counts = data<int32_t>(counts);
+  set_rule(job, count, row_counts, force_newest, merge, group, scale, threads);
+  select(job);
 }
 
 template <typename T>
@@ -159,39 +159,28 @@ void bind_attend_top(TensorView q, TensorView k_pages, TensorView v_pages, Tenso
   with_type(k_pages, [&]<typename T>(T) {
     Attend<T> attending = attend_job<T>(q, k_pages, v_pages, table, lengths, scale, softcap, sinks, visits, out);
     const Paged<T>& pages = attending.paged;
-    Select selecting;
+    // What passes between the stages stays in scratch memory: new memory in every step would cost page faults.
+    Select selecting{};
     selecting.lengths = pages.lengths;
     selecting.rows = pages.rows, selecting.query_heads = q.size(1), selecting.pages = table.size(1);
     selecting.page_size = pages.page_size;
-    selecting.count = count;
-    selecting.row_counts = data<int32_t>(row_counts);
     selecting.width = width;
-    selecting.force_newest = force_newest;
-    selecting.merge = static_cast<Merge>(merge);
-    selecting.group = static_cast<int>(q.size(1) / pages.kv_heads);
-    selecting.scale = static_cast<float>(scale);
-    selecting.threads = static_cast<int>(threads);
-    // What passes between the stages stays in scratch memory: new memory in every step would cost page faults.
+    set_rule(selecting, count, row_counts, force_newest, merge, q.size(1) / pages.kv_heads, scale, threads);
     float* scores = scratch<float>(5, pages.rows * q.size(1) * table.size(1));
     selecting.scores = scores;
     selecting.out = scratch<int32_t>(6, pages.rows * selecting.lists() * width);
     selecting.counts = scratch<int32_t>(7, pages.rows * selecting.lists());
     attending.pages = selecting.out, attending.counts = selecting.counts;
     attending.lists = selecting.lists(), attending.width = width;
-    Score<T> scoring;
-    scoring.paged = pages;
-    scoring.paged.bounds = data<T>(bounds);
-    scoring.q = data<T>(q);
-    scoring.query_heads = q.size(1), scoring.pages = table.size(1);
-    scoring.skip_newest = force_newest;
-    scoring.scores = scores;
-    scoring.threads = static_cast<int>(threads);
+    const Score<T> scoring =
+        score_job<T>(q, bounds, table, lengths, pages.page_size, force_newest, scores, threads);
     attend_top(scoring, selecting, attending);
   });
 }
 
 void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, TensorView lengths, TensorView positions,
-                Optional<TensorView> mass, int64_t capacity, int64_t sinks, int64_t recent, bool shared) {
+                Optional<TensorView> mass, int64_t capacity, int64_t sinks, int64_t recent, bool shared,
+                int64_t) {
   with_type(k_pages, [&]<typename T>(T) {
     Evict<T> job;
     job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), table, lengths);

@@ -87,6 +87,7 @@ def new_layer(method: Method, ops: Ops, shape: LayerShape, capacity: int) -> Lay
         dtype=shape.dtype,
         device=shape.device,
         capacity=capacity,
+        query_heads=shape.query_heads,
         rotate=rotary(shape.rope_theta, shape.head_dim, shape.device),
     )
 

@@ -218,6 +218,8 @@ class DeviceClock(Clock):
         self._watch = timer.CudaEvents(shape.device)
         self._flush = Flush(shape.device) if cold else None
         self._pool = torch.cuda.graph_pool_handle() if timing == "graph" else None
+        # What a backend keeps for a stream (scratch, counters) must exist before a capture on it begins.
+        self._stream = torch.cuda.Stream(shape.device)
         self._eager: dict[str, str] = {}
 
     def interleave(self, arms: Mapping[str, Any], traffic: Mapping[str, int], **options: Any) -> dict[str, Any]:
@@ -249,7 +251,11 @@ class DeviceClock(Clock):
             return EventArm(arm, None)
         if self._pool is not None:
             try:
-                return GraphArm(arm, graph_steps(traffic, self.bandwidth), self._record, self._flush)
+                torch.cuda.synchronize()
+                with torch.cuda.stream(self._stream):
+                    made = GraphArm(arm, graph_steps(traffic, self.bandwidth), self._record, self._flush)
+                torch.cuda.synchronize()
+                return made
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -262,7 +268,7 @@ class DeviceClock(Clock):
 
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             work()
         replay: Callable[[], None] = graph.replay
         return replay

@@ -102,6 +102,20 @@ def load_cpu() -> Any:
     return tvm_ffi.load_module(str(build_cpu().path))
 
 
+def load_cuda() -> Any:
+    """The CUDA kernels for the device at hand; see :mod:`questbench.kernels._build_cuda`."""
+    from questbench.kernels import _build_cuda
+
+    return _build_cuda.load_cuda()
+
+
+def load_emulator() -> Any:
+    """The CUDA kernels in the block emulator, over CPU tensors; a tool for tests."""
+    from questbench.kernels import _build_cuda
+
+    return _build_cuda.load_emulator()
+
+
 def _compile(scratch: Path, verbose: bool) -> Path:
     sources = sorted((kernel_sources() / "cpu").glob("*.cpp"))
     cxx = compiler() or "g++"
@@ -152,7 +166,7 @@ def _key() -> str:
 
     digest = hashlib.sha256()
     root = kernel_sources()
-    for source in sorted([*root.glob("cpu/*.cpp"), *root.glob("include/questbench/*.h")]):
+    for source in sorted([*root.glob("cpu/*.*"), *root.glob("include/questbench/*.h")]):
         digest.update(source.name.encode() + source.read_bytes())
     version = subprocess.run([compiler() or "g++", "--version"], capture_output=True, text=True, check=False).stdout
     parts = [version, *_flags(), _processor(), importlib.metadata.version("apache-tvm-ffi")]

@@ -5,7 +5,8 @@ Tensors only: a backend sees no cache, method or model. Shapes use B rows of a b
 
 Paged storage, shared by all ops:
     k_pages, v_pages  [N, Hk, S, D]  fp32, fp16 or bf16; contiguous
-    bounds            [N, Hk, 2, D]  per-channel max (index 0) and min (index 1) of the keys of a page, same dtype
+    bounds            per-channel max (index 0) and min (index 1) of the keys of a page, same dtype, in one of two
+                      layouts (see _bounds.py): by page [N, Hk, 2, D], or by channel [ceil(N / 64), Hk, D, 2, 64]
     page_table        [B, P] int32   logical page -> physical page; last dimension contiguous, rows may be strided;
                                      entries past a row's last page are never read
     lengths           [B] int32      entries stored in each row; slot t of row b lies in page_table[b, t // S] at t % S
@@ -62,9 +63,10 @@ class Ops(ABC):
 
         Args:
             k, v: ``[B, Hk, n, D]`` in storage dtype, any strides with a contiguous last dimension.
-            bounds: ``None`` where no method needs them. Otherwise after the call the bounds of each touched page,
-                open ones included, are exactly the max and min over its valid entries (NaN propagates), given that
-                those of open pages were exact before: whoever cuts a row back brings them up to date.
+            bounds: ``None`` where no method needs them. Otherwise after the call the bounds of each touched page are
+                exactly the max and min over its valid entries (NaN propagates). By page, open pages included, given
+                that theirs were exact before: whoever cuts a row back brings them up to date. By channel, those
+                of pages that are full; the others' are left alone.
             new: ``[B]`` int32, entries that row b really appends: the *last* ``new[b]`` of its n (left padding).
                 ``None`` means all n. The pages they need must already stand in ``page_table``.
         """
@@ -77,7 +79,8 @@ class Ops(ABC):
 
         Args:
             q: ``[B, Hq, D]`` in storage dtype.
-            skip_newest: leave the page that holds the newest entry unscored.
+            skip_newest: leave the page that holds the newest entry unscored. Required with bounds by channel, where
+                an open page has none.
 
         Returns:
             ``[B, Hq, P]`` fp32; -inf for unscored pages and pages a row does not have.

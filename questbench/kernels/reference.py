@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from questbench.kernels._bounds import is_by_channel, read_bounds, write_bounds
 from questbench.kernels._ops import MassMode, Merge, Ops
 
 
@@ -64,8 +65,11 @@ class ReferenceOps(Ops):
                 continue
             for page in range(first // page_size, (first + count - 1) // page_size + 1):
                 valid = min(page_size, first + count - page * page_size)
-                keys = k_pages[int(page_table[row, page]), :, :valid]
-                bounds[int(page_table[row, page])] = torch.stack([keys.amax(1), keys.amin(1)], dim=1)
+                if valid < page_size and is_by_channel(bounds):
+                    continue
+                target = int(page_table[row, page])
+                keys = k_pages[target, :, :valid]
+                write_bounds(bounds, target, torch.stack([keys.amax(1), keys.amin(1)], dim=1))
 
     def score(
         self, q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, *, skip_newest: bool
@@ -79,7 +83,7 @@ class ReferenceOps(Ops):
             count = -(-int(lengths[row]) // page_size) - int(skip_newest)
             if count <= 0:
                 continue
-            row_bounds = _wide(bounds[page_table[row, :count].long()]).repeat_interleave(group, dim=1)
+            row_bounds = _wide(read_bounds(bounds, page_table[row, :count].long())).repeat_interleave(group, dim=1)
             products = wide[row, None, :, None] * row_bounds
             scores[row, :, :count] = products.amax(2).sum(-1).T
         return scores

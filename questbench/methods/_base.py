@@ -121,6 +121,11 @@ class Method(ABC):
         return "nothing"
 
     @property
+    def scores_newest(self) -> bool:
+        """Whether the newest page, which may be open, is scored too: its bounds must then be kept at every step."""
+        return False
+
+    @property
     def warmup_steps(self) -> int:
         """Decode steps after the prefill that read everything because the algorithm itself says so."""
         return 0

@@ -55,6 +55,11 @@ class Quest(Method):
         width = max((self._eval_pages(length, size) for length in layer.seen), default=0)
         return TopPages(count, width, force_newest=False, merge=merge)
 
+    @property
+    def scores_newest(self) -> bool:
+        """The accuracy code ranks the newest page like the others; the kernels always read it."""
+        return self.variant == "eval"
+
     def check(self, page_size: int) -> None:
         """At least one whole page must fit the budget."""
         if self.budget < page_size:
@@ -80,9 +85,11 @@ class Quest(Method):
             scored = 0 if self.variant == "kernel" else pages
             return shape.entry_bytes * (length + scored)
         group = shape.query_heads // shape.kv_heads if self._per_query_head else 1
-        scored = pages - 1 if self.variant == "kernel" else pages
-        # The bounds of a page, one maximum and one minimum vector, weigh as much as one entry's key and value.
-        return shape.entry_bytes * (min(length, group * visible) + scored)
+        scored = pages - int(not self.scores_newest)
+        # The bounds of a page, one maximum and one minimum vector, weigh as much as one entry's key and value; where
+        # a KV head has one query head, only one bound of each channel counts and only that is read.
+        halves = 1 if shape.query_heads == shape.kv_heads and not self.scores_newest else 2
+        return shape.entry_bytes * min(length, group * visible) + shape.entry_bytes * scored * halves // 2
 
     def arguments(self, page_size: int) -> dict[str, object]:
         """Every parameter, with the budget floored to whole pages."""

@@ -101,6 +101,7 @@ class MethodLayer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         self.index, self.method, self.settings, self.rotate = index, method, settings, rotate
         self.store: LayerCache | None = None
+        self.query_heads: int | None = None
         self.columns = 0
         """Columns of the batch seen so far, padding included: what transformers takes for the length."""
         self._pending: tuple[Tensor, Tensor] | None = None
@@ -127,6 +128,7 @@ class MethodLayer(CacheLayerMixin):  # type: ignore[misc]
             index=self.index,
             rotate=self.rotate,
             bounds=self.settings.bounds,
+            query_heads=self.query_heads,
         )
         self.is_initialized = True
 
@@ -142,6 +144,7 @@ class MethodLayer(CacheLayerMixin):  # type: ignore[misc]
             raise UsageError("Attention was called twice for one update of the cache.", "Report this model.")
         (keys, values), self._pending = self._pending, None
         if self.store is None:
+            self.query_heads = query.shape[1]
             self.lazy_initialization(keys, values)
         store = self.store
         assert store is not None

@@ -44,8 +44,8 @@ class Graphs:
         self.made = 0
 
     @contextlib.contextmanager
-    def capture(self, graph, pool=None):
-        assert pool == "pool"
+    def capture(self, graph, pool, stream):
+        assert (pool, stream) == ("pool", "stream")
         self.made += 1
         if self.fails(self.made):
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
@@ -69,6 +69,8 @@ def cuda(monkeypatch):
         "_sleep": lambda cycles: None,
         "device": lambda device: contextlib.nullcontext(),
         "graph_pool_handle": lambda: "pool",
+        "Stream": lambda device: "stream",
+        "stream": lambda stream: contextlib.nullcontext(),
         "CUDAGraph": SimpleNamespace,
         "graph": graphs.capture,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -23,11 +23,22 @@ def record(work: Callable[[], object]) -> Callable[[], None]:
         return record_on_cpu(work)
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         work()
     graph.replay()
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+@pytest.fixture(autouse=True)
+def stream() -> Iterator[None]:
+    """Eager steps and captures on one stream, so that what a backend keeps for a stream exists before a capture."""
+    if REHEARSED:
+        yield
+        return
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
+        torch.cuda.synchronize()
 
 
 @pytest.fixture

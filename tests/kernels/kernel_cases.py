@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from questbench.kernels._bounds import empty_bounds
 from questbench.kernels.reference import ReferenceOps
 
 REFERENCE = ReferenceOps()
@@ -74,19 +75,37 @@ def table(rows: int, pages: int, seed: int, extra: int = 3) -> Tensor:
 
 
 def empty_store(
-    rows: int, pages: int, *, heads: int, dim: int, page_size: int, dtype: torch.dtype, seed: int = 0
+    rows: int,
+    pages: int,
+    *,
+    heads: int,
+    dim: int,
+    page_size: int,
+    dtype: torch.dtype,
+    seed: int = 0,
+    by_channel: bool = False,
 ) -> Store:
     """A cache without entries; every table entry names a page of its own."""
     shape = (rows * pages, heads, page_size, dim)
     k_pages, v_pages = torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype)
-    bounds = torch.full((rows * pages, heads, 2, dim), torch.nan, dtype=dtype)
+    bounds = empty_bounds(rows * pages, heads, dim, dtype, k_pages.device, by_channel=by_channel).fill_(torch.nan)
     return Store(k_pages, v_pages, bounds, table(rows, pages, seed), torch.zeros(rows, dtype=torch.int32))
 
 
-def make_store(lengths: list[int], *, heads: int, dim: int, page_size: int, dtype: torch.dtype, seed: int = 0) -> Store:
+def make_store(
+    lengths: list[int],
+    *,
+    heads: int,
+    dim: int,
+    page_size: int,
+    dtype: torch.dtype,
+    seed: int = 0,
+    by_channel: bool = False,
+) -> Store:
     """A cache with the given lengths; table entries past a row's last page lead nowhere."""
     pages = -(-max(lengths) // page_size) + 2
-    store = empty_store(len(lengths), pages, heads=heads, dim=dim, page_size=page_size, dtype=dtype, seed=seed)
+    shape = {"heads": heads, "dim": dim, "page_size": page_size, "dtype": dtype}
+    store = empty_store(len(lengths), pages, **shape, seed=seed, by_channel=by_channel)
     source = generator(seed)
     for row, length in enumerate(lengths):
         entries = torch.randn((2, 1, heads, length, dim), generator=source).to(dtype)

@@ -14,6 +14,7 @@
 namespace questbench {
 
 constexpr int64_t kChunk = 1024;
+constexpr int64_t kTouch = 8;
 // Tiles between the one in work and the one that is fetched; see dots.h.
 inline int64_t fetch_distance(int64_t heads) { return heads > 1 ? 4 : 1; }
 
@@ -125,6 +126,17 @@ const T* first_keys(const Attend<T>& job, int64_t item, int64_t i) {
   return job.paged.k + job.paged.tile(row, job.page(row, list, at), list * job.heads() / job.group());
 }
 
+// Fetches one line of the tile that comes kTouch tiles later, keys first, then values. Tiles of a list lie anywhere: the
+// page walk for each takes longer than a tile is ahead of its use, and this starts it early.
+template <typename T>
+__attribute__((always_inline)) inline void touch(const Attend<T>& job, int64_t row, int64_t list, int64_t head,
+                                                 int64_t first, int64_t last, int64_t i) {
+  i += kTouch;
+  if (i >= 2 * last - first) return;
+  const T* base = i < last ? job.paged.k : job.paged.v;
+  __builtin_prefetch(base + job.paged.tile(row, job.page(row, list, i < last ? i : i - last + first), head), 0, 3);
+}
+
 // One chunk of one list: keys, softmax, values. `stride` later comes, most likely, the item this thread does next.
 template <typename T, int D>
 void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* logits, Query<T>* query) {
@@ -152,6 +164,7 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
     const int64_t ahead = i + distance;
     const T* following = ahead < last ? paged.k + paged.tile(row, job.page(row, list, ahead), head)
                                       : paged.v + paged.tile(row, job.page(row, list, std::min(first + ahead - last, last - 1)), head);
+    if (job.pages != nullptr) touch(job, row, list, head, first, last, i);
     for (int64_t t = 0; t < valid; t += block) {
       const int count = static_cast<int>(std::min<int64_t>(block, valid - t));
       // Rows of 16 logits overlap: what lies beyond `count` is written over by the next block.
@@ -205,6 +218,7 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
     const T* tile = paged.v + paged.tile(row, page, head);
     const T* following = i + distance < last ? paged.v + paged.tile(row, job.page(row, list, i + distance), head)
                                              : first_keys(job, item + stride, i + distance - last);
+    if (job.pages != nullptr) touch(job, row, list, head, first, last, i + last - first);
     add_values<T, D>(tile, static_cast<int>(valid), logits + entries, kChunk + kLanes, static_cast<int>(heads), dim, acc,
                      following);
     entries += valid;

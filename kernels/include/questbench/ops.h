@@ -49,6 +49,7 @@ struct Select {
   int64_t lists() const { return merge == Merge::kNone ? query_heads : query_heads / group; }
 };
 void select(const Select& job);
+void select_items(const Select& job);  // the same inside a parallel region of the caller
 
 template <typename T>
 void attend(Attend<T>& job, int threads);
@@ -67,6 +68,9 @@ struct Evict {
 };
 template <typename T>
 void evict(const Evict<T>& job);
+
+constexpr int64_t kSmall = 1 << 16;  // bytes below which a second thread costs more than it brings
+inline int threads_for(int threads, int64_t bytes) { return bytes < kSmall ? 1 : threads; }
 
 // Calls f.template operator()<D>() with the compile-time head dim that fits, 0 for any other.
 template <typename F>

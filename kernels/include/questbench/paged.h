@@ -5,12 +5,15 @@
 
 namespace questbench {
 
+constexpr int64_t kLanePages = 64;  // pages of one block of bounds by channel
+
 // Keys, values and bounds in physical pages, and the logical pages of each row.
 template <typename T>
 struct Paged {
   T* k;       // [N, kv_heads, page_size, head_dim]
   T* v;       // same
-  T* bounds;  // [N, kv_heads, 2, head_dim]: max, min; may be null
+  T* bounds;  // max, min of each page's keys, [N, kv_heads, 2, head_dim] or by channel; may be null
+  bool by_channel;  // [ceil(N / kLanePages), kv_heads, head_dim, 2, kLanePages], full pages only
   const int32_t* table;
   int64_t table_stride;  // elements between rows of the page table
   int32_t* lengths;      // [rows]
@@ -23,6 +26,11 @@ struct Paged {
   }
   T* bounds_of(int64_t row, int64_t page, int64_t head) const {
     return bounds + (physical(row, page) * kv_heads + head) * 2 * head_dim;
+  }
+  // The maximum of channel 0; that of channel d is 2 d kLanePages further, its minimum kLanePages behind it.
+  T* lane_of(int64_t row, int64_t page, int64_t head) const {
+    const int64_t at = physical(row, page);
+    return bounds + (at / kLanePages * kv_heads + head) * 2 * head_dim * kLanePages + at % kLanePages;
   }
   int64_t valid(int64_t row, int64_t page) const {
     const int64_t left = lengths[row] - page * page_size;

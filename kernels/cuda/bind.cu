@@ -1,0 +1,250 @@
+// The only file that knows tensors: checks what the kernels rely on, turns tensors into plain views, and puts the work on
+// the stream that torch uses. Nothing here reads device memory or waits for it.
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/error.h>
+#include <tvm/ffi/extra/c_env_api.h>
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/optional.h>
+
+#include "launches.h"
+
+namespace qb {
+namespace {
+
+using tvm::ffi::Optional;
+using tvm::ffi::TensorView;
+
+constexpr int64_t kCounters = 1 << 16;  // 32-bit words at the start of the workspace, zero between calls
+
+template <class T>
+T* data(const TensorView& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+template <class T>
+T* data(const Optional<TensorView>& tensor) {
+  return tensor.has_value() ? static_cast<T*>(tensor.value().data_ptr()) : nullptr;
+}
+
+Stream stream_of(const TensorView& tensor) {
+#if defined(QUESTBENCH_EMULATOR)
+  return nullptr;
+#else
+  const DLDevice device = tensor.device();
+  return static_cast<Stream>(TVMFFIEnvGetStream(device.device_type, device.device_id));
+#endif
+}
+
+// Launches go to the device of their tensors, whichever is current.
+class OnDevice {
+ public:
+  explicit OnDevice(const TensorView& tensor) {
+#if !defined(QUESTBENCH_EMULATOR)
+    cudaGetDevice(&before_);
+    if (before_ != tensor.device().device_id) cudaSetDevice(tensor.device().device_id);
+    now_ = tensor.device().device_id;
+#endif
+  }
+  ~OnDevice() {
+#if !defined(QUESTBENCH_EMULATOR)
+    if (before_ != now_) cudaSetDevice(before_);
+#endif
+  }
+
+ private:
+  int before_ = 0, now_ = 0;
+};
+
+template <class F>
+void with_type(const TensorView& tensor, F&& f) {
+  const DLDataType type = tensor.dtype();
+  if (type.code == kDLFloat && type.bits == 16) return f(half_t{});
+  if (type.code == kDLBfloat && type.bits == 16) return f(bfloat16_t{});
+  TVM_FFI_THROW(TypeError) << "the CUDA kernels store fp16 and bf16, not " << tvm::ffi::DLDataTypeToString(type);
+}
+
+template <class T>
+Paged<T> paged(const Optional<TensorView>& k, const Optional<TensorView>& v, const Optional<TensorView>& bounds,
+               const TensorView& table, const TensorView& lengths, int64_t kv_heads, int64_t page_size,
+               int64_t head_dim) {
+  if (head_dim != 64 && head_dim != 128 && head_dim != 256)
+    TVM_FFI_THROW(ValueError) << "the CUDA kernels have head dims 64, 128 and 256, not " << head_dim;
+  if (page_size < 4 || page_size > 128 || (page_size & (page_size - 1)) != 0)
+    TVM_FFI_THROW(ValueError) << "the CUDA kernels have page sizes 4, 8, ... 128, not " << page_size;
+  if (k.has_value() && k.value().size(0) * kv_heads * page_size > (int64_t{1} << 32))
+    TVM_FFI_THROW(ValueError) << "a pool of more than 2^32 entries";
+  Paged<T> out{};
+  out.k = data<T>(k);
+  out.v = data<T>(v);
+  out.bounds = data<T>(bounds);
+  out.by_channel = bounds.has_value() && bounds.value().ndim() == 5;
+  out.table = data<int32_t>(table);
+  out.table_stride = table.stride(0);
+  out.lengths = data<int32_t>(lengths);
+  out.rows = int(lengths.size(0));
+  out.kv_heads = int(kv_heads);
+  out.page_size = int(page_size);
+  while ((1 << out.page_shift) < page_size) ++out.page_shift;
+  out.head_dim = int(head_dim);
+  out.pages = int(table.size(1));
+  return out;
+}
+
+template <class T>
+Paged<T> paged(const TensorView& k, const TensorView& v, const Optional<TensorView>& bounds, const TensorView& table,
+               const TensorView& lengths) {
+  return paged<T>(Optional<TensorView>(k), Optional<TensorView>(v), bounds, table, lengths, k.size(1), k.size(2), k.size(3));
+}
+
+void check_group(int64_t query_heads, int64_t kv_heads) {
+  if (query_heads % kv_heads != 0 || query_heads / kv_heads > kMaxGroup)
+    TVM_FFI_THROW(ValueError) << query_heads << " query heads over " << kv_heads
+                              << " KV heads: the CUDA kernels have groups of 1 to " << kMaxGroup;
+}
+
+unsigned* counters(const TensorView& workspace, int64_t wanted) {
+  if (wanted > kCounters || workspace.size(0) < kCounters)
+    TVM_FFI_THROW(ValueError) << wanted << " lists at once; the workspace has counters for " << kCounters;
+  return data<unsigned>(workspace);
+}
+
+void bind_append(TensorView k, TensorView v, TensorView k_pages, TensorView v_pages, Optional<TensorView> bounds,
+                 TensorView table, TensorView lengths, Optional<TensorView> fresh, TensorView workspace) {
+  const OnDevice guard(k_pages);
+  with_type(k_pages, [&](auto kind) {
+    using T = decltype(kind);
+    AppendJob<T> job{};
+    job.paged = paged<T>(k_pages, v_pages, bounds, table, lengths);
+    job.k = data<T>(k);
+    job.v = data<T>(v);
+    job.k_row = k.stride(0), job.k_head = k.stride(1), job.k_entry = k.stride(2);
+    job.v_row = v.stride(0), job.v_head = v.stride(1), job.v_entry = v.stride(2);
+    job.incoming = int(k.size(2));
+    job.fresh = data<int32_t>(fresh);
+    job.counters = counters(workspace, job.paged.rows);
+    append(job, stream_of(k_pages));
+  });
+}
+
+void bind_score(TensorView q, TensorView bounds, TensorView table, TensorView lengths, int64_t page_size,
+                bool skip_newest, TensorView scores) {
+  const OnDevice guard(bounds);
+  check_group(q.size(1), bounds.size(1));
+  with_type(bounds, [&](auto kind) {
+    using T = decltype(kind);
+    const bool by_channel = bounds.ndim() == 5;
+    ScoreJob<T> job{};
+    job.paged = paged<T>(Optional<TensorView>(), Optional<TensorView>(), Optional<TensorView>(bounds), table, lengths,
+                         bounds.size(1), page_size, bounds.size(by_channel ? 2 : 3));
+    job.q = data<T>(q);
+    job.query_heads = int(q.size(1));
+    job.skip_newest = skip_newest;
+    job.scores = data<float>(scores);
+    by_channel ? score_channels(job, stream_of(bounds)) : score_pages(job, stream_of(bounds));
+  });
+}
+
+void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64_t count,
+                 Optional<TensorView> row_counts, bool force_newest, int64_t merge, int64_t group, double scale,
+                 TensorView pages, TensorView counts, TensorView keys) {
+  const OnDevice guard(scores);
+  check_group(group, 1);
+  SelectJob job{};
+  job.scores = data<float>(scores);
+  job.lengths = data<int32_t>(lengths);
+  job.rows = int(scores.size(0)), job.query_heads = int(scores.size(1)), job.pages = int(scores.size(2));
+  while ((1 << job.page_shift) < page_size) ++job.page_shift;
+  job.count = int(count < INT32_MAX ? count : INT32_MAX);
+  job.row_counts = data<int32_t>(row_counts);
+  job.width = int(pages.size(2));
+  job.force_newest = force_newest;
+  job.merge = int(merge);
+  job.group = int(group);
+  job.scale = float(scale);
+  job.out = data<int32_t>(pages);
+  job.counts = data<int32_t>(counts);
+  job.keys = data<unsigned>(keys);
+  select(job, stream_of(scores));
+}
+
+void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorView table, TensorView lengths,
+                 double scale, Optional<TensorView> pages, Optional<TensorView> counts, double softcap,
+                 Optional<TensorView> sinks, Optional<TensorView> prefix_q, int64_t prefix, Optional<TensorView> mass_out,
+                 bool add_mass, Optional<TensorView> visits, TensorView out, TensorView workspace, int64_t splits,
+                 Optional<TensorView> logits) {
+  const OnDevice guard(k_pages);
+  const Stream stream = stream_of(k_pages);
+  check_group(q.size(1), k_pages.size(1));
+  with_type(k_pages, [&](auto kind) {
+    using T = decltype(kind);
+    AttendJob<T> job{};
+    job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), table, lengths);
+    job.q = data<T>(q);
+    job.out = data<T>(out);
+    job.query_heads = int(q.size(1));
+    job.scale = float(scale);
+    job.softcap = float(softcap);
+    job.sinks = data<float>(sinks);
+    job.prefix_q = prefix > 0 ? data<T>(prefix_q) : nullptr;
+    job.prefix = int(prefix);
+    job.lists = job.paged.kv_heads;
+    if (pages.has_value()) {
+      job.pages = data<int32_t>(pages);
+      job.counts = data<int32_t>(counts);
+      job.lists = int(pages.value().size(1));
+      job.width = int(pages.value().size(2));
+    }
+    job.visits = data<int32_t>(visits);
+    job.visit_slots = visits.has_value() ? int(visits.value().size(2)) : 0;
+    job.splits = int(splits);
+    job.counters = counters(workspace, int64_t{job.paged.rows} * job.lists);
+    const int64_t queries = int64_t{job.paged.rows} * job.query_heads;
+    job.partial = data<float>(workspace) + kCounters;
+    const int64_t partials = splits > 1 ? queries * splits * (job.paged.head_dim + 2) : 0;
+    if (workspace.size(0) < kCounters + partials + 2 * queries)
+      TVM_FFI_THROW(ValueError) << "a workspace of " << workspace.size(0) << " words is too small";
+    if (mass_out.has_value()) {
+      job.logits = data<float>(logits);
+      job.logit_slots = int(logits.value().size(2));
+      job.weights = job.partial + partials;
+      if (pages.has_value()) forget_logits(job.logits, queries * job.logit_slots, stream);
+    }
+    attend(job, stream);
+    if (!mass_out.has_value()) return;
+    MassJob weighed{};
+    weighed.logits = job.logits, weighed.weights = job.weights, weighed.lengths = job.paged.lengths;
+    weighed.mass = data<float>(mass_out);
+    weighed.rows = job.paged.rows, weighed.kv_heads = job.paged.kv_heads;
+    weighed.group = job.query_heads / job.paged.kv_heads;
+    weighed.logit_slots = job.logit_slots, weighed.mass_slots = int(mass_out.value().size(2));
+    weighed.add = add_mass;
+    mass(weighed, stream);
+  });
+}
+
+void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, TensorView lengths, TensorView positions,
+                Optional<TensorView> mass, int64_t capacity, int64_t sinks, int64_t recent, bool shared,
+                TensorView workspace) {
+  const OnDevice guard(k_pages);
+  with_type(k_pages, [&](auto kind) {
+    using T = decltype(kind);
+    EvictJob<T> job{};
+    job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), table, lengths);
+    job.positions = data<int32_t>(positions);
+    job.position_slots = int(positions.size(2));
+    job.mass = data<float>(mass);
+    job.mass_slots = mass.has_value() ? int(mass.value().size(2)) : 0;
+    job.capacity = int(capacity), job.sinks = int(sinks), job.recent = int(recent), job.shared_victim = shared;
+    job.counters = counters(workspace, job.paged.rows);
+    evict(job, stream_of(k_pages));
+  });
+}
+
+}  // namespace
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(append, bind_append);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(score, bind_score);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(select, bind_select);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend, bind_attend);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(evict, bind_evict);
+
+}  // namespace qb

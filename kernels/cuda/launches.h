@@ -1,0 +1,96 @@
+// The ops as the binding calls them: plain views in, work put on a stream, nothing waited for.
+#pragma once
+
+#include "paged.h"
+
+namespace qb {
+
+template <class T>
+struct AppendJob {
+  Paged<T> paged;
+  const T* k;  // [rows, kv_heads, incoming, head_dim] with strides in elements
+  const T* v;
+  int64_t k_row, k_head, k_entry, v_row, v_head, v_entry;
+  int incoming;
+  const int32_t* fresh;  // [rows] or null: how many of the last `incoming` count
+  unsigned* counters;    // [rows], zero between calls
+};
+template <class T>
+void append(const AppendJob<T>& job, Stream stream);
+
+template <class T>
+struct ScoreJob {
+  Paged<T> paged;
+  const T* q;  // [rows, query_heads, head_dim]
+  int query_heads, skip_newest;
+  float* scores;  // [rows, query_heads, pages]
+};
+template <class T>
+void score_pages(const ScoreJob<T>& job, Stream stream);
+template <class T>
+void score_channels(const ScoreJob<T>& job, Stream stream);
+
+enum Merge { kNone = 0, kSumSoftmax = 1, kMax = 2 };
+
+struct SelectJob {
+  const float* scores;  // [rows, query_heads, pages]
+  const int32_t* lengths;
+  int rows, query_heads, pages, page_shift;
+  int count;                  // pages to read, or
+  const int32_t* row_counts;  // [rows], where not null
+  int width, force_newest, merge, group;
+  float scale;
+  int32_t* out;      // [rows, lists, width]
+  int32_t* counts;   // [rows, lists]
+  unsigned* keys;    // [rows, lists, pages], scratch where they do not fit shared memory
+};
+void select(const SelectJob& job, Stream stream);
+
+template <class T>
+struct AttendJob {
+  Paged<T> paged;
+  const T* q;  // [rows, query_heads, head_dim]
+  T* out;      // same
+  int query_heads;
+  float scale, softcap;
+  const float* sinks;     // [query_heads] or null
+  const T* prefix_q;      // as q, or null
+  int prefix;             // slots that prefix_q is for
+  const int32_t* pages;   // [rows, lists, width] or null: every page
+  const int32_t* counts;  // [rows, lists]
+  int lists, width;
+  int32_t* visits;  // [rows, kv_heads, visit_slots] or null
+  int visit_slots;
+  float* logits;  // [rows, query_heads, logit_slots] in powers of two, for the mass; or null
+  int logit_slots;
+  int splits;
+  unsigned* counters;  // [rows, lists], zero between calls
+  float* partial;      // [rows, lists, splits, heads, head_dim + 2]
+  float* weights;      // [rows, query_heads, 2]: maximum and sum that normalise the logits; or null
+};
+template <class T>
+void attend(const AttendJob<T>& job, Stream stream);
+
+struct MassJob {
+  const float* logits;   // [rows, query_heads, logit_slots]
+  const float* weights;  // [rows, query_heads, 2]
+  const int32_t* lengths;
+  float* mass;  // [rows, kv_heads, mass_slots]
+  int rows, kv_heads, group, logit_slots, mass_slots, add;
+};
+void mass(const MassJob& job, Stream stream);
+// Logits of entries that nothing reads.
+void forget_logits(float* logits, int64_t count, Stream stream);
+
+template <class T>
+struct EvictJob {
+  Paged<T> paged;
+  int32_t* positions;  // [rows, kv_heads, position_slots]
+  float* mass;         // [rows, kv_heads, mass_slots] or null
+  int position_slots, mass_slots, capacity, sinks, recent, shared_victim;
+  unsigned* counters;  // [rows], zero between calls
+};
+template <class T>
+void evict(const EvictJob<T>& job, Stream stream);
+
+}  // namespace qb

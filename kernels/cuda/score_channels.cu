@@ -1,0 +1,124 @@
+// The same scores from bounds by channel: of each channel only the bound that counts for the sign of q_d is read, the
+// maximum where q_d > 0 and the minimum where q_d < 0. For one query head at a time (MHA), half the bytes of score_pages.
+//
+// A block scores 64 logical pages. Where they are one aligned run of physical pages, a channel's bounds are 128
+// neighbouring bytes, eight lanes read them; elsewhere every thread follows the page table for a page of its own.
+#include <cmath>
+
+#include "launches.h"
+
+namespace qb {
+namespace {
+
+constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
+
+template <int D>
+struct ChannelShared {
+  float q[D];
+  float sums[kWarps][kLanePages];
+  int64_t physical[kLanePages];
+  int scattered;
+};
+
+template <class T, int D>
+QB_KERNEL __launch_bounds__(kThreads) score_channels_kernel(ScoreJob<T> job) {
+  const Paged<T>& paged = job.paged;
+  ChannelShared<D>& held = shared<ChannelShared<D>>();
+  const int query = blockIdx.y, row = blockIdx.z, head = query / (job.query_heads / paged.kv_heads);
+  const int first = blockIdx.x * kLanePages, scored = paged.pages_of(row) - job.skip_newest;
+  const int here = max(min(scored - first, kLanePages), 0);  // pages to score; the rest of the block gets -inf
+  float* out = job.scores + (int64_t{row} * job.query_heads + query) * paged.pages;
+  if (here > 0) {
+    const T* own = job.q + (int64_t{row} * job.query_heads + query) * D;
+    for (int d = threadIdx.x; d < D; d += kThreads) held.q[d] = to_float(own[d]);
+    if (threadIdx.x == 0) held.scattered = 0;
+    if (threadIdx.x < kLanePages) held.physical[threadIdx.x] = paged.physical(row, first + min(int(threadIdx.x), here - 1));
+  }
+  __syncthreads();
+  if (here > 0) {
+    const int64_t base = held.physical[0];
+    if (threadIdx.x < here && (held.physical[threadIdx.x] != base + threadIdx.x || base % kLanePages != 0))
+      held.scattered = 1;
+  }
+  __syncthreads();
+  if (here > 0 && held.scattered == 0) {
+    const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, part = lane % 8;
+    const T* block = paged.bounds + (held.physical[0] / kLanePages * paged.kv_heads + head) * D * 2 * kLanePages;
+    float sums[8] = {};
+#pragma unroll 4
+    for (int d = warp * 4 + lane / 8; d < D; d += kWarps * 4) {
+      const float q = held.q[d];
+      const T* run = block + (2 * d + (q < 0)) * kLanePages + part * 8;
+      const Vec16 bound = load_global_streaming(run);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Float2 pair = unpack2<T>(bound.x[i]);
+        sums[2 * i] += q * pair.x;
+        sums[2 * i + 1] += q * pair.y;
+      }
+      if (q == 0) {  // 0 times an infinite bound is undefined, whichever of the two is infinite
+        const Vec16 other = load_global_streaming(run + kLanePages);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const Float2 pair = unpack2<T>(other.x[i]);
+          sums[2 * i] += q * pair.x;
+          sums[2 * i + 1] += q * pair.y;
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      sums[i] += __shfl_xor_sync(kAllLanes, sums[i], 8);
+      sums[i] += __shfl_xor_sync(kAllLanes, sums[i], 16);
+      if (lane < 8) held.sums[warp][part * 8 + i] = sums[i];
+    }
+  } else if (here > 0) {
+    // The same order of additions as above: where a page lies must not change its score.
+    const int page = threadIdx.x % kLanePages;
+    for (int warp = threadIdx.x / kLanePages; warp < kWarps; warp += kThreads / kLanePages) {
+      float sums[4] = {};
+      if (page < here) {
+        const int64_t at = held.physical[page];
+        const T* lane = paged.bounds + (at / kLanePages * paged.kv_heads + head) * D * 2 * kLanePages + at % kLanePages;
+        for (int start = warp * 4; start < D; start += kWarps * 4) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int d = start + i;
+            const float q = held.q[d];
+            sums[i] += q * to_float(lane[(2 * d + (q < 0)) * kLanePages]);
+            if (q == 0) sums[i] += q * to_float(lane[(2 * d + 1) * kLanePages]);
+          }
+        }
+      }
+      held.sums[warp][page] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x < kLanePages && first + threadIdx.x < paged.pages) {
+    const int page = threadIdx.x;
+    float sum = -INFINITY;
+    if (page < here) sum = held.sums[0][page] + held.sums[1][page] + held.sums[2][page] + held.sums[3][page];
+    out[first + page] = sum;
+  }
+}
+
+template <class T, int D>
+void launch_blocks(const ScoreJob<T>& job, Stream stream) {
+  const dim3 grid((job.paged.pages + kLanePages - 1) / kLanePages, job.query_heads, job.paged.rows);
+  launch(score_channels_kernel<T, D>, grid, dim3(kThreads), sizeof(ChannelShared<D>), stream, job);
+}
+
+}  // namespace
+
+template <class T>
+void score_channels(const ScoreJob<T>& job, Stream stream) {
+  if (job.paged.pages == 0 || job.paged.rows == 0) return;
+  if (job.paged.head_dim == 64) return launch_blocks<T, 64>(job, stream);
+  if (job.paged.head_dim == 128) return launch_blocks<T, 128>(job, stream);
+  launch_blocks<T, 256>(job, stream);
+}
+
+template void score_channels(const ScoreJob<half_t>&, Stream);
+template void score_channels(const ScoreJob<bfloat16_t>&, Stream);
+
+}  // namespace qb

@@ -1,0 +1,192 @@
+// The best pages of every list, exact on the given fp32 scores, ascending. One block per list: merged scores become
+// monotone 32-bit keys, four passes over their bytes find the smallest key that is taken, and a scan in page order
+// writes the list. Equal keys are taken from the lower page on; the newest page is always taken where it is forced.
+//
+// Reads 4 g bytes per page (three times where heads are merged by softmax); keys live in shared memory, or in scratch
+// where a text is too long for that.
+#include <cmath>
+
+#include "launches.h"
+
+namespace qb {
+namespace {
+
+constexpr int kThreads = 512, kWarps = kThreads / kWarpSize, kBins = 256;
+constexpr int kSharedPages = 16384;  // keys up to here stay in 64 KiB of shared memory
+
+struct SelectShared {
+  unsigned bins[kBins];
+  float reduced[kWarps];
+  float log_total[kMaxGroup];
+  unsigned counted[kWarps];
+  unsigned prefix;
+  int wanted;
+};
+
+// Larger is better: NaN first, then by value, +0 and -0 alike.
+QB_DEVICE unsigned order_key(float score) {
+  if (score != score) return 0xffffffffu;
+  const unsigned bits = __float_as_uint(score + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+QB_DEVICE float block_max(float x, SelectShared& held) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
+  __syncthreads();
+  if (threadIdx.x % kWarpSize == 0) held.reduced[threadIdx.x / kWarpSize] = x;
+  __syncthreads();
+  x = held.reduced[0];
+  for (int i = 1; i < kWarps; ++i) x = fmaxf(x, held.reduced[i]);
+  return x;
+}
+QB_DEVICE float block_sum(float x, SelectShared& held) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
+  __syncthreads();
+  if (threadIdx.x % kWarpSize == 0) held.reduced[threadIdx.x / kWarpSize] = x;
+  __syncthreads();
+  x = held.reduced[0];
+  for (int i = 1; i < kWarps; ++i) x += held.reduced[i];
+  return x;
+}
+
+// A page without a finite bound ranks first (NaN) and stays out of the sums.
+QB_DEVICE float known(float scaled) { return scaled < INFINITY ? scaled : NAN; }
+
+QB_DEVICE void log_totals(const SelectJob& job, const float* scores, int heads, int pages, SelectShared& held) {
+  for (int g = 0; g < heads; ++g) {
+    const float* own = scores + int64_t{g} * job.pages;
+    float top = -INFINITY, sum = 0;
+    for (int page = threadIdx.x; page < pages; page += kThreads) top = fmaxf(top, known(job.scale * own[page]));
+    top = block_max(top, held);
+    for (int page = threadIdx.x; page < pages; page += kThreads) {
+      const float x = known(job.scale * own[page]);
+      if (x == x) sum += expf(x - top);
+    }
+    sum = block_sum(sum, held);
+    if (threadIdx.x == 0) held.log_total[g] = top + logf(sum);
+  }
+  __syncthreads();
+}
+
+QB_DEVICE float merged(const SelectJob& job, const float* scores, int heads, int page, const SelectShared& held) {
+  float out = scores[page];
+  if (heads == 1) return out;
+  if (job.merge == kMax) {
+    for (int g = 1; g < heads; ++g) {
+      const float x = scores[int64_t{g} * job.pages + page];
+      out = x > out || x != x ? x : out;
+    }
+    return out;
+  }
+  float top = -INFINITY, sum = 0;
+  for (int g = 0; g < heads; ++g) {
+    const float x = known(job.scale * scores[int64_t{g} * job.pages + page]);
+    if (x != x) return NAN;
+    top = fmaxf(top, x - held.log_total[g]);
+  }
+  if (top == -INFINITY) return top;
+  for (int g = 0; g < heads; ++g)
+    sum += expf(known(job.scale * scores[int64_t{g} * job.pages + page]) - held.log_total[g] - top);
+  return top + logf(sum);
+}
+
+// The smallest key among the `wanted` greatest of `pages`, in held.prefix; in held.wanted how many of its equals to take.
+QB_DEVICE void find_threshold(const unsigned* keys, int pages, int wanted, SelectShared& held) {
+  if (threadIdx.x == 0) held.prefix = 0, held.wanted = wanted;
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    for (int bin = threadIdx.x; bin < kBins; bin += kThreads) held.bins[bin] = 0;
+    __syncthreads();
+    const unsigned prefix = held.prefix;
+    for (int page = threadIdx.x; page < pages; page += kThreads) {
+      const unsigned key = keys[page];
+      if (shift == 24 || key >> (shift + 8) == prefix) atomicAdd(&held.bins[key >> shift & (kBins - 1)], 1u);
+    }
+    __syncthreads();
+    // One warp looks for the bin where the count from above reaches what is wanted; a lane has eight bins.
+    if (threadIdx.x < kWarpSize) {
+      const int lane = threadIdx.x, left = held.wanted;
+      unsigned own = 0;
+      for (int i = 0; i < 8; ++i) own += held.bins[lane * 8 + i];
+      unsigned from_here = own;
+      for (int lanes = 1; lanes < kWarpSize; lanes *= 2) {
+        const unsigned more = __shfl_down_sync(kAllLanes, from_here, lanes);
+        if (lane + lanes < kWarpSize) from_here += more;
+      }
+      int above = int(from_here - own);
+      __syncwarp();
+      if (above < left && int(from_here) >= left) {
+        int bin = lane * 8 + 7;
+        while (above + int(held.bins[bin]) < left) above += int(held.bins[bin--]);
+        held.prefix = prefix << 8 | unsigned(bin);
+        held.wanted = left - above;
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// Pages with a greater key, and the first `equals` with this one, in page order.
+QB_DEVICE void write_list(const unsigned* keys, int pages, unsigned threshold, int equals, int32_t* out,
+                          SelectShared& held) {
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const unsigned below = (1u << lane) - 1;
+  int greater_before = 0, equal_before = 0;
+  for (int start = 0; start < pages; start += kThreads) {
+    const int page = start + int(threadIdx.x);
+    const unsigned key = page < pages ? keys[page] : 0;
+    const bool greater = page < pages && key > threshold, equal = page < pages && key == threshold;
+    const unsigned greaters = __ballot_sync(kAllLanes, greater), all_equal = __ballot_sync(kAllLanes, equal);
+    if (lane == 0) held.counted[warp] = unsigned(__popc(greaters)) << 16 | unsigned(__popc(all_equal));
+    __syncthreads();
+    unsigned before = 0, total = 0;
+    for (int i = 0; i < kWarps; ++i) {
+      if (i < warp) before += held.counted[i];
+      total += held.counted[i];
+    }
+    const int greater_rank = greater_before + int(before >> 16) + __popc(greaters & below);
+    const int equal_rank = equal_before + int(before & 0xffffu) + __popc(all_equal & below);
+    if (greater || (equal && equal_rank < equals)) out[greater_rank + min(equal_rank, equals)] = page;
+    greater_before += int(total >> 16), equal_before += int(total & 0xffffu);
+    __syncthreads();
+  }
+}
+
+QB_KERNEL __launch_bounds__(kThreads) select_kernel(SelectJob job) {
+  SelectShared& held = shared<SelectShared>();
+  const int list = blockIdx.x, row = blockIdx.y, lists = gridDim.x, heads = job.query_heads / lists;
+  const int size = 1 << job.page_shift, total = (job.lengths[row] + size - 1) >> job.page_shift;
+  const int asked = job.row_counts ? job.row_counts[row] : job.count;
+  const int wanted = max(min(min(total, asked), job.width), 0);
+  const int scored = total - job.force_newest, chosen = max(wanted - job.force_newest, 0);
+  const int64_t item = int64_t{row} * lists + list;
+  int32_t* out = job.out + item * job.width;
+  if (wanted == total) {
+    for (int i = threadIdx.x; i < wanted; i += kThreads) out[i] = i;
+  } else if (wanted > 0) {
+    if (chosen > 0) {
+      const float* scores = job.scores + (int64_t{row} * job.query_heads + int64_t{list} * heads) * job.pages;
+      unsigned* keys = job.pages <= kSharedPages ? reinterpret_cast<unsigned*>(shared_bytes() + sizeof(SelectShared))
+                                                 : job.keys + item * job.pages;
+      if (job.merge == kSumSoftmax && heads > 1) log_totals(job, scores, heads, scored, held);
+      for (int page = threadIdx.x; page < scored; page += kThreads)
+        keys[page] = order_key(merged(job, scores, heads, page, held));
+      __syncthreads();
+      find_threshold(keys, scored, chosen, held);
+      write_list(keys, scored, held.prefix, held.wanted, out, held);
+    }
+    if (job.force_newest && threadIdx.x == 0) out[chosen] = total - 1;
+  }
+  for (int i = wanted + threadIdx.x; i < job.width; i += kThreads) out[i] = -1;
+  if (threadIdx.x == 0) job.counts[item] = wanted;
+}
+
+}  // namespace
+
+void select(const SelectJob& job, Stream stream) {
+  const int lists = job.merge == kNone ? job.query_heads : job.query_heads / job.group;
+  if (job.rows == 0) return;
+  const size_t keys = job.pages <= kSharedPages ? sizeof(unsigned) * job.pages : 0;
+  launch(select_kernel, dim3(lists, job.rows), dim3(kThreads), sizeof(SelectShared) + keys, stream, job);
+}
+
+}  // namespace qb

@@ -1,0 +1,264 @@
+"""Compile ``kernels/cuda``: with nvcc for a device, or with the C++ compiler and the block emulator for the CPU.
+
+Both keep their results like the CPU kernels do. Objects are kept one by one, named after all that goes into them, so a
+change of one source compiles one source.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from questbench._paths import cache_folder, kernel_sources
+from questbench.errors import PrerequisiteError
+from questbench.kernels import _build
+from questbench.kernels._build import BuildResult
+
+CUDA_LIBRARY = "libquestbench_cuda.so"
+EMULATOR_LIBRARY = "libquestbench_emulator.so"
+TARGETS = ("sm_80", "sm_90", "sm_100")
+"""Architectures that the kernels are written for; all are compiled in the tests where there is an nvcc."""
+NVCC_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Xcompiler=-fPIC"]
+# Kernels pun types as CUDA allows. Two emulators in one process must not share their state (unique symbols would).
+EMULATOR_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fno-strict-aliasing", "-fno-gnu-unique", "-Wno-unknown-pragmas"]
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA toolkit that can compile."""
+
+    home: Path
+    """Its real folder, also where the nvcc on PATH is a script that calls another one."""
+    version: str
+    """Of nvcc, as in 13.0.88."""
+
+    @property
+    def nvcc(self) -> Path:
+        """The compiler itself."""
+        return self.home / "bin" / "nvcc"
+
+
+def toolkit() -> Toolkit | None:
+    """The first of ``$CUDA_HOME``, nvcc on PATH, /usr/local/cuda and one from pip; ``None``: there is none."""
+    named, found = os.environ.get("CUDA_HOME"), shutil.which("nvcc")
+    candidates = [Path(named) / "bin" / "nvcc"] if named else []
+    candidates += [Path(found)] if found else []
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    installed = [Path(path) / "nvidia" for path in sys.path]
+    candidates += [folder / f"cu{major}" / "bin" / "nvcc" for folder in installed for major in (13, 12)]
+    for nvcc in candidates:
+        if nvcc.is_file() and (works := _toolkit(nvcc)) is not None:
+            return works
+    return None
+
+
+@functools.cache
+def _toolkit(nvcc: Path) -> Toolkit | None:
+    try:
+        # What nvcc prints of its own folder is right also where this file is a wrapper or a link.
+        dry = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
+        told = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return None
+    here, version = re.search(r"^#\$ _HERE_=(.+)$", dry.stderr, re.M), re.search(r"V(\d+\.\d+\.\d+)", told)
+    if here is None or version is None:
+        return None
+    home = Path(here.group(1).strip()).resolve().parent
+    return Toolkit(home, version.group(1)) if (home / "bin" / "nvcc").is_file() else None
+
+
+def gencode(architectures: Iterable[str]) -> list[str]:
+    """The flags of nvcc for machine code of each architecture, named as in ``sm_90``."""
+    numbers = [name.removeprefix("sm_") for name in architectures]
+    return [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
+
+
+def device_architecture() -> str | None:
+    """The architecture of the current CUDA device, or ``None`` without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
+
+
+def build_cuda(
+    architectures: Sequence[str] = (),
+    sources: Sequence[Path] | None = None,
+    force: bool = False,
+    verbose: bool = False,
+) -> BuildResult:
+    """Compile the CUDA kernels if they are not in the cache.
+
+    Args:
+        architectures: as in ``sm_90``; none: that of the device at hand.
+        sources: ``.cu`` files; ``None``: all of ``kernels/cuda``.
+        force: compile anew.
+        verbose: leave the compiler's output on stderr.
+
+    Raises:
+        PrerequisiteError: no toolkit, no device and no architecture, or a compiler that fails.
+    """
+    kit = toolkit()
+    if kit is None:
+        raise PrerequisiteError(
+            "The CUDA kernels need nvcc and there is none on PATH, in CUDA_HOME or in /usr/local/cuda.",
+            "Install the CUDA toolkit 12.8 or newer and set CUDA_HOME, or run with --device cpu.",
+        )
+    chosen = list(architectures) or [name for name in [device_architecture()] if name]
+    if not chosen:
+        raise PrerequisiteError(
+            "No CUDA device was found, so there is no architecture to compile for.",
+            "See: questbench doctor. Or name an architecture, as in sm_90.",
+        )
+    root = kernel_sources()
+    prefix = [str(kit.nvcc), *NVCC_FLAGS, *gencode(chosen), *_includes(root)]
+    if "CXX" in os.environ:
+        prefix += ["-ccbin", os.environ["CXX"]]
+    linker = [str(kit.nvcc), "-shared", "-cudart=static"]
+    kernels = sorted((root / "cuda").glob("*.cu")) if sources is None else list(sources)
+    return _library(CUDA_LIBRARY, prefix, linker, kernels, root, f"nvcc {kit.version}", force, verbose)
+
+
+def build_emulator(
+    sources: Sequence[Path] | None = None, root: Path | None = None, force: bool = False, verbose: bool = False
+) -> BuildResult:
+    """Compile kernels for the block emulator, which runs them on the CPU: a tool for tests, slow.
+
+    Args:
+        sources: ``.cu`` files; ``None``: all of ``cuda/`` under ``root``.
+        root: folder of kernel sources, for headers and the emulator too; ``None``: that of the package.
+        force: compile anew.
+        verbose: leave the compiler's output on stderr.
+
+    Raises:
+        PrerequisiteError: no compiler, or one that fails.
+    """
+    root = root or kernel_sources()
+    cxx = _build.compiler()
+    if cxx is None:
+        raise PrerequisiteError(
+            "The block emulator needs a C++ compiler and there is none.",
+            "Install g++ 11 or newer (Debian: apt-get install g++).",
+        )
+    prefix = [cxx, "-x", "c++", "-DQUESTBENCH_EMULATOR", *EMULATOR_FLAGS, *_includes(root)]
+    linker = [cxx, "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs"]
+    kernels = sorted((root / "cuda").glob("*.cu")) if sources is None else list(sources)
+    every = [*kernels, *sorted((root / "emulator").glob("*.cpp"))]
+    return _library(EMULATOR_LIBRARY, prefix, linker, every, root, _version(cxx), force, verbose)
+
+
+@functools.cache
+def load_cuda() -> Any:
+    """The kernels for the device at hand; the functions take torch tensors. Compiles on first use."""
+    return _load(build_cuda())
+
+
+@functools.cache
+def load_emulator() -> Any:
+    """The same functions over CPU tensors, in the block emulator. ``emulator_set_seed`` chooses the schedule."""
+    return _load(build_emulator())
+
+
+def _load(built: BuildResult) -> Any:
+    import torch  # noqa: F401  # first: its libraries are those that the binding must find
+    import tvm_ffi
+
+    return tvm_ffi.load_module(str(built.path))
+
+
+def _library(
+    name: str,
+    prefix: list[str],
+    linker: list[str],
+    sources: list[Path],
+    root: Path,
+    compiler: str,
+    force: bool,
+    verbose: bool,
+) -> BuildResult:
+    start = time.monotonic()
+    cache = cache_folder()
+    flags = [flag for flag in prefix if str(root) not in flag]
+    parts = [compiler, *flags, _binding_version(), *_contents(_headers(root))]
+    objects = [cache / "objects" / f"{source.stem}-{_digest([*parts, source.read_text()])}.o" for source in sources]
+    key = _digest([*linker, *(made.name for made in objects)])
+    folder = cache / f"{name.removeprefix('libquestbench_').removesuffix('.so')}-{key}"
+    library = folder / name
+    if library.is_file() and not force:
+        return BuildResult(library, 0.0, cached=True)
+    try:
+        (cache / "objects").mkdir(parents=True, exist_ok=True)
+        with _build._locked(folder.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=cache) as scratch:
+            if library.is_file() and not force:
+                return BuildResult(library, 0.0, cached=True)
+
+            def compile_one(pair: tuple[Path, Path]) -> None:
+                source, target = pair
+                if target.is_file() and not force:
+                    return
+                made = Path(scratch) / target.name
+                _build._run([*prefix, "-c", str(source), "-o", str(made)], verbose)
+                made.replace(target)
+
+            with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                list(pool.map(compile_one, zip(sources, objects, strict=True)))
+            made = Path(scratch) / name
+            _build._run([*linker, *map(str, objects), *_binding(), "-o", str(made)], verbose)
+            folder.mkdir(exist_ok=True)
+            made.replace(library)
+    except OSError as error:
+        raise PrerequisiteError(
+            f"The kernels cannot be written to {cache}: {error.strerror or error}.",
+            "Set QUESTBENCH_CACHE to a writable folder.",
+        ) from None
+    return BuildResult(library, time.monotonic() - start, cached=False)
+
+
+def _includes(root: Path) -> list[str]:
+    import tvm_ffi.libinfo
+
+    # As system headers: what is theirs raises no warnings.
+    system = [flag for folder in tvm_ffi.libinfo.include_paths() for flag in ("-isystem", str(folder))]
+    return [f"-I{root / 'include'}", *system]
+
+
+def _binding() -> list[str]:
+    import tvm_ffi.libinfo
+
+    return [f"-L{Path(tvm_ffi.libinfo.find_libtvm_ffi()).parent}", "-ltvm_ffi", "-ldl", "-lpthread"]
+
+
+def _binding_version() -> str:
+    return importlib.metadata.version("apache-tvm-ffi")
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def _headers(root: Path) -> list[Path]:
+    return sorted([*root.glob("include/questbench/*.h"), *root.glob("emulator/*.h"), *root.glob("cuda/*.h")])
+
+
+def _contents(files: Iterable[Path]) -> list[str]:
+    return [f"{file.name}\n{file.read_text()}" for file in files]
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,119 @@
+"""CUDA backend: the kernels in ``kernels/cuda`` as torch operators of the namespace ``questbench_cuda``.
+
+Storage is fp16 or bf16, head dims 64, 128 and 256, groups of up to 16 query heads. Nothing synchronises: lengths, counts
+and page tables are read on the device, grids are sized by shapes, and work goes to torch's current stream, so that a
+decode step can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from questbench.kernels import _build_cuda
+from questbench.kernels._native import Library, NativeOps, functions, register
+from questbench.kernels._ops import Ops
+
+COUNTERS = 1 << 16
+"""32-bit words at the start of a workspace that count blocks (``kCounters`` in bind.cu); zero between calls."""
+TILE = 16
+"""Entries that one warp takes at a time (``kTile``)."""
+_MASS = 12
+"""Where ``mass`` stands among the arguments of ``attend``."""
+
+
+class CudaLibrary:
+    """The compiled kernels, and room for them to work in.
+
+    Args:
+        processors: multiprocessors to share the work among; the device's own by default.
+    """
+
+    def __init__(self, processors: int | None = None) -> None:
+        self._processors = processors
+        self._workspaces: dict[tuple[torch.device, int], Tensor] = {}
+
+    def load(self) -> Any:
+        """The module for this machine's device; compiles on first use."""
+        return _build_cuda.load_cuda()
+
+    def extra(self, op: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Counters and partial results for the ops whose blocks meet, scratch for long lists and for the mass."""
+        if op == "score":
+            return ()
+        if op == "select":
+            (scores,) = arguments
+            return (torch.empty(scores.shape, dtype=torch.int32, device=scores.device),)
+        if op != "attend":
+            return (self._workspace(arguments[0], 0),)
+        q, k_pages, _, table, _, _, pages = arguments[:7]
+        rows, heads, dim = q.shape
+        lists = k_pages.shape[1] if pages is None else pages.shape[1]
+        width = table.shape[1] if pages is None else pages.shape[2]
+        splits = self.splits(q.device, rows * lists, width * k_pages.shape[2])
+        logits = None
+        if arguments[_MASS] is not None:
+            logits = torch.empty((rows, heads, width_of(table, k_pages)), dtype=torch.float32, device=q.device)
+        return self._workspace(q, rows * heads * ((dim + 2) * splits + 2)), splits, logits
+
+    def splits(self, device: torch.device, lists: int, entries: int) -> int:
+        """Blocks per list: two waves of two blocks per multiprocessor, at least two tiles for each of a block's warps."""
+        if self._processors is None:
+            self._processors = torch.cuda.get_device_properties(device).multi_processor_count
+        return max(1, min(-(-4 * self._processors // max(lists, 1)), -(-entries // (8 * TILE))))
+
+    def _workspace(self, like: Tensor, words: int) -> Tensor:
+        """Zeroed once per device and stream, kept for as long as the process: graphs may have captured it."""
+        stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
+        held = self._workspaces.get((like.device, stream))
+        if held is None or held.numel() < COUNTERS + words:
+            held = torch.zeros(COUNTERS + 2 * words, dtype=torch.int32, device=like.device)
+            self._grown.append(held)
+            self._workspaces[like.device, stream] = held
+        return held
+
+    @property
+    def _grown(self) -> list[Tensor]:
+        """Workspaces that were too small later: a captured graph still writes to them."""
+        return _KEPT
+
+
+_KEPT: list[Tensor] = []
+
+
+def width_of(table: Tensor, k_pages: Tensor) -> int:
+    """Slots that the page table spans."""
+    return int(table.shape[1] * k_pages.shape[2])
+
+
+def eager(library: Library) -> dict[str, Any]:
+    """The ops of a CUDA library; the step is not fused, its three launches follow each other on the stream."""
+    made = functions(library)
+    del made["attend_top"]
+    return made
+
+
+_EAGER = eager(CudaLibrary())
+_operators = register("questbench_cuda", "CUDA", _EAGER)
+
+
+class CudaOps(NativeOps):
+    """The five ops in CUDA C++."""
+
+    device = "cuda"
+    attend_top = Ops.attend_top
+
+    def __init__(self, made: dict[str, Any] | None = None, namespace: str | None = None) -> None:
+        super().__init__(_EAGER if made is None else made, "questbench_cuda" if made is None else namespace)
+
+    def unavailable(self) -> str | None:
+        """A device, and nvcc or a library that was built before."""
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA device here."
+        if torch.cuda.get_device_capability() < (8, 0):
+            return "the CUDA kernels need compute capability 8.0 or newer."
+        if _build_cuda.toolkit() is None:
+            return "no CUDA toolkit was found: set CUDA_HOME, or install one that has nvcc."
+        return None
