@@ -2,7 +2,7 @@
 
     python scripts/gpu_sanitize.py                     memcheck and racecheck; exit code 0 if both are clean
     python scripts/gpu_sanitize.py --tool synccheck    another tool of compute-sanitizer
-    python scripts/gpu_sanitize.py --here              the calls alone, without a sanitizer (--device cpu rehearses them)
+    python scripts/gpu_sanitize.py --here              the calls alone, no sanitizer (--device cpu rehearses them)
 
 Every op runs once per storage type, head size, page size and kind of list, over ragged rows. torch's caching allocator
 is switched off, so that each tensor is an allocation of its own and one element beyond it is an error.
@@ -70,14 +70,17 @@ def exercise(device: str) -> int:
     calls = 0
     for dtype in (torch.float16, torch.bfloat16):
         for dim, size, group in ((64, 8, 1), (128, 16, 4), (128, 64, 8), (256, 32, 2), (128, 16, 1)):
-            calls += _one_shape(ops, device, dtype, dim, size, group)
+            for by_channel in (False, True) if group == 1 else (False,):
+                calls += _one_shape(ops, device, dtype, dim, size, group, by_channel)
     if device != "cpu":
         torch.cuda.synchronize()
     return calls
 
 
-def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, group: int) -> int:
+def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, group: int, by_channel: bool) -> int:
     import torch
+
+    from questbench.kernels._bounds import empty_bounds
 
     generator = torch.Generator().manual_seed(dim + size)
     heads, lengths = 2, [3 * size + 1, 0, 1, size, 400]
@@ -90,7 +93,7 @@ def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, gro
         return torch.tensor(values, dtype=torch.int32, device=device)
 
     k, v = (torch.zeros((rows * pages, heads, size, dim), dtype=dtype, device=device) for _ in "kv")
-    bounds = torch.zeros((rows * pages, heads, 2, dim), dtype=dtype, device=device)
+    bounds = empty_bounds(rows * pages, heads, dim, dtype, torch.device(device), by_channel=by_channel)
     table = torch.randperm(rows * pages, generator=generator).to(torch.int32).view(rows, pages).to(device)
     held = integers([0] * rows)
     ops.append(draw(rows, heads, 400, dim), draw(rows, heads, 400, dim), k, v, bounds, table, held, integers(lengths))

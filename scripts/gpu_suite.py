@@ -11,9 +11,9 @@ In this order, so that what matters most is there if the time runs out:
     sanitize    compute-sanitizer memcheck and racecheck (scripts/gpu_sanitize.py)
     grid        shape x length x batch x budget: own dense, FlashInfer's best dense path, torch, every method, stages
 
-The grid runs in processes of its own: a kernel that crashes loses its cell and no other. Cells that do not fit in memory
-are recorded with what they would need, and cells that there was no time for as such. The exit code is 0 if everything
-ran and passed, 1 if not; a goal that is missed is a figure, not a failure.
+The grid runs in processes of its own: a kernel that crashes loses its cell and no other. Cells that do not fit in
+memory are recorded with what they would need, and cells that there was no time for as such. The exit code is 0 if
+everything ran and passed, 1 if not; a goal that is missed is a figure, not a failure.
 """
 
 from __future__ import annotations
@@ -329,7 +329,8 @@ def _value(cell: dict[str, Any], method: str, metric: str, **where: str) -> floa
 
 
 def _named(point: Point) -> str:
-    return f"{point.shape} {point.seq_len // 1024 or point.seq_len}k b{point.batch} budget {point.budget}"
+    length = f"{point.seq_len // 1024}k" if point.seq_len >= 1024 else str(point.seq_len)
+    return f"{point.shape} {length} b{point.batch} budget {point.budget}"
 
 
 def _environment() -> dict[str, str]:

@@ -7,13 +7,14 @@ import itertools
 import pytest
 import torch
 from gpu_bodies import DTYPES, GROUP_MAX, HEAD_DIMS, PAGE_SIZES, REHEARSED
-from kernel_cases import check_attend, empty_store, generator, make_query, make_store, random_lists
+from kernel_cases import Store, check_attend, empty_store, generator, make_query, make_store, random_lists
 from test_append import both as append_both
 from test_append import entries
 from test_evict import CAPACITY, LENGTHS, shuffled_positions
 from test_evict import both as evict_both
 from test_score import check as check_score
 
+from questbench.kernels._bounds import empty_bounds, read_bounds
 from questbench.kernels._ops import Ops
 
 pytestmark = pytest.mark.gpu
@@ -85,3 +86,34 @@ def test_evict(ops: Ops, shared: bool, sinks: int, recent: int, size: int) -> No
         positions = shuffled_positions(shared, seed)
         for weights in (mass, None):
             evict_both(ops, store, positions, weights, sinks=sinks, recent=recent, shared=shared)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", HEAD_DIMS)
+@pytest.mark.parametrize("size", PAGE_SIZES)
+def test_bounds_by_channel(ops: Ops, dtype: torch.dtype, dim: int, size: int) -> None:
+    """Appended, they are those of the pages that are full; scored, each page's score is within its error budget."""
+    lengths = [70 * size + 3, 0, 1, size, size + 1] if not REHEARSED else [20 * size + 3, 0, 1, size, size + 1]
+    store = empty_store(len(lengths), max(lengths) // size + 3, heads=2, dim=dim, page_size=size, dtype=dtype)
+    by_page = store.clone()
+    pages = store.k_pages.shape[0]
+    store.bounds = empty_bounds(pages, 2, dim, dtype, torch.device("cpu"), by_channel=True)
+    k, v = entries(store, max(lengths))
+    new = torch.tensor(lengths, dtype=torch.int32)
+    for target in (store, by_page):
+        ops.append(k, v, target.k_pages, target.v_pages, target.bounds, target.page_table, target.lengths, new)
+        ops.append(k[:, :, :1], v[:, :, :1], *_stored(target))
+    full = torch.cat([store.page_table[row, : (n + 1) // size] for row, n in enumerate(lengths)]).long()
+    assert torch.equal(read_bounds(store.bounds, full), by_page.bounds[full])
+    q = make_query(store, 1)
+    rest = store.page_table, store.lengths, size
+    got = ops.score(q, store.bounds, *rest, skip_newest=True)
+    want = check_score(ops, by_page, q, True)
+    scored = want > -torch.inf
+    assert torch.equal(got > -torch.inf, scored)
+    magnitude = float(q.abs().double().max() * by_page.k_pages[full].abs().double().max())
+    assert (got[scored].double() - want[scored].double()).abs().max() <= 4 * dim * 2.0**-24 * dim * magnitude
+
+
+def _stored(store: Store) -> tuple[torch.Tensor, ...]:
+    return store.k_pages, store.v_pages, store.bounds, store.page_table, store.lengths
