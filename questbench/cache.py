@@ -77,6 +77,8 @@ class LayerCache:
         self._may_share = False
         self._table = torch.zeros((rows, max(pages, 1)), dtype=torch.int32, device=self.device)
         self._view: Tensor | None = None
+        self._newest: int | None = None
+        """Slot that holds the newest entry's position in every row, once every row evicts in every step."""
         evicts = method.forget() is not None
         slots = self._table.shape[1] * page_size
         self.positions = self._slots(slots, torch.int32) if evicts else None
@@ -133,6 +135,12 @@ class LayerCache:
         v = self.v_pages[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]]
         return k, v
 
+    def shift(self) -> Tensor:
+        """``[B]``, on the device: entries held less text seen; positions in the cache are the text's plus this."""
+        if self._newest is not None and self.positions is not None:
+            return self.lengths - self.positions[:, 0, self._newest] - 1
+        return torch.tensor([held - seen for held, seen in zip(self.held, self.seen, strict=True)], device=self.device)
+
     def end_prefill(self) -> None:
         """Hand the prefill's attention mass to the method and drop what it does not keep.
 
@@ -161,6 +169,7 @@ class LayerCache:
             self.retain(keep)
         elif longest == keep.entries + 1:
             self._unshare()
+            self._newest = keep.entries if min(self.held) == longest else None
             self.ops.evict(
                 self.k_pages,
                 self.v_pages,
@@ -215,7 +224,7 @@ class LayerCache:
         self.positions = self._slots(self.page_size, torch.int32)
         self.mass = None if old_mass is None else self._slots(self.page_size, torch.float32)
         self.lengths.zero_()
-        self.held = [0] * self.rows
+        self.held, self._newest = [0] * self.rows, None
         kept = [
             kept_slots(old_positions[row, :, : held[row]], _of(old_mass, row, held[row]), keep)
             for row in range(self.rows)
@@ -272,10 +281,11 @@ class LayerCache:
             twin._fit_slots()
         else:
             longest = max(self.held)
-            k, v = (torch.zeros((self.rows, self.kv_heads, longest, self.head_dim), dtype=self.dtype) for _ in "kv")
+            wide = (self.rows, self.kv_heads, longest, self.head_dim)
+            k, v = (torch.zeros(wide, dtype=self.dtype, device=self.device) for _ in "kv")
             for row in range(self.rows):
                 k[row, :, longest - self.held[row] :], v[row, :, longest - self.held[row] :] = self.gather(row)
-            twin.append(k.to(self.device), v.to(self.device), self.held)
+            twin.append(k, v, self.held)
             twin.seen = list(self.seen)
         if twin.positions is not None:
             if self.positions is not None:
@@ -350,6 +360,15 @@ class LayerCache:
         """Give the entries about to be appended their text positions and no mass yet."""
         if self.positions is None and self.mass is None:
             return
+        if self._newest is not None and all(count == 1 for count in counts):
+            # The slot is that of the step before and the position is the next: no number of the host is involved,
+            # and a step that was captured in a CUDA graph can be replayed.
+            if self.positions is not None:
+                self.positions[:, :, self._newest].add_(1)
+            if self.mass is not None and self.method.observes == "sum":  # "last" is overwritten
+                self.mass[:, :, self._newest].zero_()
+            return
+        self._newest = None
         for row, count in enumerate(counts):
             slots = slice(self.held[row], self.held[row] + count)
             if self.positions is not None:

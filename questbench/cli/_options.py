@@ -29,7 +29,7 @@ Budgets = Annotated[str, flag("--budget", "--token-budget", metavar="TOKENS", he
 PageSizes = Annotated[str, flag("--page-size", metavar="TOKENS", help="Tokens per page: 4, 8 ... 128.", panel=AXES)]
 THREADS = "CPU threads; all cores if left out."
 Threads = Annotated[str | None, flag("--threads", metavar="N", help=THREADS, panel=MACHINE)]
-Device = Annotated[str, flag("--device", metavar="NAME", help="cpu.", panel=MACHINE)]
+Device = Annotated[str, flag("--device", metavar="NAME", help="cpu or cuda.", panel=MACHINE)]
 BACKEND = "Kernels: ls backends; the device's own if left out."
 Backend = Annotated[str | None, flag("--backend", metavar="NAME", help=BACKEND, panel=MACHINE)]
 Seed = Annotated[int, flag("--seed", metavar="N", help="Seed of everything random.", panel=RUN)]

@@ -1,4 +1,4 @@
-"""``questbench build``: compile the CPU kernels now rather than at their first use."""
+"""``questbench build``: compile the kernels now rather than at their first use."""
 
 from __future__ import annotations
 
@@ -6,21 +6,32 @@ from typing import Annotated
 
 import typer
 
+from questbench import registry
 from questbench.cli._output import Output
 
-EXAMPLES = ("questbench build", "questbench build --force --verbose")
+EXAMPLES = ("questbench build", "questbench build --device cuda --verbose")
+DEVICES = ("cpu", "cuda")
 
 
 def build(
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="Whose kernels: cpu or cuda.")] = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Compile even if the kernels are in the cache.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the compiler says.")] = False,
 ) -> int:
-    """Compile the CPU kernels for this machine and keep them in the cache. Needs a C++ compiler."""
-    from questbench.kernels import _build
+    """Compile the kernels for this machine and keep them in the cache.
 
+    Those of the CPU need a C++ compiler, those of CUDA need nvcc and a device to compile for.
+    """
+    from questbench.kernels import _build, _build_cuda
+
+    if device not in DEVICES:
+        raise registry.unknown("device", device, list(DEVICES))
     output = Output()
-    output.say("Compiling the CPU kernels for this machine ...")
-    built = _build.build_cpu(force=force, verbose=verbose)
+    output.say(f"Compiling the {device} kernels for this machine ...")
+    if device == "cpu":
+        built = _build.build_cpu(force=force, verbose=verbose)
+    else:
+        built = _build_cuda.build_cuda(force=force, verbose=verbose)
     output.say("They were in the cache already." if built.cached else f"Done in {built.seconds:.0f} s.")
     output.line(str(built.path))
     return 0

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json as jsonlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,9 @@ def _checks(out: Path) -> Iterator[Check]:
     yield Check("Python", "ok", f"{facts['python']} ({sys.executable})")
     yield from _packages(facts["packages"])
     yield from _compilers(facts["compilers"])
-    yield from _backends()
+    probed = _probe()
+    yield from _cuda(bool(facts["gpus"]), probed["cuda"])
+    yield from _backends(probed)
     yield _cached()
     yield from _hardware(facts)
     yield _writable("cache folder", _paths.cache_folder(), "Set QUESTBENCH_CACHE to a folder you can write.")
@@ -99,23 +102,58 @@ def _compilers(versions: dict[str, str]) -> Iterator[Check]:
     else:
         todo = "Set CXX=clang++." if names else "Install g++ (apt-get install g++); --backend reference needs none."
         yield Check("C++ compiler", "missing", names or "none on PATH", todo)
-    nvcc = versions.get("nvcc")
-    yield Check("CUDA compiler", "ok" if nvcc else "optional", f"nvcc {nvcc}" if nvcc else "no nvcc on PATH")
 
 
-def _backends() -> Iterator[Check]:
-    reasons = _probe()
-    works = [name for name, reason in reasons.items() if reason is None]
-    for name, reason in reasons.items():
+def _cuda(devices: bool, torch_cuda: str | None) -> Iterator[Check]:
+    """What ``--device cuda`` needs beside a backend: a torch built for CUDA, a toolkit, and what checks the kernels.
+
+    Args:
+        devices: whether the driver shows a GPU; without one nothing here is to be done.
+        torch_cuda: CUDA version that torch was built for.
+    """
+    from questbench.kernels import _build_cuda
+
+    todo = "" if torch_cuda or not devices else "Install a CUDA build: https://pytorch.org/get-started"
+    yield Check("torch for CUDA", "ok" if torch_cuda else "optional", torch_cuda or "torch is built without CUDA", todo)
+    kit = _build_cuda.toolkit()
+    todo = (
+        ""
+        if kit or not devices
+        else "Install the CUDA toolkit 12.8 or newer and set CUDA_HOME: nvcc compiles the kernels."
+    )
+    yield Check("CUDA compiler", "ok" if kit else "optional", f"nvcc {kit.version}" if kit else "no nvcc found", todo)
+    beside = str(kit.home / "bin") if kit else None
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=beside)
+    todo = "" if sanitizer or not devices else "For scripts/gpu_sanitize.py: it comes with the CUDA toolkit."
+    yield Check("compute-sanitizer", "ok" if sanitizer else "optional", "found" if sanitizer else "not found", todo)
+
+
+def _backends(probed: dict[str, Any]) -> Iterator[Check]:
+    backends = probed["backends"]
+    works = [name for name, (reason, _) in backends.items() if reason is None]
+    for name, (reason, device) in backends.items():
+        # A GPU's backend is no loss where there is no GPU, and all commands run without one.
+        state = "ok" if reason is None else "optional" if device == "cuda" else "missing"
         todo = f"Until then use --backend {works[0]}." if works else "Mend torch first."
-        yield Check(f"backend {name}", "missing" if reason else "ok", reason or "works", todo if reason else "")
+        yield Check(f"backend {name}", state, reason or "works", todo if state == "missing" else "")
 
 
-def _probe() -> dict[str, str | None]:
-    """Every backend and why it does not work. Asked in another process: a torch that crashes is a finding too."""
+_PROBE = """
+import json, torch
+from questbench import kernels
+backends = {name: (reason, kernels.load_class(name).device) for name, reason in kernels.available().items()}
+print(json.dumps({"backends": backends, "cuda": torch.version.cuda}))
+"""
+
+
+def _probe() -> dict[str, Any]:
+    """Every backend, why it does not work and its device; and the CUDA that torch was built for.
+
+    Asked in another process: a torch that crashes is a finding too.
+    """
     from questbench import kernels
 
-    code = "import json; from questbench import kernels; print(json.dumps(kernels.available()))"
+    code = _PROBE
     paths = os.pathsep.join(filter(None, [str(_paths.CHECKOUT), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
@@ -126,10 +164,11 @@ def _probe() -> dict[str, str | None]:
             timeout=120,
             check=False,
         )
-        found: dict[str, str | None] = jsonlib.loads(done.stdout.splitlines()[-1])
+        found: dict[str, Any] = jsonlib.loads(done.stdout.splitlines()[-1])
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
         said = done.stderr.strip().splitlines() if "done" in locals() else []
-        return dict.fromkeys(kernels.names(), said[-1] if said else f"cannot be loaded: {error}")
+        why = said[-1] if said else f"cannot be loaded: {error}"
+        return {"backends": {name: (why, "cpu") for name in kernels.names()}, "cuda": None}
     return found
 
 

@@ -16,7 +16,8 @@ EXAMPLES = (
 
 SHAPE = "Attention"
 HOW = "Measurement"
-CACHE = "cold: keys and values come from memory; warm: from the CPU's caches."
+CACHE = "cold: keys and values come from memory; warm: from the processor's caches."
+TIMING = "On a GPU: graph (default: a CUDA graph of many steps) or events (eager)."
 
 Lengths = Annotated[str, opt.flag("--seq-len", metavar="TOKENS", help="Tokens in the cache.", panel=opt.AXES)]
 Batch = Annotated[str, opt.flag("--batch", metavar="N", help="Rows per step.", panel=opt.AXES)]
@@ -26,6 +27,7 @@ Heads = Annotated[str | None, opt.flag("--heads", metavar="N", help="Query heads
 KvHeads = Annotated[str | None, opt.flag("--kv-heads", metavar="N", help="KV heads, not the shape's.", panel=SHAPE)]
 HeadDim = Annotated[str | None, opt.flag("--head-dim", metavar="N", help="Head size, not the shape's.", panel=SHAPE)]
 CacheState = Annotated[str, opt.flag("--cache", metavar="STATE", help=CACHE, panel=HOW)]
+Timing = Annotated[str | None, opt.flag("--timing", metavar="WAY", help=TIMING, panel=HOW)]
 Rounds = Annotated[str, opt.flag("--rounds", metavar="N", help="Least number of rounds per cell.", panel=HOW)]
 MaxSeconds = Annotated[float, opt.flag("--max-seconds", metavar="S", help="Longest time per cell.", panel=HOW)]
 Stages = Annotated[bool, opt.flag("--stages/--no-stages", help="Time the stages of a step apart.", panel=HOW)]
@@ -45,6 +47,7 @@ def kernel(
     kv_heads: KvHeads = None,
     head_dim: HeadDim = None,
     cache: CacheState = "cold",
+    timing: Timing = None,
     rounds: Rounds = "20",
     max_seconds: MaxSeconds = 20.0,
     stages: Stages = True,
@@ -79,6 +82,7 @@ def kernel(
         "device": device,
         "backend": backend,
         "cache": cache,
+        "timing": timing,
         "rounds": opt.count(rounds, "--rounds"),
         "max_seconds": opt.positive(max_seconds, "--max-seconds"),
         "stages": stages,

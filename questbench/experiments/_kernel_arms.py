@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from questbench import attention
-from questbench._memory import empty
 from questbench.cache import LayerCache
 from questbench.experiments._counting import ReadCounter
 from questbench.methods._base import CacheShape, Method
 
 if TYPE_CHECKING:
+    from questbench.experiments._kernel_clock import StageClock
     from questbench.kernels._ops import Ops
 
 QUERIES = 64
@@ -37,6 +36,7 @@ class LayerShape:
     page_size: int
     dtype: torch.dtype
     rope_theta: float = 10000.0
+    device: str = "cpu"
 
     @property
     def cache(self) -> CacheShape:
@@ -56,7 +56,7 @@ class Inputs:
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*size: int) -> Tensor:
-            return torch.randn(size, generator=generator).to(shape.dtype)
+            return torch.randn(size, generator=generator).to(shape.dtype).to(shape.device)
 
         self.shape = shape
         self.q = draw(QUERIES, shape.batch, shape.query_heads, shape.head_dim)
@@ -75,15 +75,68 @@ class Inputs:
             done += part.shape[2]
 
 
-class MethodArm:
-    """``copies`` layer caches of one method, used in turn; each step appends one entry and attends."""
+def new_layer(method: Method, ops: Ops, shape: LayerShape, capacity: int) -> LayerCache:
+    """An empty layer cache of this shape."""
+    return LayerCache(
+        method,
+        ops,
+        rows=shape.batch,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        page_size=shape.page_size,
+        dtype=shape.dtype,
+        device=shape.device,
+        capacity=capacity,
+        query_heads=shape.query_heads,
+        rotate=rotary(shape.rope_theta, shape.head_dim, shape.device),
+    )
 
-    def __init__(self, method: Method, ops: Ops, inputs: Inputs, copies: int) -> None:
+
+class SharedPages:
+    """Filled caches that several arms fork: those that keep everything then hold one text together, copy-on-write.
+
+    A GPU's memory would not hold a copy of a long text for every method. It costs no honesty where something else is
+    read between two timings, as ``_kernel_clock`` does: no arm finds what another one left in the cache.
+    """
+
+    def __init__(self, methods: Iterable[Method], ops: Ops, inputs: Inputs, copies: int, forks: int) -> None:
+        methods = list(methods)
         shape = inputs.shape
+        owner = next((method for method in methods if method.needs_bounds), methods[0])
+        # Every fork gets open pages of its own, and pages to grow into.
+        room = forks * (QUERIES + 2 * shape.page_size)
+        self.bases = [new_layer(owner, ops, shape, shape.seq_len - 1 + room) for _ in range(copies)]
+        for layer in self.bases:
+            inputs.fill(layer, shape.seq_len - 1)
+
+    def fork(self, method: Method) -> list[LayerCache]:
+        """A cache of ``method`` over each copy."""
+        return [base.fork(method) for base in self.bases]
+
+
+class MethodArm:
+    """``copies`` layer caches of one method, used in turn; each step appends one entry and attends.
+
+    Args:
+        shared: pages to fork instead of filling own ones, for methods that keep everything; then there are as many
+            copies as it has.
+    """
+
+    def __init__(
+        self, method: Method, ops: Ops, inputs: Inputs, copies: int, shared: SharedPages | None = None
+    ) -> None:
         self.method, self.inputs = method, inputs
-        self.scoring = attention.Scoring(shape.scale)
-        self.layers = [self._filled(method, ops, inputs) for _ in range(copies)]
+        self.scoring = attention.Scoring(inputs.shape.scale)
+        if shared is not None and method.forget() is None:
+            self.layers = shared.fork(method)
+        else:
+            self.layers = [self._filled(method, ops, inputs) for _ in range(copies)]
         self._start = [layer.held[0] for layer in self.layers]
+
+    @property
+    def copies(self) -> int:
+        """Caches used in turn."""
+        return len(self.layers)
 
     @staticmethod
     def _filled(method: Method, ops: Ops, inputs: Inputs) -> LayerCache:
@@ -91,18 +144,7 @@ class MethodArm:
         shape = inputs.shape
         keep = method.forget()
         entries = shape.seq_len - 1 if keep is None else min(shape.seq_len - 1, keep.entries)
-        layer = LayerCache(
-            method,
-            ops,
-            rows=shape.batch,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            page_size=shape.page_size,
-            dtype=shape.dtype,
-            capacity=entries + QUERIES,
-            query_heads=shape.query_heads,
-            rotate=rotary(shape.rope_theta, shape.head_dim),
-        )
+        layer = new_layer(method, ops, shape, entries + QUERIES)
         inputs.fill(layer, entries)
         if keep is not None:
             # As if the text between the sinks and the rest had been dropped long ago.
@@ -111,7 +153,8 @@ class MethodArm:
             if layer.positions is not None:
                 layer.positions[:, :, max(keep.sinks, 1) : entries] += dropped
             if layer.mass is not None:
-                layer.mass[:, :, :entries].uniform_(generator=torch.Generator().manual_seed(0))
+                generator = torch.Generator(device=shape.device).manual_seed(0)
+                layer.mass[:, :, :entries].uniform_(generator=generator)
         return layer
 
     def setup(self) -> None:
@@ -146,47 +189,14 @@ class MethodArm:
         self.layers = []
 
 
-class SdpaArm:
-    """torch's scaled_dot_product_attention over contiguous keys and values that are there already (no append).
-
-    Args:
-        expanded: keys and values are stored once per query head instead of ``enable_gqa``.
-    """
-
-    def __init__(self, inputs: Inputs, copies: int, *, expanded: bool) -> None:
-        shape = inputs.shape
-        group = shape.query_heads // shape.kv_heads
-        heads = shape.query_heads if expanded else shape.kv_heads
-        self.inputs, self.expanded = inputs, expanded
-        self.stores = []
-        for _ in range(copies):
-            k, v = (empty((shape.batch, heads, shape.seq_len, shape.head_dim), shape.dtype) for _ in "kv")
-            width = inputs.noise.shape[2]
-            for start in range(0, shape.seq_len, width):
-                part = inputs.noise[:, :, : min(width, shape.seq_len - start)]
-                part = part.repeat_interleave(group, dim=1) if expanded else part
-                k[:, :, start : start + part.shape[2]] = part
-                v[:, :, start : start + part.shape[2]] = part.flip(-1)
-            self.stores.append((k, v))
-
-    def setup(self) -> None:
-        """Nothing grows."""
-
-    def step(self, index: int) -> None:
-        """One dense attention."""
-        k, v = self.stores[index % len(self.stores)]
-        q = self.inputs.q[index % QUERIES][:, :, None]
-        F.scaled_dot_product_attention(q, k, v, enable_gqa=not self.expanded)
-
-
 class StageArm:
-    """A method's step with its ops called one by one through a clock, for the breakdown into stages."""
+    """A method's step with its ops called one by one through a stage clock, for the breakdown into stages."""
 
-    def __init__(self, arm: MethodArm, clock: Callable[[], float]) -> None:
+    def __init__(self, arm: MethodArm, clock: StageClock) -> None:
         from questbench.experiments._staged import StagedOps
 
-        self.arm = arm
-        self.staged = StagedOps(arm.layers[0].ops, clock)
+        self.arm, self.clock = arm, clock
+        self.staged = StagedOps(arm.layers[0].ops, clock.mark)
 
     def measure(self, rounds: int) -> dict[str, list[float]]:
         """Seconds per stage, one sample per round; the ops are set back afterwards."""
@@ -197,20 +207,22 @@ class StageArm:
         try:
             for index in range(rounds + 2):
                 self.arm.setup()
-                self.staged.seconds.clear()
+                self.staged.marks.clear()
+                self.clock.begin()
                 self.arm.step(index)
+                seconds = self.clock.seconds(self.staged.marks)
                 if index >= 2:
-                    for stage, seconds in self.staged.seconds.items():
-                        samples.setdefault(stage, []).append(seconds)
+                    for stage, spent in seconds.items():
+                        samples.setdefault(stage, []).append(spent)
         finally:
             for layer in self.arm.layers:
                 layer.ops = plain
         return samples
 
 
-def rotary(theta: float, head_dim: int) -> Callable[[Tensor, Tensor], Tensor]:
+def rotary(theta: float, head_dim: int, device: str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
     """Llama's rotary embedding as a relative rotation, for methods that re-index positions."""
-    frequency = theta ** -(torch.arange(0, head_dim, 2) / head_dim)
+    frequency = theta ** -(torch.arange(0, head_dim, 2, device=device) / head_dim)
 
     def rotate(x: Tensor, delta: Tensor) -> Tensor:
         angle = (delta[:, None].float() * frequency).repeat(1, 2)[:, None]

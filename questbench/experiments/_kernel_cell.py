@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from questbench.errors import CellError
-from questbench.experiments._kernel_arms import Inputs, LayerShape, MethodArm, SdpaArm, StageArm
+from questbench.experiments._kernel_arms import Inputs, LayerShape, MethodArm, SharedPages, StageArm
+from questbench.experiments._kernel_baselines import (
+    TORCH,
+    Baseline,
+    backend_baseline,
+    backend_baselines,
+    torch_baseline,
+)
+from questbench.experiments._kernel_clock import Clock, DeviceClock, HostClock
+from questbench.experiments._kernel_memory import Need, fitting
 from questbench.experiments._setup import load_ops, thread_count, torch_dtype
-from questbench.measure import bandwidth, roofline, stats, timer
+from questbench.measure import bandwidth, gpu_state, roofline, stats, timer
 from questbench.measure.memory import last_level_cache_bytes
 from questbench.records.schema import ResultRecord
 
 if TYPE_CHECKING:
     from questbench.errors import QuestbenchError
     from questbench.experiments.kernel import Cell, KernelConfig
+    from questbench.kernels._ops import Ops
     from questbench.methods._base import Method
 
 REPLAYED = 4
 """Steps of the untimed, counted replay."""
 STAGE_ROUNDS = 20
 NOISE_TARGET = 0.01
-TIMING = 5e-3
-"""Least seconds of one timing. A shorter step is repeated, over other cache copies and with other queries: data stays
-cold, while the interpreter, which the previous arm swept out of the caches, gets warm again."""
 ROUNDS_LIMIT = 400
+READ = "read"
 
 
 def measure(
@@ -41,72 +50,136 @@ def measure(
 
     query_heads, kv_heads, head_dim = heads(config)
     shape = LayerShape(
-        query_heads, kv_heads, head_dim, cell.batch, cell.seq_len, cell.page_size, torch_dtype(cell.dtype)
+        query_heads,
+        kv_heads,
+        head_dim,
+        cell.batch,
+        cell.seq_len,
+        cell.page_size,
+        torch_dtype(cell.dtype),
+        device=config.device,
     )
     ops = load_ops(config.device, config.backend)
     chosen = {name: method for name, method in methods(config, cell).items() if name not in refused}
-    cache_bytes = last_level_cache_bytes()
-    copies = {
-        name: roofline.copies_needed(cell.batch * method.bytes_read(cell.seq_len, shape.cache), cache_bytes)
-        if config.cache == "cold"
-        else 1
-        for name, method in chosen.items()
-    }
-    _check_memory(shape, chosen, copies)
-    with thread_count(config.threads) as threads:
+    traffic = {name: cell.batch * method.bytes_read(cell.seq_len, shape.cache) for name, method in chosen.items()}
+    with thread_count(config.threads) as threads, _device_memory(config.device):
+        return _Cell(config, cell, shape, ops, chosen, traffic).measure(threads, progress)
+
+
+@contextlib.contextmanager
+def _device_memory(device: str) -> Iterator[None]:
+    """A cell starts with what the one before it gave back; running out is a failure of the cell alone."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise CellError(
+            f"out of memory on {device}: {reason}", "Use a shorter --seq-len or a smaller --batch."
+        ) from None
+    finally:
+        if device != "cpu":
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+class _Cell:
+    """One cell while it is measured."""
+
+    def __init__(
+        self,
+        config: KernelConfig,
+        cell: Cell,
+        shape: LayerShape,
+        ops: Ops,
+        chosen: Mapping[str, Method],
+        traffic: Mapping[str, int],
+    ) -> None:
+        self.config, self.cell, self.shape, self.ops = config, cell, shape, ops
+        self.chosen, self.traffic = chosen, traffic
+        self.cache_bytes = last_level_cache_bytes(config.device)
+        cold = config.cache == "cold"
+        self.copies = {name: self._copies(bytes_read) if cold else 1 for name, bytes_read in traffic.items()}
+
+    @property
+    def gpu(self) -> bool:
+        """Whether a device is timed that runs apart from Python."""
+        return self.config.device != "cpu"
+
+    def _copies(self, bytes_read: int) -> int:
+        if self.gpu and bytes_read >= roofline.LARGE * self.cache_bytes:
+            return 1  # What the cache may hold of it is below a hundredth, and a GPU's memory is scarce.
+        return roofline.copies_needed(bytes_read, self.cache_bytes)
+
+    def measure(self, threads: int, progress: Callable[[str], Any]) -> list[ResultRecord]:
+        """Build, time, take apart."""
+        config, shape, chosen = self.config, self.shape, self.chosen
+        baselines: dict[str, Baseline] = {}
+        brought = list(backend_baselines(config.device))
+        need = Need(shape, chosen, self.copies, shared=self.gpu, baselines=len(brought))
+        left_out = fitting(need)
         inputs = Inputs(shape, config.seed)
-        arms = {name: MethodArm(method, ops, inputs, copies[name]) for name, method in chosen.items()}
-        sdpa, path = _best_sdpa(inputs, copies["dense"])
-        probe = bandwidth.ReadProbe(threads=threads)
+        arms = self._arms(inputs, need)
+        probe = bandwidth.ReadProbe(threads=threads, device=config.device)
+        clock = self._clock(probe)
+        dense = self.traffic["dense"]
         counted = {name: arm.replay(REPLAYED) for name, arm in arms.items()}
-        timed = timer.interleave(
-            {**arms, "sdpa": sdpa, "read": probe},
+        if left_out is None:
+            baselines[TORCH] = torch_baseline(inputs, self.copies["dense"], clock, dense)
+        else:
+            baselines[TORCH] = Baseline(reason=left_out)
+        for name, backend, reason in brought:
+            if backend is None:
+                baselines[name] = Baseline(backend=name, reason=reason)
+            else:
+                layers = self._whole_texts(inputs, arms["dense"])
+                baselines[name] = backend_baseline(backend, layers, inputs, clock, dense)
+        timed = clock.interleave(
+            {
+                **arms,
+                **{name: baseline.arm for name, baseline in baselines.items() if baseline.arm is not None},
+                READ: probe,
+            },
+            {**self.traffic, **dict.fromkeys(baselines, dense)},
             rounds_min=config.rounds,
             rounds_max=max(ROUNDS_LIMIT, config.rounds),
             target_noise=NOISE_TARGET,
             max_seconds=config.max_seconds,
             shuffle_seed=config.seed,
             on_progress=progress,
-            floor=TIMING,
         )
+        slowed = gpu_state.caution(gpu_state.identifier(config.device)) if self.gpu else None
         staged = {}
         if config.stages:
-            staged = {name: StageArm(arm, time.perf_counter).measure(STAGE_ROUNDS) for name, arm in arms.items()}
-    maker = _Records(config, cell, shape, ops.name, timed, probe.bytes, counted, chosen, copies)
-    records = [record for name in chosen for record in maker.of_method(name, staged.get(name, {}))]
-    return records + maker.of_sdpa(path)
+            staged = {name: StageArm(arm, clock.stages()).measure(STAGE_ROUNDS) for name, arm in arms.items()}
+        notes = {name: [*clock.notes(name), *filter(None, [slowed])] for name in (*arms, *baselines)}
+        copies = {name: arm.copies for name, arm in arms.items()}
+        maker = _Records(self, timed, probe, counted, baselines, copies, notes)
+        records = [record for name in chosen for record in maker.of_method(name, staged.get(name, {}))]
+        return records + [record for name in baselines for record in maker.of_baseline(name)]
 
+    def _arms(self, inputs: Inputs, need: Need) -> dict[str, MethodArm]:
+        shared = None
+        if need.shared:
+            keeping = [method for method in self.chosen.values() if method.forget() is None]
+            shared = SharedPages(keeping, self.ops, inputs, need.shared_copies, need.forks)
+        return {
+            name: MethodArm(method, self.ops, inputs, self.copies[name], shared) for name, method in self.chosen.items()
+        }
 
-def _best_sdpa(inputs: Inputs, copies: int) -> tuple[SdpaArm, str]:
-    """The faster of torch's two ways to attend with grouped heads; for multi-head attention there is one."""
-    if inputs.shape.query_heads == inputs.shape.kv_heads:
-        return SdpaArm(inputs, copies, expanded=True), "contiguous"
-    arms = {name: SdpaArm(inputs, copies, expanded=name == "expanded") for name in ("enable_gqa", "expanded")}
-    timed = timer.interleave(
-        arms, rounds_min=5, rounds_max=5, target_noise=0.0, max_seconds=10.0, shuffle_seed=0, on_progress=None
-    )
-    best = min(arms, key=lambda name: stats.median(timed[name].seconds))
-    return arms[best], best
+    def _clock(self, probe: bandwidth.ReadProbe) -> Clock:
+        if not self.gpu:
+            return HostClock()
+        rate = probe.bytes / min(timer.CudaEvents(self.config.device).measure(probe.step, i, 1) for i in range(3))
+        return DeviceClock(self.shape, self.config.timing or "graph", cold=self.config.cache == "cold", bandwidth=rate)
 
-
-def _check_memory(shape: LayerShape, chosen: Mapping[str, Method], copies: Mapping[str, int]) -> None:
-    """Refuse a cell that cannot fit, instead of being killed half-way."""
-    import os
-
-    def stored(name: str) -> int:
-        keep = chosen[name].forget()
-        return shape.seq_len if keep is None else min(shape.seq_len, keep.entries + 1)
-
-    entry = shape.cache.entry_bytes * shape.batch
-    own = sum(copies[name] * stored(name) * entry for name in chosen)
-    expanded = shape.query_heads // shape.kv_heads + (shape.query_heads != shape.kv_heads)
-    need = int(1.1 * (own + copies["dense"] * shape.seq_len * entry * expanded))
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if need > free:
-        raise CellError(
-            f"out of memory: this cell needs about {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free.",
-            "Use a shorter --seq-len, a smaller --batch or fewer methods.",
-        )
+    def _whole_texts(self, inputs: Inputs, dense: MethodArm) -> list[Any]:
+        """Forks of the dense arm's caches that hold the whole text, the step's own entry included."""
+        layers = [layer.fork(dense.method) for layer in dense.layers]
+        for layer in layers:
+            layer.append(inputs.k[0], inputs.v[0])
+        return layers
 
 
 class _Records:
@@ -114,33 +187,33 @@ class _Records:
 
     def __init__(
         self,
-        config: KernelConfig,
-        cell: Cell,
-        shape: LayerShape,
-        backend: str,
+        whole: _Cell,
         timed: Mapping[str, timer.Samples],
-        probe_bytes: int,
+        probe: bandwidth.ReadProbe,
         counted: Mapping[str, Any],
-        chosen: Mapping[str, Method],
+        baselines: Mapping[str, Baseline],
         copies: Mapping[str, int],
+        notes: Mapping[str, list[str]],
     ) -> None:
-        self.config, self.cell, self.shape, self.backend = config, cell, shape, backend
-        self.timed, self.counted, self.chosen, self.copies = timed, counted, chosen, copies
-        self.bandwidth = [probe_bytes / seconds for seconds in timed["read"].seconds]
-        self.dense_bytes = shape.batch * chosen["dense"].bytes_read(cell.seq_len, shape.cache)
+        self.config, self.cell, self.backend = whole.config, whole.cell, whole.ops.name
+        self.chosen, self.traffic, self.copies = whole.chosen, whole.traffic, copies
+        self.timed, self.counted, self.baselines, self.notes = timed, counted, baselines, notes
+        self.bandwidth = [probe.bytes / seconds for seconds in timed[READ].seconds]
+        self.probe = probe.probe
 
     def of_method(self, name: str, staged: Mapping[str, list[float]]) -> list[ResultRecord]:
         """Latency, stages, speed-ups, traffic and counts of one of our methods."""
-        method, counted = self.chosen[name], self.counted[name]
-        must_read = self.shape.batch * method.bytes_read(self.cell.seq_len, self.shape.cache)
+        counted = self.counted[name]
+        must_read = self.traffic[name]
         fallback = bool(counted.fallback)
         records = [self._latency(name, "total", self.timed[name].seconds, must_read, fallback)]
         records += [self._latency(name, stage, samples, None, fallback) for stage, samples in staged.items()]
-        ideal = self.dense_bytes / must_read
+        ideal = self.traffic["dense"] / must_read
         if name != "dense":
             records.append(self._speedup(name, "dense", fallback, ideal))
             records.append(self._record(name, "ideal_speedup", "x", ideal, fidelity="modelled", baseline="dense"))
-        records.append(self._speedup(name, "sdpa", fallback, None))
+        there = [baseline for baseline, found in self.baselines.items() if found.arm is not None]
+        records += [self._speedup(name, baseline, fallback, None) for baseline in there]
         records.append(self._record(name, "bytes", "B", float(must_read), fidelity="modelled"))
         records.append(self._bandwidth_fraction(name, must_read))
         for metric in ("visible", "read", "resident"):
@@ -148,20 +221,36 @@ class _Records:
             records.append(counts)
         return records
 
-    def of_sdpa(self, path: str) -> list[ResultRecord]:
-        """Latency and bandwidth of torch's attention."""
-        seconds = self.timed["sdpa"].seconds
-        stats_of = {**stats.summary(seconds), "path": path}
+    def of_baseline(self, name: str) -> list[ResultRecord]:
+        """Latency and bandwidth of a baseline's fastest way, or why there is none."""
+        found = self.baselines[name]
+        if found.arm is None:
+            return [
+                self._record(name, "latency", "s", None, status="skipped", reason=found.reason, stage="total"),
+            ]
+        seconds = self.timed[name].seconds
+        stats_of: dict[str, Any] = {**stats.summary(seconds), "path": found.path, "paths": found.paths}
+        if found.reason:
+            stats_of["left_out"] = found.reason
         latency = self._record(
-            "sdpa", "latency", "s", stats.median(seconds), samples=seconds, stats=stats_of, stage="total"
+            name,
+            "latency",
+            "s",
+            stats.median(seconds),
+            samples=seconds,
+            stats=stats_of,
+            warnings=self.notes[name],
+            stage="total",
         )
-        return [latency, self._bandwidth_fraction("sdpa", self.dense_bytes)]
+        return [latency, self._bandwidth_fraction(name, self.traffic["dense"])]
 
     def _latency(
         self, name: str, stage: str, seconds: list[float], must_read: int | None, fallback: bool
     ) -> ResultRecord:
         summary = {**stats.summary(seconds), "dense_fallback": fallback, "copies": self.copies[name]}
-        warnings = [] if must_read is None else stats.warnings(seconds, stopped=self.timed[name].stopped)
+        warnings = []
+        if must_read is not None:
+            warnings = [*stats.warnings(seconds, stopped=self.timed[name].stopped), *self.notes[name]]
         return self._record(
             name, "latency", "s", stats.median(seconds), samples=seconds, stats=summary, warnings=warnings, stage=stage
         )
@@ -192,7 +281,8 @@ class _Records:
         fractions = [must_read / s / peak for s, peak in zip(seconds, self.bandwidth, strict=True)]
         value = stats.median(fractions)
         achieved = stats.median([must_read / s for s in seconds])
-        summary = {**stats.summary(fractions), "bandwidth": stats.median(self.bandwidth), "achieved": achieved}
+        rates = {"bandwidth": stats.median(self.bandwidth), "achieved": achieved, "probe": self.probe}
+        summary = {**stats.summary(fractions), **rates}
         warnings = [roofline.above_bandwidth(value)] if value > 1 else []
         return self._record(
             name, "bandwidth_fraction", "fraction", value, samples=fractions, stats=summary, warnings=warnings
@@ -208,8 +298,8 @@ class _Records:
             kind="kernel",
             status=more.pop("status", "ok"),
             method=name,
-            method_args={} if method is None else method.arguments(self.cell.page_size),
-            backend="torch" if method is None else self.backend,
+            method_args=self._path(name) if method is None else method.arguments(self.cell.page_size),
+            backend=self.baselines[name].backend if method is None else self.backend,
             params=params(self.config, self.cell, **known),
             metric=metric,
             unit=unit,
@@ -217,3 +307,8 @@ class _Records:
             seed=self.config.seed,
             **more,
         )
+
+    def _path(self, name: str) -> dict[str, Any]:
+        """Which way a backend's baseline went; torch's has stood in its ``stats`` alone since the first records."""
+        found = self.baselines[name]
+        return {} if name == TORCH or not found.path else {"path": found.path}

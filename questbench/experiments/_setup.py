@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from questbench.kernels._ops import Ops
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-DEFAULT_BACKEND = {"cpu": "cpu"}
+DEFAULT_BACKEND = {"cpu": "cpu", "cuda": "cuda"}
 PAGE_SIZES = (4, 8, 16, 32, 64, 128)
 
 
@@ -47,13 +47,21 @@ def load_ops(device: str, backend: str | None) -> Ops:
     """
     from questbench import kernels
 
-    if device == "cuda":
-        raise PrerequisiteError(
-            "There is no CUDA backend in this version; its kernels are the next step.", "Use --device cpu."
-        )
     if device not in DEFAULT_BACKEND:
         raise UsageError(f"Unknown device '{device}'. Known: {', '.join(DEFAULT_BACKEND)}.", "Use --device cpu.")
-    return kernels.load(backend or DEFAULT_BACKEND[device])
+    if device != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise PrerequisiteError("There is no usable CUDA device.", "See: questbench doctor. Or use --device cpu.")
+    name = backend or DEFAULT_BACKEND[device]
+    kind = kernels.load_class(name)
+    if kind.device not in (device, "any"):
+        raise UsageError(
+            f"Backend '{name}' works on {kind.device}, not on {device}.",
+            f"Use --device {kind.device}, or leave --backend out.",
+        )
+    return kernels.load(name)
 
 
 def torch_dtype(name: str) -> torch.dtype:

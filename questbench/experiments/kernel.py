@@ -17,6 +17,8 @@ from questbench.experiments._unit import Progress, Unit, unusable
 from questbench.methods._base import Method
 from questbench.methods._make import PACKAGE, check_arguments, make, method_class
 
+TIMINGS = ("graph", "events")
+
 
 @dataclass(frozen=True)
 class KernelConfig:
@@ -36,6 +38,8 @@ class KernelConfig:
     threads: int | None = None
     device: str = "cpu"
     backend: str | None = None
+    timing: str | None = None
+    """On a GPU: ``graph`` (the default there) or ``events``. A CPU has its wall clock."""
     cache: str = "cold"
     rounds: int = 20
     """Least number of interleaved rounds."""
@@ -128,6 +132,10 @@ def check(config: KernelConfig) -> None:
                 raise UsageError(f"{flag} {value}: must be at least 1.", f"See: questbench kernel --help ({flag}).")
     if config.cache not in ("cold", "warm"):
         raise registry.unknown("cache state", config.cache, ["cold", "warm"])
+    if config.timing not in (None, *TIMINGS):
+        raise registry.unknown("timing", config.timing, list(TIMINGS))
+    if config.timing is not None and config.device == "cpu":
+        raise UsageError(f"--timing {config.timing} is for GPUs: a CPU has its wall clock.", "Leave --timing out.")
     heads(config)
     for name in config.methods:
         if method_class(name).yardstick:
@@ -148,11 +156,18 @@ def check(config: KernelConfig) -> None:
 def card(config: KernelConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
     query, kv, head_dim = heads(config)
+    device = {}
+    if config.device != "cpu":
+        from questbench.measure import bandwidth
+
+        rate = units.rate(bandwidth.copy_bandwidth(config.device))
+        device = {"device": f"{config.device}, copies {rate} (read and written), timed by {_timing(config)}"}
     return {
+        **device,
         "shape": f"{config.shape}: {query} query heads, {kv} KV heads of {head_dim}",
         "lengths": ", ".join(map(units.echo_count, config.seq_lens)),
         "budgets": ", ".join(map(units.echo_count, config.budgets)),
-        "methods": ", ".join(dict.fromkeys(["dense", *config.methods])) + " against torch SDPA",
+        "methods": ", ".join(dict.fromkeys(["dense", *config.methods])) + f" against {_against(config)}",
         "cache": f"{config.cache}, pages of {', '.join(map(str, config.page_sizes))}, {', '.join(config.dtype)}",
         "cells": str(len(cells(config))),
     }
@@ -201,9 +216,22 @@ def params(config: KernelConfig, cell: Cell, **more: Any) -> dict[str, Any]:
         "dtype": cell.dtype,
         "threads": config.threads or os.cpu_count(),
         "device": config.device,
+        **({} if config.device == "cpu" else {"timing": _timing(config)}),
         "cache": config.cache,
         **more,
     }
+
+
+def _timing(config: KernelConfig) -> str:
+    return config.timing or TIMINGS[0]
+
+
+def _against(config: KernelConfig) -> str:
+    """The baselines of this device."""
+    from questbench.experiments._kernel_baselines import backend_baselines
+
+    brought = [name for name, backend, _ in backend_baselines(config.device) if backend is not None]
+    return " and ".join(["torch SDPA", *brought])
 
 
 def _within(progress: Progress | None, done: int, total: int) -> Callable[[str], None]:

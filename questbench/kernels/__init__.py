@@ -19,11 +19,16 @@ def names() -> list[str]:
     return registry.names(PACKAGE)
 
 
-@functools.cache
-def _instance(name: str) -> Ops:
+def load_class(name: str) -> type[Ops]:
+    """The class of a backend, whether or not it works here. Raises UsageError for an unknown name."""
     from questbench.kernels._ops import Ops
 
-    return registry.load(PACKAGE, name, Ops, kind="backend")()  # type: ignore[type-abstract]
+    return registry.load(PACKAGE, name, Ops, kind="backend")  # type: ignore[type-abstract]
+
+
+@functools.cache
+def _instance(name: str) -> Ops:
+    return load_class(name)()
 
 
 def load(name: str) -> Ops:

@@ -10,6 +10,8 @@ error budgets are measured against.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,8 @@ def _gather(pages: Tensor, table: Tensor, length: int) -> Tensor:
 
 class ReferenceOps(Ops):
     """The five ops in plain torch."""
+
+    device: ClassVar[str] = "any"
 
     def unavailable(self) -> str | None:
         """Always available where torch is."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from questbench._memory import empty
 from questbench.errors import PrerequisiteError
 from questbench.measure.memory import last_level_cache_bytes
-from questbench.measure.timer import WallClock
+from questbench.measure.timer import CudaEvents, Stopwatch, WallClock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +29,8 @@ class ReadProbe:
     """An arm that reads a large buffer once per step, as fast as plain reads go.
 
     A compiled reader (``kernels/probe/read.cpp``) is used where there is a compiler, unless torch's sum turns out to be
-    faster on this machine; a CUDA buffer is read by torch. Torch alone may miss part of the bandwidth, and fractions of
-    what it finds then come out a little high.
+    faster on this machine. Torch alone may miss part of the bandwidth, and fractions of what it finds then come out a
+    little high. On a GPU it is torch's sum or a copy (bytes read and written), whichever moves more.
 
     Args:
         size: bytes of the buffer; at least 4 last-level caches and 128 MiB (1 GiB on a GPU) unless given.
@@ -48,21 +48,43 @@ class ReadProbe:
         self.threads = torch.get_num_threads()
         """Threads that read; without meaning on a GPU."""
         self.probe = "torch"
-        """``compiled`` or ``torch``."""
+        """``compiled``, ``torch`` or ``copy``."""
         self.reason: str | None = None
         """Why the compiled reader is not used on a CPU."""
         # Written once: pages never written all share one page of zeros, which a cache would hold.
         self._data: Tensor = empty((self.bytes // 8,), torch.float64, device).fill_(1.0)
         self._reader: Reader | None = None
+        self._target: Tensor | None = None
         if kind == "cpu":
             self._choose(threads or self.threads)
+        elif kind == "cuda":
+            self._choose_copy(CudaEvents(device))
 
     def setup(self) -> None:
         """Nothing changes."""
 
     def step(self, index: int) -> object:
         """Read the whole buffer once."""
+        if self._target is not None:
+            return self._copy(index)
         return self._by_torch(index) if self._reader is None else self._compiled(index)
+
+    def _copy(self, index: int) -> object:
+        assert self._target is not None
+        return self._target.copy_(self._data[: self._target.shape[0]])
+
+    def _choose_copy(self, watch: Stopwatch) -> None:
+        """Keep a copy of half the buffer, which moves as many bytes as reading all of it, if it is the faster."""
+        half = self._data[: self._data.shape[0] // 2]
+        self._target = half.new_empty(half.shape)
+        copied, read = math.inf, math.inf
+        for index in range(TRIALS):
+            copied = min(copied, watch.measure(self._copy, index, 1))
+            read = min(read, watch.measure(self._by_torch, index, 1))
+        if copied < read:
+            self.probe = "copy"
+        else:
+            self._target = None
 
     def _by_torch(self, index: int) -> object:
         return self._data.sum()
@@ -90,3 +112,26 @@ class ReadProbe:
             self.reason = f"torch's sum reads {compiled / torch_sum - 1:.0%} faster than the compiled reader here."
         else:
             self.probe, self.threads = "compiled", threads
+
+
+def copy_bandwidth(device: str, watch: Stopwatch | None = None, size: int | None = None) -> float:
+    """Bytes per second, read and written, that a copy within the memory of ``device`` moves: the best of a few.
+
+    Args:
+        device: where.
+        watch: CUDA events, or the wall clock on a CPU, unless given.
+        size: bytes of the buffer copied; as :class:`ReadProbe` unless given.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    size = size or max(CACHES * last_level_cache_bytes(device), BYTES_LEAST.get(kind, 0))
+    source = empty((size // 8,), torch.float64, device).fill_(1.0)
+    target = empty((size // 8,), torch.float64, device).fill_(0.0)
+    watch = watch or (CudaEvents(device) if kind == "cuda" else WallClock())
+
+    def step(index: int) -> object:
+        return target.copy_(source)
+
+    step(0)
+    return 2 * source.nbytes / min(watch.measure(step, index, 1) for index in range(TRIALS))

@@ -39,6 +39,8 @@ class Caution(enum.Enum):
         "Mismeasured: a speed-up of {speedup:.2f} is above the ideal {ideal:.2f} that the bytes read allow; the data "
         "came from a cache or the baseline is weak."
     )
+    THROTTLED = "The GPU lowered its clocks while this was timed ({why}): it is faster when cool and alone."
+    EAGER = "Not replayed as a CUDA graph ({why}): launches from Python may have been timed as well."
     BUSY = "This machine was busy before the run began (load {load:.1f} on {cores} cores): timings will be disturbed."
 
     def text(self, **found: object) -> str:

@@ -7,6 +7,9 @@ import math
 from questbench.errors import UsageError
 from questbench.measure.cautions import Caution
 
+LARGE = 100
+"""A step that reads this many caches finds at most a hundredth of it in the cache, even over a single copy."""
+
 
 def read_fraction(seq_len: int, budget: int, page_size: int) -> float:
     """Share of dense traffic that a step with page bounds must read: 1/S + B/L.

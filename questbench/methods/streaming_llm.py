@@ -52,10 +52,7 @@ class StreamingLLM(Method):
                 "streaming_llm with positions=cache needs the model's rotary embedding, and this model has none.",
                 "Use -M streaming_llm.positions=text.",
             )
-        import torch
-
-        shift = [held - seen for held, seen in zip(layer.held, layer.seen, strict=True)]
-        rotated = layer.rotate(q, torch.tensor(shift, device=q.device))
+        rotated = layer.rotate(q, layer.shift())
         return Everything(prefix_q=rotated.to(q.dtype), prefix=self.sinks)
 
     def forget(self) -> Keep:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-OPTIONAL = ("tokens\nread", "x sdpa", "% of\nideal", "% of\nbandwidth", "ideal x\nvs dense")
+OPTIONAL = ("tokens\nread", "x sdpa", "x flash-\ninfer", "% of\nideal", "% of\nbandwidth", "ideal x\nvs dense")
 
 TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine (warm caches or miscounted traffic)"
 
@@ -33,6 +33,7 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
             latency,
             "x dense",
             "x sdpa",
+            "x flash-\ninfer",
             "ideal x\nvs dense",
             "% of\nideal",
             "% of\nbandwidth",
@@ -84,7 +85,7 @@ def _limits(table: Table, row: Any) -> list[str]:
     if not fmt.missing(share) and share > 1:
         used += f" {table.mark(TOO_MUCH)}"
     if row["fallback"]:
-        return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE, NONE, NONE, used]
+        return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE, NONE, NONE, NONE, used]
     speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")
     if fmt.missing(speedup) and row["method"] == "dense" and not fmt.missing(row.get("latency")):
         speedup = 1.0
@@ -95,6 +96,7 @@ def _limits(table: Table, row: Any) -> list[str]:
     return [
         fmt.number(speedup) + flag,
         fmt.number(row.get("speedup.sdpa")),
+        fmt.number(row.get("speedup.flashinfer")),
         fmt.number(ideal),
         fmt.number(reached, 0.01),
         used,

@@ -21,7 +21,7 @@ from questbench.records.schema import ResultRecord, RunManifest
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINES = ("dense", "sdpa")
+BASELINES = ("dense", "sdpa", "flashinfer")
 """What others are compared with: never the best sparse method, never a fallback."""
 OWN = (
     "run",

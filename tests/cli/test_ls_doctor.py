@@ -99,3 +99,24 @@ def test_doctor_sees_what_is_missing(
     assert "apt-get install g++" in gone["C++ compiler"]
     assert "QUESTBENCH_CACHE" in gone["cache folder"]
     assert "--out" in gone["results folder"]
+
+
+@pytest.mark.parametrize(("devices", "told"), [(True, True), (False, False)])
+def test_doctor_says_what_cuda_needs_where_there_is_a_gpu(
+    devices: bool, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from questbench.cli import doctor
+    from questbench.kernels import _build_cuda
+
+    monkeypatch.setattr(_build_cuda, "toolkit", lambda: None)
+    monkeypatch.setenv("PATH", "")
+    checks = {check.what: check for check in doctor._cuda(devices, None)}
+    assert set(checks) == {"torch for CUDA", "CUDA compiler", "compute-sanitizer"}
+    assert all(check.state == "optional" and bool(check.todo) is told for check in checks.values())
+    monkeypatch.undo()
+    assert next(iter(doctor._cuda(devices, "13.0"))).state == "ok"
+
+
+def test_build_knows_its_devices(questbench: Callable[..., Any]) -> None:
+    ended = questbench("build", "--device", "abacus")
+    assert ended.code == 2 and "cpu, cuda" in ended.err

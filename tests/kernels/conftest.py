@@ -1,4 +1,7 @@
-"""The backends under test. Each test that asks for ``ops`` runs on every backend that works on this machine."""
+"""The backends under test. Each test that asks for ``ops`` runs on every CPU backend that works on this machine.
+
+Backends of a GPU run the same tests in tests/gpu.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,16 @@ from questbench import kernels
 from questbench.kernels._ops import Ops
 
 
-@pytest.fixture(params=kernels.names())
+def on_cpu() -> list[str]:
+    return [name for name in kernels.names() if kernels.load_class(name).device in ("cpu", "any")]
+
+
+@pytest.fixture(params=on_cpu())
 def ops(request: pytest.FixtureRequest) -> Ops:
     name: str = request.param
     if reason := kernels.available()[name]:
         pytest.skip(f"{name}: {reason}")
-    backend = kernels.load(name)
-    if backend.device != "cpu":
-        pytest.skip(f"{name}: these tests keep their tensors on the CPU")
-    return backend
+    return kernels.load(name)
 
 
 @pytest.fixture(autouse=True)

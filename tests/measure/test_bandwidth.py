@@ -112,5 +112,17 @@ def test_default_buffer_dwarfs_the_cache(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.gpu
 def test_probe_on_a_gpu() -> None:
     probe = bandwidth.ReadProbe(1 << 24, device="cuda")
-    assert probe.probe == "torch" and probe.reason is None
-    assert float(probe.step(0)) == (1 << 24) / 8  # type: ignore[arg-type]
+    assert probe.probe in ("torch", "copy") and probe.reason is None
+    assert float(probe._by_torch(0)) == (1 << 24) / 8  # type: ignore[arg-type]
+    assert bandwidth.copy_bandwidth("cuda") > 0
+
+
+def test_a_copy_moves_as_many_bytes_as_a_read() -> None:
+    probe = bandwidth.ReadProbe(1 << 20)
+    probe._choose_copy(timer.WallClock())
+    if probe.probe == "copy":
+        copied = probe.step(0)
+        assert isinstance(copied, torch.Tensor) and 2 * copied.nbytes == probe.bytes and (copied == 1.0).all()
+    else:
+        assert float(probe.step(0)) == probe.bytes / 8  # type: ignore[arg-type]
+    assert bandwidth.copy_bandwidth("cpu", size=1 << 20) > 0

@@ -1,0 +1,127 @@
+"""Race and memory checks of the CUDA kernels on small shapes, by compute-sanitizer.
+
+    python scripts/gpu_sanitize.py                     memcheck and racecheck; exit code 0 if both are clean
+    python scripts/gpu_sanitize.py --tool synccheck    another tool of compute-sanitizer
+    python scripts/gpu_sanitize.py --here              the calls alone, no sanitizer (--device cpu rehearses them)
+
+Every op runs once per storage type, head size, page size and kind of list, over ragged rows. torch's caching allocator
+is switched off, so that each tensor is an allocation of its own and one element beyond it is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ("memcheck", "racecheck")
+SECONDS = 240
+
+
+def main() -> int:
+    """Run the tools; 0 if all are clean, 1 if one is not, 3 if there is no compute-sanitizer."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tool", action="append", help="of compute-sanitizer; memcheck and racecheck by default")
+    parser.add_argument("--here", action="store_true", help="run the calls in this process, without a sanitizer")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    if options.here:
+        calls = exercise(options.device)
+        print(f"{calls} calls on {options.device}")
+        return 0
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if sanitizer is None:
+        print("error: compute-sanitizer was not found.\nnext:  install the CUDA toolkit and put its bin on PATH")
+        return 3
+    worst = 0
+    for tool in options.tool or TOOLS:
+        worst = max(worst, _under(sanitizer, tool))
+    return worst
+
+
+def _under(sanitizer: str, tool: str) -> int:
+    """Run the calls under one tool; its last lines and whether it was clean."""
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, str(Path(__file__)), "--here"]
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=SECONDS, cwd=ROOT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        print(f"{tool}: not finished within {SECONDS} s")
+        return 1
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    print(f"{tool}: {'clean' if done.returncode == 0 else f'exit code {done.returncode}'}")
+    print("\n".join(f"  {line}" for line in lines[-3 if done.returncode == 0 else -40 :]))
+    return 0 if done.returncode == 0 else 1
+
+
+def exercise(device: str) -> int:
+    """Call every op over a small grid; the number of calls."""
+    import torch
+
+    from questbench import kernels
+
+    ops = kernels.load(device)
+    calls = 0
+    for dtype in (torch.float16, torch.bfloat16):
+        for dim, size, group in ((64, 8, 1), (128, 16, 4), (128, 64, 8), (256, 32, 2), (128, 16, 1)):
+            for by_channel in (False, True) if group == 1 else (False,):
+                calls += _one_shape(ops, device, dtype, dim, size, group, by_channel)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return calls
+
+
+def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, group: int, by_channel: bool) -> int:
+    import torch
+
+    from questbench.kernels._bounds import empty_bounds
+
+    generator = torch.Generator().manual_seed(dim + size)
+    heads, lengths = 2, [3 * size + 1, 0, 1, size, 400]
+    rows, pages = len(lengths), -(-max(lengths) // size) + 1
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype).to(device)
+
+    def integers(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    k, v = (torch.zeros((rows * pages, heads, size, dim), dtype=dtype, device=device) for _ in "kv")
+    bounds = empty_bounds(rows * pages, heads, dim, dtype, torch.device(device), by_channel=by_channel)
+    table = torch.randperm(rows * pages, generator=generator).to(torch.int32).view(rows, pages).to(device)
+    held = integers([0] * rows)
+    ops.append(draw(rows, heads, 400, dim), draw(rows, heads, 400, dim), k, v, bounds, table, held, integers(lengths))
+    ops.append(draw(rows, heads, 1, dim), draw(rows, heads, 1, dim), k, v, bounds, table, held)
+    q = draw(rows, heads * group, dim)
+    capacity = int(held.max())
+    mass = torch.zeros((rows, heads, capacity), device=device)
+    visits = torch.zeros((rows, heads, capacity), dtype=torch.int32, device=device)
+    scores = ops.score(q, bounds, table, held, size, skip_newest=True)
+    options = {"width": 4, "force_newest": True, "group": group, "scale": dim**-0.5}
+    for merge in ("none", "max", "sum_softmax"):
+        chosen, counts = ops.select(scores, held, size, 4, merge=merge, **options)
+        lists = {"pages": chosen, "counts": counts, "visits": visits}
+        ops.attend(q, k, v, table, held, dim**-0.5, **lists)
+        choice = {"count": 4, "width": 4, "force_newest": True, "merge": merge}
+        ops.attend_top(q, k, v, bounds, table, held, dim**-0.5, **choice)
+    sinks = torch.ones(heads * group, device=device)
+    ops.attend(q, k, v, table, held, dim**-0.5, mass=mass, mass_mode="last", visits=visits)
+    ops.attend(q, k, v, table, held, dim**-0.5, mass=mass, mass_mode="sum", softcap=5.0, sinks=sinks)
+    ops.attend(q, k, v, table, held, dim**-0.5, prefix_q=q.flip(0), prefix=4)
+    positions = torch.arange(capacity, dtype=torch.int32, device=device).expand(rows, heads, -1).contiguous()
+    for weights, shared in ((mass, True), (mass, False), (None, False)):
+        held.fill_(capacity).sub_(integers([0, 1, 0, 0, 0]))
+        rule = {"capacity": capacity - 1, "sinks": 2, "recent": 8, "shared": shared}
+        ops.evict(k, v, table, held, positions, weights, **rule)
+    return 15
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    sys.exit(main())
