@@ -121,6 +121,12 @@ class LayerCache:
         """Bytes of pages in use by this cache and the forks it shares them with."""
         return self.pool.bytes_in_use
 
+    def lag(self) -> Tensor | None:
+        """``[B]``: position in the cache less position in the text, of the newest entry; ``None`` if nothing is gone."""
+        if self.seen == self.held:
+            return None
+        return torch.tensor([held - seen for held, seen in zip(self.held, self.seen, strict=True)], device=self.device)
+
     def append(self, k: Tensor, v: Tensor, new: Sequence[int] | None = None) -> None:
         """Store the last ``new[b]`` of the n entries ``[B, Hk, n, D]`` of each row (all n by default)."""
         counts = [k.shape[2]] * self.rows if new is None else list(new)
