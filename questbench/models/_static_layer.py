@@ -38,7 +38,8 @@ class StaticLayer(LayerCache):
         taken.__dict__.update(layer.__dict__)
         for row, held in enumerate(layer.held):
             taken._make_room(row, steps if keep is None else min(steps, keep.entries + 1 - held))
-        taken._unshare()
+        if keep is not None:  # in-place eviction writes to any page; growth to the newest, which is made room for above
+            taken._unshare()
         taken.now = torch.tensor(layer.seen, dtype=torch.int32, device=layer.device)
         return taken
 
@@ -73,6 +74,11 @@ class StaticLayer(LayerCache):
             recent=keep.recent,
             shared=keep.shared,
         )
+
+    def rewind(self, held: int) -> None:
+        """See :meth:`LayerCache.rewind`."""
+        super().rewind(held)
+        self.now.copy_(torch.tensor(self.seen, dtype=torch.int32))
 
     def advance(self) -> None:
         """The host notes that one step was made."""

@@ -42,7 +42,8 @@ class GraphLoop(StaticLoop):
     """Greedy decode steps by replay.
 
     Args:
-        steps: most steps that will be made; pages for all of them are allocated ahead.
+        steps: most steps between here and the end, or the next :meth:`rewind`; pages for all of them are allocated
+            ahead. Layers that drop entries need no more than they keep.
         record: how a step becomes repeatable; tests pass a function that returns the step itself.
 
     Raises:
@@ -55,7 +56,10 @@ class GraphLoop(StaticLoop):
         super().__init__(model, cache, **options)
         if why := self._unfit():
             raise PrerequisiteError(f"This decode step cannot be captured: {why}.", "Use --loop eager.")
-        self.left = steps
+        self._steps = steps
+        self._limits = [
+            None if layer.method.forget() is not None else max(self._held(layer)) + steps for layer in self.layers
+        ]
         self._record = record
         # A method that reads everything in its first steps reads another number of entries there than later.
         self._first = FIRST + max(layer.method.warmup_steps for layer in self.layers)
@@ -85,9 +89,11 @@ class GraphLoop(StaticLoop):
         Raises:
             UsageError: all steps that there is room for are made.
         """
-        if self.left == 0:
-            raise UsageError("This loop has made all steps that it has room for.", "Build it with more steps.")
-        self.left -= 1
+        for layer, limit in zip(self.layers, self._limits, strict=True):
+            if limit is not None and max(self._held(layer)) >= limit:
+                raise UsageError(
+                    f"This loop has made the {self._steps} steps that it has room for.", "Build it with more steps."
+                )
         if self._first > 0:
             self._first -= 1
             return super().step()
@@ -101,11 +107,11 @@ class GraphLoop(StaticLoop):
     def _freeze(self) -> None:
         for layer in self.layers:
             assert layer.store is not None
-            layer.store = StaticLayer.take(layer.store, self.left + 1)
+            layer.store = StaticLayer.take(layer.store, self._steps)
         seen = [self._store(layer).seen for layer in self.layers]
         # Sizes that follow from the length on the host (a list's width) must suffice for the last step too.
         for layer in self.layers:
-            self._store(layer).seen = [length + self.left + 1 for length in self._store(layer).seen]
+            self._store(layer).seen = [length + self._steps for length in self._store(layer).seen]
         self._replay = self._record(self._choose)
         for layer, lengths in zip(self.layers, seen, strict=True):
             self._store(layer).seen = lengths

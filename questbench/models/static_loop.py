@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,16 @@ TRIED = (3, 5)
 """Tokens of the prompt, and decode steps, that a plan is compared with its model on."""
 
 _verdicts: weakref.WeakKeyDictionary[PreTrainedModel, str | None] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a generation that a loop can go back to."""
+
+    tokens: Tensor
+    places: Tensor
+    columns: list[tuple[int, int]]
+    """Per layer: columns seen, entries held."""
 
 
 class StaticLoop:
@@ -112,6 +123,33 @@ class StaticLoop:
                 if self._look(number) and bool(done.all()):
                     break
         return [_cut(row, stop) for row in made[:used].T.tolist()]
+
+    def mark(self) -> Mark:
+        """Where the loop stands, for :meth:`rewind`."""
+        columns = [(layer.columns, max(self._held(layer))) for layer in self.layers]
+        return Mark(self.tokens.clone(), self.places.clone(), columns)
+
+    def rewind(self, mark: Mark) -> bool:
+        """Go back to ``mark``: layers that drop nothing forget what they have seen since; rows must be equally long.
+
+        Returns:
+            Whether all is as it was. What an evicting layer has dropped is gone: it stays as it is, which has the
+            same size and so the same speed.
+        """
+        whole = len(self.layers) == len(self.cache.layers)
+        for layer, (columns, held) in zip(self.layers, mark.columns, strict=True):
+            layer.columns = columns
+            if layer.store is None or layer.store.positions is not None:
+                whole = False
+            else:
+                layer.store.rewind(held)
+        self.tokens.copy_(mark.tokens)
+        self.places.copy_(mark.places)
+        return whole
+
+    @staticmethod
+    def _held(layer: MethodLayer) -> list[int]:
+        return [0] if layer.store is None else layer.store.held
 
     def _look(self, number: int) -> bool:
         """Whether to ask after this step if all rows are done."""
