@@ -18,7 +18,9 @@ from questbench.errors import CellError
 from questbench.methods._base import Everything, Pages, TopPages
 
 PREFILL_CHUNK = 256
-"""Query rows per block where prefill attention is written out, so that memory stays linear in the length."""
+"""Query rows per block, at most, where prefill attention is masked or written out: memory stays linear in the length."""
+PREFILL_BLOCK = 1 << 25
+"""Probabilities that are written out at once (128 MiB of them): longer texts get blocks of fewer rows."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,19 @@ def prefill(
     scoring: Scoring,
     new: Sequence[int] | None = None,
     collect: frozenset[str] = frozenset(),
+    resumed: bool = False,
 ) -> Tensor:
     """Dense causal attention of several queries per row; their keys and values are in the cache already.
 
-    Queries behind a non-empty cache (a chat turn) see everything that is resident. Nothing is dropped here: call
-    ``layer.end_prefill()`` when the prompt is complete.
+    Queries behind a non-empty cache (a chat turn, a later part of a prompt) see everything that is resident. Nothing
+    is dropped here: call ``layer.end_prefill()`` when the prompt is complete. A prompt in parts gives what it gives in
+    one piece, the collected mass included.
 
     Args:
         q: ``[B, Hq, n, D]``; k, v: ``[B, Hk, n, D]``, as appended.
         new: valid entries per row, the last ones (left padding); all n by default.
         collect: attention mass to leave in ``layer.prefill_mass``: ``last`` and ``sum``, on top of the method's own.
+        resumed: these queries go on with a prompt whose earlier ones have left their mass there.
 
     Returns:
         ``[B, Hq, n, D]``; zeros where a row has padding.
@@ -132,9 +137,8 @@ def prefill(
         everything = layer.method.reread(q.flatten(1, 2), layer)
     prefix_q = None if everything.prefix_q is None else everything.prefix_q.unflatten(1, q.shape[1:3])
     wanted = collect | ({layer.method.prefill_observes} - {"nothing"})
-    longest = max(layer.held)
     for mode in wanted:
-        layer.prefill_mass[mode] = torch.zeros((layer.rows, layer.kv_heads, longest), device=q.device)
+        _make_mass(layer, mode, resumed)
     for row in range(layer.rows):
         count = q.shape[2] if new is None else new[row]
         if count == 0:
@@ -144,31 +148,62 @@ def prefill(
             keys, values = k[row, :, -count:], v[row, :, -count:]
         else:
             keys, values = layer.gather(row)
-        plain = scoring.softcap == 0.0 and scoring.sinks is None and keys.shape[1] == count
+        sunk = None if prefix_q is None else prefix_q[row, :, -count:]
+        plain = scoring.softcap == 0.0 and scoring.sinks is None and sunk is None
         if plain:
-            attended = F.scaled_dot_product_attention(
-                queries[None], keys[None], values[None], is_causal=count > 1, scale=scoring.scale, enable_gqa=True
-            )[0]
+            out[row, :, -count:] = _plain(queries, keys, values, scoring.scale)
+        # The last row's mass needs no other row.
+        first = 0 if "sum" in wanted or not plain else count - 1
         if wanted or not plain:
-            sunk = None if prefix_q is None else prefix_q[row, :, -count:]
-            written_out = _written_out(queries, keys, values, scoring, not plain, sunk, everything.prefix)
-            for start, probabilities, part in written_out:
+            turned = None if sunk is None else sunk[:, first:]
+            blocks = _written_out(queries[:, first:], keys, values, scoring, not plain, turned, everything.prefix)
+            for start, probabilities, part in blocks:
                 if part is not None:
                     out[row, :, q.shape[2] - count + start :][:, : part.shape[1]] = part.to(q.dtype)
                 _collect(layer, row, probabilities, wanted)
-        if plain:
-            out[row, :, -count:] = attended
+    return out
+
+
+def _make_mass(layer: LayerCache, mode: str, resumed: bool) -> None:
+    """Room for one kind of mass of all resident entries; a running sum goes on where it was."""
+    mass = torch.zeros((layer.rows, layer.kv_heads, max(layer.held)), device=layer.device)
+    earlier = layer.prefill_mass.get(mode)
+    if resumed and mode == "sum" and earlier is not None:
+        mass[:, :, : earlier.shape[2]] = earlier
+    layer.prefill_mass[mode] = mass
+
+
+def _plain(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Causal attention by torch's fused kernel; the queries ``[Hq, m, D]`` are the newest of the n entries."""
+    count, entries = queries.shape[1], keys.shape[1]
+    if count == entries:
+        return F.scaled_dot_product_attention(
+            queries[None], keys[None], values[None], is_causal=count > 1, scale=scale, enable_gqa=True
+        )[0]
+    out = torch.empty_like(queries)
+    place = torch.arange(entries, device=queries.device)
+    for start in range(0, count, PREFILL_CHUNK):
+        stop = min(start + PREFILL_CHUNK, count)
+        high = entries - count + stop
+        seen = place[:high] <= torch.arange(high - stop + start, high, device=queries.device)[:, None]
+        out[:, start:stop] = F.scaled_dot_product_attention(
+            queries[None, :, start:stop],
+            keys[None, :, :high],
+            values[None, :, :high],
+            attn_mask=seen[None, None],
+            scale=scale,
+            enable_gqa=True,
+        )[0]
     return out
 
 
 def _collect(layer: LayerCache, row: int, probabilities: Tensor, wanted: frozenset[str] | set[str]) -> None:
-    """Add one block of probability rows ``[Hq, m, n]`` to the mass that is collected."""
-    entries = probabilities.shape[2]
-    grouped = probabilities.unflatten(0, (layer.kv_heads, -1))
+    """Add one block of probability rows ``[Hk, g, m, n]`` to the mass that is collected."""
+    entries = probabilities.shape[3]
     if "sum" in wanted:
-        layer.prefill_mass["sum"][row, :, :entries] += grouped.sum((1, 2))
+        layer.prefill_mass["sum"][row, :, :entries] += probabilities.sum((1, 2))
     if "last" in wanted:
-        layer.prefill_mass["last"][row, :, :entries] = grouped[:, :, -1].sum(1)
+        layer.prefill_mass["last"][row, :, :entries] = probabilities[:, :, -1].sum(1)
 
 
 def _written_out(
@@ -180,25 +215,40 @@ def _written_out(
     prefix_q: Tensor | None = None,
     prefix: int = 0,
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """Causal attention in blocks of query rows, in fp32: yields (first row, probabilities, output or ``None``)."""
-    count, entries = queries.shape[1], keys.shape[1]
-    group = queries.shape[0] // keys.shape[0]
-    wide_k = keys.float().repeat_interleave(group, dim=0)
-    wide_v = values.float().repeat_interleave(group, dim=0) if with_output else None
+    """Causal attention in blocks of query rows, in fp32.
+
+    Yields:
+        (first row, probabilities ``[Hk, g, m, entries up to the block's last row]``, output ``[Hq, m, D]`` or ``None``).
+    """
+    heads, count, _ = queries.shape
+    kv_heads, entries, _ = keys.shape
+    wide_k, wide_v = keys.float(), values.float() if with_output else None
+    grouped = queries.float().unflatten(0, (kv_heads, -1))
+    turned = None if prefix_q is None else prefix_q.float().unflatten(0, (kv_heads, -1))
     place = torch.arange(entries, device=queries.device)
-    for start in range(0, count, PREFILL_CHUNK):
-        block = queries[:, start : start + PREFILL_CHUNK].float()
-        logits = block @ wide_k.transpose(1, 2) * scoring.scale
-        if prefix_q is not None:
-            turned = prefix_q[:, start : start + PREFILL_CHUNK].float()
-            logits[:, :, :prefix] = turned @ wide_k[:, :prefix].transpose(1, 2) * scoring.scale
+    rows = max(1, min(PREFILL_CHUNK, PREFILL_BLOCK // (heads * entries)))
+    for start in range(0, count, rows):
+        stop = min(start + rows, count)
+        high = entries - count + stop
+        logits = _products(grouped[:, :, start:stop], wide_k[:, :high]) * scoring.scale
+        if turned is not None:
+            logits[..., :prefix] = _products(turned[:, :, start:stop], wide_k[:, :prefix]) * scoring.scale
         if scoring.softcap > 0:
             logits = scoring.softcap * torch.tanh(logits / scoring.softcap)
-        own = torch.arange(start, start + block.shape[1], device=queries.device) + entries - count
-        logits.masked_fill_(place > own[:, None], -torch.inf)
+        own = torch.arange(high - stop + start, high, device=queries.device)
+        logits.masked_fill_(place[:high] > own[:, None], -torch.inf)
         if scoring.sinks is not None:
-            sink = scoring.sinks.float()[:, None, None].expand(-1, block.shape[1], 1)
-            probabilities = torch.softmax(torch.cat([logits, sink], dim=-1), dim=-1)[..., :entries]
+            sink = scoring.sinks.float().view(kv_heads, -1, 1, 1).expand(-1, -1, stop - start, 1)
+            probabilities = torch.softmax(torch.cat([logits, sink], dim=-1), dim=-1)[..., :high]
         else:
             probabilities = torch.softmax(logits, dim=-1)
-        yield start, probabilities, None if wide_v is None else probabilities @ wide_v
+        out = None
+        if wide_v is not None:
+            weighted = probabilities.flatten(1, 2) @ wide_v[:, :high]
+            out = weighted.unflatten(1, (-1, stop - start)).flatten(0, 1)
+        yield start, probabilities, out
+
+
+def _products(queries: Tensor, keys: Tensor) -> Tensor:
+    """``[Hk, g, m, D]`` and ``[Hk, n, D]`` -> ``[Hk, g, m, n]``: a group's queries share their head's keys."""
+    return (queries.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, queries.shape[1:3])

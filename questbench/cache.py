@@ -116,6 +116,14 @@ class LayerCache:
         """Bytes of pages in use by this cache and the forks it shares them with."""
         return self.pool.bytes_in_use
 
+    def lag(self) -> Tensor | None:
+        """``[B]``: position in the cache less position in the text of the newest entry; ``None`` if nothing is gone."""
+        if self.seen == self.held:
+            return None
+        if self._newest is not None and self.positions is not None:
+            return self.lengths - self.positions[:, 0, self._newest] - 1
+        return torch.tensor([held - seen for held, seen in zip(self.held, self.seen, strict=True)], device=self.device)
+
     def append(self, k: Tensor, v: Tensor, new: Sequence[int] | None = None) -> None:
         """Store the last ``new[b]`` of the n entries ``[B, Hk, n, D]`` of each row (all n by default)."""
         counts = [k.shape[2]] * self.rows if new is None else list(new)
@@ -134,12 +142,6 @@ class LayerCache:
         k = self.k_pages[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]]
         v = self.v_pages[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]]
         return k, v
-
-    def shift(self) -> Tensor:
-        """``[B]``, on the device: entries held less text seen; positions in the cache are the text's plus this."""
-        if self._newest is not None and self.positions is not None:
-            return self.lengths - self.positions[:, 0, self._newest] - 1
-        return torch.tensor([held - seen for held, seen in zip(self.held, self.seen, strict=True)], device=self.device)
 
     def end_prefill(self) -> None:
         """Hand the prefill's attention mass to the method and drop what it does not keep.

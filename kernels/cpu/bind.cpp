@@ -4,6 +4,7 @@
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/optional.h>
 
+#include "questbench/linear.h"
 #include "questbench/ops.h"
 
 namespace questbench {
@@ -193,6 +194,14 @@ void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, Tensor
   });
 }
 
+void bind_linear(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView y, int64_t threads) {
+  with_type(weight, [&]<typename T>(T) {
+    Linear<T> job{data<T>(weight), data<T>(bias), data<T>(x), data<T>(y), y.stride(0), x.size(0), weight.size(1),
+                  weight.size(0), static_cast<int>(threads)};
+    linear(job);
+  });
+}
+
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(append, bind_append);
@@ -201,5 +210,6 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(select, bind_select);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend, bind_attend);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend_top, bind_attend_top);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(evict, bind_evict);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, bind_linear);
 
 }  // namespace questbench

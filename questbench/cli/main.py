@@ -20,6 +20,7 @@ from questbench.errors import ExitCode, QuestbenchError, UsageError
 
 VERBS = {
     "kernel": "Time the attention kernels of every method.",
+    "e2e": "Time prefill and every token after it, with the whole model.",
     "accuracy": "Score every method on long-context tasks.",
     "report": "Make tables and plots of stored runs, or compare them.",
     "ls": "List methods, tasks, backends, models and plots.",

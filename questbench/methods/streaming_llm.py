@@ -45,14 +45,14 @@ class StreamingLLM(Method):
 
     def reread(self, q: Tensor, layer: LayerCache) -> Everything:
         """The same for all queries of a turn: they are equally far from their positions in the cache."""
-        if not self.needs_rotation or layer.seen == layer.held:
+        if not self.needs_rotation or (lag := layer.lag()) is None:
             return Everything()
         if layer.rotate is None:
             raise CellError(
                 "streaming_llm with positions=cache needs the model's rotary embedding, and this model has none.",
                 "Use -M streaming_llm.positions=text.",
             )
-        rotated = layer.rotate(q, layer.shift())
+        rotated = layer.rotate(q, lag)
         return Everything(prefix_q=rotated.to(q.dtype), prefix=self.sinks)
 
     def forget(self) -> Keep:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ from questbench.models.hf_cache import MethodLayer, Settings, SparseCache
 from questbench.models.rotary import rotations
 
 NAME = "questbench"
+PREFILL_TOKENS = 2048
+"""Tokens of a prompt that go through the model at once, unless told otherwise."""
 KNOWN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
 AttentionInterface.register(NAME, questbench_attention)
@@ -149,6 +151,50 @@ def forward(
         inputs["logits_to_keep"] = 1
     logits: Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True, **inputs).logits
     return logits if all_logits else logits[:, -1]
+
+
+def prefill(
+    model: PreTrainedModel,
+    ids: Tensor | Sequence[int] | Sequence[Sequence[int]],
+    cache: SparseCache,
+    *,
+    chunk: int = PREFILL_TOKENS,
+    mask: Tensor | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Tensor:
+    """Feed a prompt in parts and return the logits of its last position, ``[B, vocabulary]``.
+
+    What lies beside the cache (activations, masks) is as long as one part, so that memory beyond the cache does not grow
+    with the prompt. The rule is one for all methods: the prompt is read densely, the mass that a method judges by is
+    summed over all parts, and what is dropped is dropped once, after the last part. The outcome is that of a prompt
+    in one piece.
+
+    Args:
+        ids: ``[B, n]``, or one row; padding on the left.
+        cache: an empty cache of :func:`build_cache`, or one that this text goes on with.
+        chunk: tokens per part.
+        mask: ``[B, n]``, 0 on padding.
+        progress: told (tokens done, tokens in all) after each part.
+    """
+    if chunk < 1:
+        raise UsageError(f"A prompt cannot be fed in parts of {chunk} tokens.", "Use --prefill-chunk 2k.")
+    tokens = torch.as_tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
+    tokens = tokens[None] if tokens.dim() == 1 else tokens
+    total = tokens.shape[1]
+    settings, inputs = cache.settings, {}
+    try:
+        for start in range(0, total, chunk):
+            stop = min(start + chunk, total)
+            settings.more, settings.resumed = stop < total, start > 0
+            if mask is not None:
+                places = (mask.long().cumsum(1) - 1).clamp(min=0)
+                inputs = {"attention_mask": mask[:, :stop], "position_ids": places[:, start:stop]}
+            logits = forward(model, tokens[:, start:stop], cache, **inputs)
+            if progress is not None:
+                progress(stop, total)
+    finally:
+        settings.more = settings.resumed = False
+    return logits
 
 
 def _template(model: PreTrainedModel) -> list[Any]:

@@ -55,6 +55,10 @@ class Settings:
     observer: Observer | None = None
     collect: frozenset[str] = frozenset()
     bounds: bool | None = None
+    more: bool = False
+    """The prompt goes on after this forward: nothing is dropped yet, and one token is no decode step."""
+    resumed: bool = False
+    """This forward goes on with a prompt."""
     _mask: Tensor | None = field(default=None, init=False)
     _valid: list[int] | None = field(default=None, init=False)
 
@@ -157,10 +161,14 @@ class MethodLayer(CacheLayerMixin):  # type: ignore[misc]
         opening = not any(store.seen)
         store.append(keys, values, valid)
         self.columns += columns
-        if columns == 1 and not opening:
+        in_prompt = opening or self.settings.more or self.settings.resumed
+        if columns == 1 and not in_prompt:
             out = attention.decode(store, query[:, :, 0].contiguous(), scoring, self.settings.observer)
             return out[:, :, None]
-        out = attention.prefill(store, query, keys, values, scoring, valid, self.settings.collect)
+        collect, resumed = self.settings.collect, self.settings.resumed
+        out = attention.prefill(store, query, keys, values, scoring, valid, collect, resumed)
+        if self.settings.more:
+            return out
         store.end_prefill()
         if not self.settings.collect:
             store.prefill_mass.clear()

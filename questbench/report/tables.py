@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from questbench.records.schema import ResultRecord, RunManifest
-from questbench.report import _accuracy_table, _kernel_table
+from questbench.report import _accuracy_table, _e2e_table, _kernel_table
 from questbench.report import _format as fmt
 from questbench.report.frame import cell_frame, input_columns, units
 from questbench.report.render import Cell, Table
@@ -19,8 +19,9 @@ LONGEST = 200
 _BUILDERS: dict[str, Callable[[pd.DataFrame, list[str]], list[Table]]] = {
     "kernel": _kernel_table.build,
     "accuracy": _accuracy_table.build,
+    "e2e": _e2e_table.build,
 }
-_TITLES = {"e2e": "End to end", "analyze": "Analysis"}
+_TITLES = {"analyze": "Analysis"}
 
 
 def tables(records: Iterable[ResultRecord], manifests: Mapping[str, RunManifest] | None = None) -> list[Table]:

@@ -13,7 +13,7 @@ import typer
 
 from questbench.cli.main import VERBS, VerbGroup, app
 
-PLANNED = ("e2e", "analyze", "reproduce")
+PLANNED = ("analyze", "reproduce")
 
 
 def verb_command(name: str) -> Any:
@@ -60,10 +60,10 @@ def test_version(questbench: Callable[..., Any]) -> None:
     assert questbench("--version").out == f"questbench {__version__}\n"
 
 
-@pytest.mark.parametrize("verb", ["kernel", "accuracy"])
+@pytest.mark.parametrize("verb", ["kernel", "e2e", "accuracy"])
 def test_defaults_are_those_of_the_experiment(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = importlib.import_module(f"questbench.experiments.{verb}")
-    config_class = {"kernel": "KernelConfig", "accuracy": "AccuracyConfig"}[verb]
+    config_class = {"kernel": "KernelConfig", "e2e": "E2EConfig", "accuracy": "AccuracyConfig"}[verb]
     seen: list[Any] = []
     monkeypatch.setattr(
         "questbench.cli._run.execute", lambda kind, module, cls, flags, ctx, **_: seen.append(cls(**flags)) or 0

@@ -196,3 +196,74 @@ def write_run(
         writer.write(records, key="all")
         writer.finish()
     return writer.path
+
+
+E2E = {
+    "page_size": 16,
+    "model": "shape:sheared-llama-1.3b",
+    "batch": 1,
+    "dtype": "bf16",
+    "weights": "full",
+    "select_by": "auto",
+    "threads": 16,
+    "device": "cpu",
+    "dense_layers": None,
+    "cache_fill": "random",
+    "loop": "auto",
+}
+WEIGHTS, ENTRY = 2.6e9, 24 * 8192.0
+"""Bytes of weights, and of one KV entry in all layers, of the golden model."""
+
+
+def e2e(
+    seq_lens: tuple[int, ...] = (2048, 8192, 32768), budgets: tuple[int, ...] = (2048,), *, seed: int = 0
+) -> list[ResultRecord]:
+    """A sweep of dense and quest over a whole model at 40 GB/s; quest loses while its pages save little."""
+    rng = random.Random(seed)
+    found: list[ResultRecord] = []
+    for seq_len in seq_lens:
+        for budget in budgets:
+            inputs = {"seq_len": seq_len, "budget": budget, **E2E}
+            read = {"dense": seq_len, "quest": budget + seq_len // 16}
+            for method in ("dense", "quest"):
+                found += _whole_model(method, inputs, read, rng)
+    return found
+
+
+def _whole_model(method: str, inputs: dict[str, Any], read: dict[str, int], rng: random.Random) -> list[ResultRecord]:
+    traffic = {name: WEIGHTS + ENTRY * entries for name, entries in read.items()}
+    bound = traffic[method] / 40e9
+    step = bound / 0.85
+
+    def make(metric: str, unit: str, value: float, **more: Any) -> ResultRecord:
+        samples = [value * (1 + rng.gauss(0, 0.01)) for _ in range(21)]
+        ordered = sorted(samples)
+        known = {key: more.pop(key) for key in ("stage", "baseline") if key in more}
+        spread = {"p20": ordered[4], "p80": ordered[16], "p90": ordered[18], "p99": ordered[20]}
+        return ResultRecord(
+            run="",
+            kind="e2e",
+            status="ok",
+            method=method,
+            method_args={} if method == "dense" else {"budget": inputs["budget"]},
+            backend="cpu",
+            params={**inputs, **known},
+            metric=metric,
+            unit=unit,
+            value=value,
+            samples=samples,
+            stats={**spread, **more.pop("stats", {})},
+            **more,
+        )
+
+    parts = {"weights": WEIGHTS / 36e9, "append": 1e-4, "attend": step - WEIGHTS / 36e9 - 3e-3, "rest": 2.9e-3}
+    records = [make("tpot", "s", step, stage="total", stats={"linear": "compiled"})]
+    records += [make("tpot", "s", seconds, stage=stage) for stage, seconds in {**parts, "staged": step}.items()]
+    records += [make("bound", "s", bound, fidelity="modelled"), make("bandwidth_fraction", "fraction", bound / step)]
+    records.append(make("bytes", "B", traffic[method], fidelity="modelled"))
+    if method != "dense":
+        ideal = traffic["dense"] / traffic[method]
+        records.append(make("speedup", "x", ideal, baseline="dense"))
+        records.append(make("ideal_speedup", "x", ideal * 1.02, baseline="dense", fidelity="modelled"))
+        records.append(make("break_even", "tokens", 2185.0, fidelity="modelled"))
+    return records

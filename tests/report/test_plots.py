@@ -15,7 +15,7 @@ from questbench.report import style
 from questbench.report.frame import cell_frame, input_columns
 from questbench.report.plots import _base
 
-RECORDS = {"kernel": golden.kernel(), "accuracy": golden.accuracy((64, 256), (8192, 32768))}
+RECORDS = {"kernel": golden.kernel(), "accuracy": golden.accuracy((64, 256), (8192, 32768)), "e2e": golden.e2e()}
 
 
 def draw(name: str, records: list[ResultRecord], out: Path) -> list[_base.Drawn]:

@@ -174,9 +174,9 @@ def test_each_task_and_protocol_has_its_table() -> None:
 
 
 def test_kinds_without_a_table_of_their_own() -> None:
-    records = [dataclasses.replace(record, kind="e2e") for record in golden.kernel((8192,), (1024,))]
+    records = [dataclasses.replace(record, kind="analyze") for record in golden.kernel((8192,), (1024,))]
     table = one(records)
-    assert table.title == "End to end"
+    assert table.title == "Analysis"
     assert "latency\n(us)" in table.columns
     listed = [dataclasses.replace(golden.failure("quest", "failed", "x"), kind="analyze", params={"layers": [0, 1]})]
     assert one(listed).rows[0][-1].text == "— [1]"

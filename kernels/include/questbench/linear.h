@@ -1,0 +1,89 @@
+// y = W x + b for a few input rows: every weight is read once from memory, so that a step is as fast as memory.
+#pragma once
+
+#include "questbench/dots.h"
+
+namespace questbench {
+
+constexpr int kChains = 2;  // running sums per product, alike for every batch: a row is alone what it is among others
+constexpr int64_t kAhead = 4096;  // bytes: weights are fetched one page ahead, which hardware does not do by itself
+
+template <typename T>
+struct Linear {
+  const T* weight;  // [outputs, inputs], contiguous
+  const T* bias;    // [outputs] or null
+  const T* x;       // [rows, inputs], contiguous
+  T* y;             // [rows, outputs] with rows y_row apart
+  int64_t y_row;
+  int64_t rows, inputs, outputs;
+  int threads;
+};
+template <typename T>
+void linear(const Linear<T>& job);
+
+// 16 products of one row of W with one row of x added to a running sum; 32 of them where pairs are multiplied at once.
+template <typename T>
+struct Products {
+  static constexpr int64_t kWidth = kLanes;
+  typedef Vec Loaded;
+  __attribute__((always_inline)) static inline Loaded take(const T* p) { return load(p); }
+  __attribute__((always_inline)) static inline Vec add(Vec sum, Loaded w, Loaded x) { return sum + w * x; }
+};
+
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+template <>
+struct Products<bf16> {
+  static constexpr int64_t kWidth = 2 * kLanes;
+  typedef __m512i Loaded;
+  __attribute__((always_inline)) static inline Loaded take(const bf16* p) { return _mm512_loadu_si512(p); }
+  __attribute__((always_inline)) static inline Vec add(Vec sum, Loaded w, Loaded x) {
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
+  }
+};
+#endif
+
+// out[b] = w . x[b] for one row of W and kBatch rows of x; each product has kChains running sums side by side.
+template <typename T, int kBatch>
+__attribute__((always_inline)) inline void products(const T* w, const T* x, int64_t n, int64_t ahead, float* out) {
+  using P = Products<T>;
+  Vec sums[kBatch][kChains] = {};
+  const int64_t step = kChains * P::kWidth;
+  int64_t c = 0;
+  for (; c + step <= n; c += step) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kChains; ++i) {
+      const int64_t at = c + i * P::kWidth;
+      const typename P::Loaded row = P::take(w + at);
+      __builtin_prefetch(w + at + ahead, 0, 3);
+#pragma GCC unroll 4
+      for (int b = 0; b < kBatch; ++b) sums[b][i] = P::add(sums[b][i], row, P::take(x + b * n + at));
+    }
+  }
+  for (; c + P::kWidth <= n; c += P::kWidth) {
+    const typename P::Loaded row = P::take(w + c);
+    for (int b = 0; b < kBatch; ++b) sums[b][0] = P::add(sums[b][0], row, P::take(x + b * n + c));
+  }
+  for (int b = 0; b < kBatch; ++b) {
+    Vec all = sums[b][0];
+    for (int i = 1; i < kChains; ++i) all += sums[b][i];
+    float sum = sum_of(all);
+    for (int64_t rest = c; rest < n; ++rest) sum += to_float(w[rest]) * to_float(x[b * n + rest]);
+    out[b] = sum;
+  }
+}
+
+// Outputs first .. last - 1 of kBatch rows of x.
+template <typename T, int kBatch>
+__attribute__((noinline)) void linear_block(const Linear<T>& job, int64_t row, int64_t first, int64_t last) {
+  const int64_t n = job.inputs, fetched = kAhead / static_cast<int64_t>(sizeof(T));
+  float sums[kBatch];
+  for (int64_t o = first; o < last; ++o) {
+    // Never past the end of W: the last rows fetch themselves.
+    const int64_t ahead = (o + 1) * n + fetched <= job.outputs * n ? fetched : 0;
+    products<T, kBatch>(job.weight + o * n, job.x + row * n, n, ahead, sums);
+    const float bias = job.bias ? to_float(job.bias[o]) : 0.0f;
+    for (int b = 0; b < kBatch; ++b) from_float(sums[b] + bias, job.y + (row + b) * job.y_row + o);
+  }
+}
+
+}  // namespace questbench

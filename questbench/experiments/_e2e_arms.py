@@ -1,0 +1,208 @@
+"""What the end-to-end experiment times: whole decode steps and whole generations, ours and those of transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from questbench._memory import empty
+from questbench.experiments._staged import STAGES, StagedOps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from questbench.models.static_loop import StaticLoop
+
+NOISE_BYTES = 64 << 20
+"""Random entries are drawn once and laid end to end: drawing gigabytes would take longer than measuring them."""
+
+
+class StepArm:
+    """One decode step of the whole model per call; caches that grow go back before every timing."""
+
+    def __init__(self, loop: StaticLoop) -> None:
+        self.loop = loop
+        self._mark = loop.mark()
+
+    def setup(self) -> None:
+        """Undo the last steps where the method lets us; evicting caches keep their size by themselves."""
+        self.loop.rewind(self._mark)
+
+    def step(self, index: int) -> None:
+        """One token per row."""
+        del index
+        self.loop.step()
+
+
+class GenerateArm(StepArm):
+    """``count`` tokens per call, as a user would generate them."""
+
+    def __init__(self, loop: StaticLoop, count: int) -> None:
+        super().__init__(loop)
+        self.count = count
+
+    def step(self, index: int) -> None:
+        """``count`` steps and the tokens they made."""
+        del index
+        self.loop.generate(self.loop.tokens, self.count + 1)
+
+
+def stages(loop: StaticLoop, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each part of a step, one sample per round: ``weights``, the five ops, ``rest`` and ``staged``.
+
+    Ops are called one by one here, so that their sum (``staged``) may exceed the time of a plain step.
+    """
+    seconds: dict[str, float] = {}
+    stores = [layer.store for layer in loop.layers if layer.store is not None]
+    plain = stores[0].ops
+    ops = StagedOps(plain, clock)
+    arm = StepArm(loop)
+    found: dict[str, list[float]] = {}
+    with _timed_weights(loop, seconds, clock):
+        for store in stores:
+            store.ops = ops
+        try:
+            for number in range(rounds + 1):
+                arm.setup()
+                seconds.clear()
+                ops.seconds.clear()
+                start = clock()
+                loop.step()
+                total = clock() - start
+                parts = {"weights": seconds.get("weights", 0.0)}
+                parts |= {stage: ops.seconds[stage] for stage in STAGES if stage in ops.seconds}
+                if number:  # the first round warms up
+                    rest = max(total - sum(parts.values()), 0.0)
+                    for stage, value in (parts | {"rest": rest, "staged": total}).items():
+                        found.setdefault(stage, []).append(value)
+        finally:
+            for store in stores:
+                store.ops = plain
+            arm.setup()
+    return found
+
+
+@contextlib.contextmanager
+def _timed_weights(loop: StaticLoop, seconds: dict[str, float], clock: Callable[[], float]) -> Iterator[None]:
+    """Clock the linear layers of the flat plan, or of the model's modules where there is none."""
+
+    def add(start: float) -> None:
+        seconds["weights"] = seconds.get("weights", 0.0) + clock() - start
+
+    def timed(projection: Any) -> Any:
+        def call(x: Tensor) -> Tensor:
+            start = clock()
+            out: Tensor = projection(x)
+            add(start)
+            return out
+
+        return call
+
+    plan = loop.plan
+    if plan is not None:
+        names = ("qkv", "out", "gate_up", "down")
+        blocks = tuple(
+            dataclasses.replace(block, **{name: timed(getattr(block, name)) for name in names}) for block in plan.blocks
+        )
+        loop.plan = dataclasses.replace(plan, blocks=blocks, head=timed(plan.head))
+        try:
+            yield
+        finally:
+            loop.plan = plan
+        return
+    begun: list[float] = []
+    hooks = []
+    for module in loop.model.modules():
+        if isinstance(module, nn.Linear):
+            hooks.append(module.register_forward_pre_hook(lambda *_: begun.append(clock())))
+            hooks.append(module.register_forward_hook(lambda *_: add(begun.pop())))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Noise:
+    """Random keys and values for caches that are filled instead of prefilled."""
+
+    def __init__(self, rows: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: str, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        tokens = max(NOISE_BYTES // (kv_heads * head_dim * dtype.itemsize), 1)
+        self.rows = rows
+        self._entries = torch.randn((1, kv_heads, min(tokens, 8192), head_dim), generator=generator).to(device, dtype)
+
+    def parts(self, total: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values ``[B, Hk, n, D]`` until ``total`` entries are given."""
+        width = self._entries.shape[2]
+        for start in range(0, total, width):
+            part = self._entries[:, :, : min(width, total - start)].expand(self.rows, -1, -1, -1)
+            yield part, part.flip(-1)
+
+
+class TransformersArm:
+    """A decode step by transformers alone: its cache, SDPA attention, eager.
+
+    Args:
+        kind: ``static`` or ``dynamic``, the class of the cache.
+    """
+
+    def __init__(self, model: PreTrainedModel, kind: str, noise: Noise, seq_len: int, room: int) -> None:
+        from transformers import DynamicCache, StaticCache
+
+        self.model, self.kind, self.length = model, kind, seq_len - 1
+        model.set_attn_implementation("sdpa")
+        config = model.config
+        if kind == "static":
+            self.cache: Any = StaticCache(config=config, max_cache_len=seq_len + room)
+        else:
+            self.cache = DynamicCache(config=config)
+        device = next(model.parameters()).device
+        self.ids = torch.ones((noise.rows, 1), dtype=torch.long, device=device)
+        self.place = torch.full((noise.rows, 1), self.length, dtype=torch.long, device=device)
+        for layer in self.cache.layers:
+            self._fill(layer, noise)
+
+    def _fill(self, layer: Any, noise: Noise) -> None:
+        if self.kind == "static":
+            for k, v in noise.parts(self.length):
+                layer.update(k, v)
+            return
+        first, _ = next(noise.parts(1))
+        shape = (noise.rows, first.shape[1], self.length, first.shape[3])
+        k, v = (empty(shape, first.dtype, first.device) for _ in "kv")
+        done = 0
+        for part_k, part_v in noise.parts(self.length):
+            k[:, :, done : done + part_k.shape[2]], v[:, :, done : done + part_k.shape[2]] = part_k, part_v
+            done += part_k.shape[2]
+        layer.update(k[:, :, :0], v[:, :, :0])
+        layer.keys, layer.values = k, v
+
+    def setup(self) -> None:
+        """Back to the prompt's length."""
+        for layer in self.cache.layers:
+            if self.kind == "static":
+                length = layer.cumulative_length
+                length.fill_(self.length) if isinstance(length, Tensor) else setattr(
+                    layer, "cumulative_length", self.length
+                )
+            else:
+                layer.keys, layer.values = layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
+
+    @torch.no_grad()
+    def step(self, index: int) -> None:
+        """One token per row, greedily."""
+        del index
+        out = self.model(
+            input_ids=self.ids,
+            position_ids=self.place,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.ids = out.logits[:, -1].argmax(-1, keepdim=True)

@@ -1,0 +1,266 @@
+"""Measure one cell end to end: prefill, count, time decode steps in interleaved rounds, take the steps apart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from questbench.errors import CellError
+from questbench.experiments._counting import ReadCounter
+from questbench.experiments._e2e_arms import GenerateArm, StepArm, TransformersArm, stages
+from questbench.experiments._e2e_memory import need, peak
+from questbench.experiments._setup import thread_count
+from questbench.measure import bandwidth, timer
+from questbench.records.schema import ResultRecord
+from questbench.seeding import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from questbench.errors import QuestbenchError
+    from questbench.experiments._e2e_session import Session
+    from questbench.experiments.e2e import Cell, E2EConfig
+    from questbench.methods._base import Method
+    from questbench.models.static_loop import StaticLoop
+
+COUNTED = 4
+"""Steps that are made twice, once with the counters on: the tokens must be the same."""
+STAGE_ROUNDS = 10
+SLOPE_ROUNDS = 5
+RIVAL_ROUNDS = 10
+NOISE_TARGET = 0.01
+TIMING = 5e-3
+ROUNDS_LIMIT = 400
+
+
+@dataclass
+class Found:
+    """What was measured of one cell, by method."""
+
+    timed: Mapping[str, timer.Samples] = field(default_factory=dict)
+    """Decode steps, and ``read``: the plain read of memory."""
+    probe_bytes: int = 0
+    prefills: dict[str, list[float]] = field(default_factory=dict)
+    prefill_rise: dict[str, int | None] = field(default_factory=dict)
+    decode_rise: dict[str, int | None] = field(default_factory=dict)
+    counted: dict[str, ReadCounter] = field(default_factory=dict)
+    same_tokens: dict[str, bool] = field(default_factory=dict)
+    kv: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Bytes of keys and values, and of bounds, that each method holds."""
+    slopes: dict[str, list[float]] = field(default_factory=dict)
+    stages: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    rivals: dict[str, timer.Samples] = field(default_factory=dict)
+    loops: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How each method's loop ran: path, reason, linear."""
+
+
+def measure(
+    config: E2EConfig,
+    cell: Cell,
+    session: Session,
+    refused: Mapping[str, QuestbenchError],
+    progress: Callable[[str], Any],
+) -> list[ResultRecord]:
+    """All records of one cell.
+
+    Raises:
+        CellError: the cell needs more memory than there is.
+    """
+    import torch
+
+    from questbench.experiments._e2e_records import Records
+    from questbench.experiments.e2e import methods
+
+    chosen = {name: method for name, method in methods(config, cell).items() if name not in refused}
+    longest = max(config.tokens)
+    # Steps between two rewinds: one timing repeats short steps, a generation makes all of its own.
+    room = max(timer.CALLS_MAX, longest) + COUNTED + 4
+    required = need(
+        session.shape(cell),
+        chosen,
+        layers=session.windows().count(None),
+        rows=cell.batch,
+        seq_len=cell.seq_len,
+        room=room,
+        part=0 if config.cache_fill == "random" else min(config.prefill_chunk, cell.seq_len),
+        widest=max(session.text.intermediate_size, session.text.hidden_size),
+    )
+    required.check(cell.device)
+    found = Found()
+    with torch.inference_mode(), thread_count(cell.threads):
+        try:
+            if config.cache_fill != "random":
+                _time_prefills(config, cell, session, chosen, found, progress)
+            _decode(config, cell, session, chosen, room, found, progress)
+            for kind in config.rivals:
+                progress(f"transformers, {kind} cache")
+                _time_rival(config, cell, session, kind, room, found)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise CellError(
+                f"out of memory, although {required.total / 2**30:.1f} GiB beside the weights were predicted: {error}",
+                "Use a shorter --seq-len, a smaller --batch or fewer methods.",
+            ) from None
+    return Records(config, cell, session, chosen, found, required).all()
+
+
+def _time_prefills(
+    config: E2EConfig,
+    cell: Cell,
+    session: Session,
+    chosen: Mapping[str, Method],
+    found: Found,
+    progress: Callable[[str], Any],
+) -> None:
+    """Each method prefills for itself, in rounds of shuffled order; one cache is alive at a time."""
+    shuffle = generator(config.seed, "prefill").shuffle
+    begin, names = time.monotonic(), list(chosen)
+    for number in range(config.prefill_rounds):
+        if number and time.monotonic() - begin > config.max_seconds:
+            break
+        shuffle(names)
+        for name in names:
+            progress(f"prefill {number + 1} of {config.prefill_rounds}: {name}")
+            seconds, rise = session.time_prefill(cell, chosen[name])
+            found.prefills.setdefault(name, []).append(seconds)
+            found.prefill_rise[name] = rise
+
+
+def _decode(
+    config: E2EConfig,
+    cell: Cell,
+    session: Session,
+    chosen: Mapping[str, Method],
+    room: int,
+    found: Found,
+    progress: Callable[[str], Any],
+) -> None:
+    from questbench.models import hf
+
+    progress("filling the cache" if config.cache_fill == "random" else "prefill for all methods")
+    base, first = session.base(cell, chosen, room)
+    loops = {}
+    for name, method in chosen.items():
+        progress(f"counting what {name} reads")
+        tokens, found.counted[name] = _count(session, base, cell, method, first)
+        loop = session.loop(base, cell, method, first, steps=room)
+        with peak(cell.device) as memory:
+            made = [loop.step().tolist() for _ in range(COUNTED)]
+        found.decode_rise[name] = memory.rise
+        found.same_tokens[name] = made == tokens
+        found.kv[name] = _held_bytes(loop)
+        found.loops[name] = {"path": loop.path, "reason": loop.reason, "linear": loop.linear_path}
+        loops[name] = loop
+    arms: dict[str, Any] = {name: StepArm(loop) for name, loop in loops.items()}
+    probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
+    found.probe_bytes = probe.bytes
+    watch = timer.CudaEvents(cell.device) if cell.device.startswith("cuda") else None
+    found.timed = timer.interleave(
+        {**arms, "read": probe},
+        rounds_min=config.rounds,
+        rounds_max=max(ROUNDS_LIMIT, config.rounds),
+        target_noise=NOISE_TARGET,
+        max_seconds=config.max_seconds,
+        shuffle_seed=config.seed,
+        on_progress=progress,
+        floor=TIMING,
+        stopwatch=watch,
+    )
+    progress("two lengths of generation")
+    for name, loop in loops.items():
+        found.slopes[name] = _slope(config, loop)
+    if config.stages:
+        progress("stages")
+        for name in loops:
+            found.stages[name] = _stages(session, base, cell, chosen[name], first)
+    for loop in loops.values():
+        hf.release(loop.cache)
+    hf.release(base)
+
+
+def _count(
+    session: Session, base: Any, cell: Cell, method: Method, first: Tensor
+) -> tuple[list[list[int]], ReadCounter]:
+    """Tokens of a few steps and what they read, over a fork of their own."""
+    from questbench.models import hf
+
+    counter = ReadCounter(session.text.num_attention_heads, first_layer=session.dense_layers)
+    loop = session.loop(base, cell, method, first, steps=COUNTED, observer=counter)
+    tokens = [loop.step().tolist() for _ in range(COUNTED)]
+    hf.release(loop.cache)
+    return tokens, counter
+
+
+def _held_bytes(loop: StaticLoop) -> tuple[int, int]:
+    """Bytes of keys and values, and of bounds, in pages that hold entries of this cache, as if it shared none."""
+    kv = bounds = 0
+    for layer in loop.layers:
+        store = layer.store
+        assert store is not None
+        pages = sum(-(-held // store.page_size) for held in store.held)
+        page = 2 * store.kv_heads * store.head_dim * store.dtype.itemsize
+        kv += pages * page * store.page_size
+        bounds += pages * page if store.method.needs_bounds else 0
+    return kv, bounds
+
+
+def _slope(config: E2EConfig, loop: StaticLoop) -> list[float]:
+    """Seconds per token, one sample per round, from two generations: what they share cancels."""
+    short, long = config.tokens
+    device = str(loop.tokens.device)
+    timed = timer.interleave(
+        {"short": GenerateArm(loop, short), "long": GenerateArm(loop, long)},
+        rounds_min=SLOPE_ROUNDS,
+        rounds_max=SLOPE_ROUNDS,
+        target_noise=0.0,
+        max_seconds=config.max_seconds,
+        shuffle_seed=config.seed,
+        floor=0.0,
+        stopwatch=timer.CudaEvents(device) if device.startswith("cuda") else None,
+    )
+    pairs = zip(timed["short"].seconds, timed["long"].seconds, strict=True)
+    return [(more - less) / (long - short) for less, more in pairs]
+
+
+def _stages(session: Session, base: Any, cell: Cell, method: Method, first: Tensor) -> dict[str, list[float]]:
+    """The parts of a step, over a fork of its own and never captured: each op is waited for."""
+    import torch
+
+    from questbench.models import hf
+
+    from questbench.models.static_loop import StaticLoop
+
+    cuda = cell.device.startswith("cuda")
+
+    def clock() -> float:
+        if cuda:
+            torch.cuda.synchronize(cell.device)
+        return time.perf_counter()
+
+    cache = hf.fork(base, method, dense_layers=session.dense_layers, page_size=cell.page_size)
+    plan = "model" if session.config.loop == "model" else "auto"
+    loop = StaticLoop(session.loaded.model, cache, plan=plan)
+    loop.tokens.copy_(first)
+    for _ in range(1 + method.warmup_steps):
+        loop.step()
+    found = stages(loop, STAGE_ROUNDS, clock)
+    hf.release(cache)
+    return found
+
+
+def _time_rival(config: E2EConfig, cell: Cell, session: Session, kind: str, room: int, found: Found) -> None:
+    """A cache of transformers, alone in memory; reads of memory run in its rounds too."""
+    arm = TransformersArm(session.loaded.model, kind, session.noise(cell), cell.seq_len, room)
+    probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
+    timed = timer.interleave(
+        {kind: arm, "read": probe},
+        rounds_min=min(RIVAL_ROUNDS, config.rounds),
+        rounds_max=max(RIVAL_ROUNDS, config.rounds),
+        target_noise=NOISE_TARGET,
+        max_seconds=config.max_seconds,
+        shuffle_seed=config.seed,
+        stopwatch=timer.CudaEvents(cell.device) if cell.device.startswith("cuda") else None,
+    )
+    found.rivals[kind] = timed[kind]
+    found.rivals[f"{kind} read"] = timed["read"]

@@ -1,0 +1,141 @@
+"""Memory of an end-to-end run: what a cell will need, and the peaks that its phases reach."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from questbench.errors import CellError
+from questbench.methods._base import CacheShape, Method
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Peak:
+    """The largest memory during a block, above what was in use when it began; ``None`` where nobody tells."""
+
+    rise: int | None = None
+
+
+@contextlib.contextmanager
+def peak(device: str) -> Iterator[Peak]:
+    """Watch the block: allocated memory on a CUDA device, resident memory of the process on a CPU (Linux)."""
+    found = Peak()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield found
+        torch.cuda.synchronize(device)
+        found.rise = int(torch.cuda.max_memory_allocated(device)) - before
+        return
+    start = _resident("VmRSS") if _reset_high_water() else None
+    yield found
+    high = _resident("VmHWM")
+    if start is not None and high is not None:
+        found.rise = max(high - start, 0)
+
+
+def _reset_high_water() -> bool:
+    """Let the kernel forget the highest resident memory so far; false where it does not let us."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _resident(name: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def free_bytes(device: str) -> int:
+    """Bytes that can still be allocated."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Need:
+    """The memory that a cell will allocate beside the weights; the rule that caches are allocated by ahead.
+
+    The prompts of all rows are stored once, in pages that the methods share, with bounds; a method that drops owns
+    ``entries + 1`` entries per row besides, any other the pages of its new entries. While a prompt runs, activations
+    of one part of it are alive.
+    """
+
+    shared: int
+    own: Mapping[str, int]
+    working: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.shared + sum(self.own.values()) + self.working
+
+    def check(self, device: str) -> None:
+        """Refuse a cell that cannot fit instead of being killed half-way.
+
+        Raises:
+            CellError: it cannot.
+        """
+        free = free_bytes(device)
+        if self.total > free:
+            raise CellError(
+                f"out of memory: this cell needs about {self.total / 2**30:.1f} GiB beside the weights "
+                f"and {free / 2**30:.1f} GiB are free.",
+                "Use a shorter --seq-len, a smaller --batch, fewer methods or --cache-fill random.",
+            )
+
+
+def need(
+    shape: CacheShape,
+    methods: Mapping[str, Method],
+    *,
+    layers: int,
+    rows: int,
+    seq_len: int,
+    room: int,
+    part: int,
+    widest: int,
+) -> Need:
+    """The rule of :class:`Need` in numbers.
+
+    Args:
+        shape: of one layer's cache.
+        layers: full-attention layers.
+        room: new entries per row that are allocated ahead.
+        part: tokens of the prompt that run through the model at once; 0 where nothing runs.
+        widest: widest activation of the model, in elements.
+    """
+    size = shape.page_size
+    entry = shape.entry_bytes * rows * layers
+    paged = -(-(seq_len + room) // size) * size
+    own = {}
+    for name, method in methods.items():
+        keep = method.forget()
+        entries = -(-room // size) * size + size if keep is None else min(keep.entries + 1, seq_len + room) + size
+        # What is gathered is copied once more, one layer at a time.
+        copied = 0 if keep is None else 3 * shape.entry_bytes * rows * seq_len
+        own[name] = entry * entries + entry * entries // size + copied
+    working = 4 * rows * part * widest * shape.element_bytes
+    if part and any(method.prefill_observes == "sum" for method in methods.values()):
+        working += 4 * (128 << 20)
+    return Need(entry * paged + entry * paged // size, own, working)

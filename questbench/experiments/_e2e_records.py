@@ -1,0 +1,264 @@
+"""Records of one end-to-end cell: what was measured, what the bytes allow, and where the two part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from questbench.measure import roofline, stats
+from questbench.records.schema import ResultRecord
+
+if TYPE_CHECKING:
+    from questbench.experiments._e2e_cell import Found
+    from questbench.experiments._e2e_memory import Need
+    from questbench.experiments._e2e_session import Session
+    from questbench.experiments.e2e import Cell, E2EConfig
+    from questbench.methods._base import Method
+
+SLOPE_TOLERANCE = 0.1
+"""A slope of two generations that is further from the median step than this says that one of them was disturbed."""
+LONGEST = 1 << 24
+"""Text length up to which a break-even is looked for."""
+
+
+class Records:
+    """Turns what was found into records."""
+
+    def __init__(
+        self,
+        config: E2EConfig,
+        cell: Cell,
+        session: Session,
+        chosen: Mapping[str, Method],
+        found: Found,
+        need: Need,
+    ) -> None:
+        self.config, self.cell, self.session = config, cell, session
+        self.chosen, self.found, self.need = chosen, found, need
+        self.weights = session.read_weights(cell.batch)
+        self.bandwidth = [found.probe_bytes / seconds for seconds in found.timed["read"].seconds]
+        self.peak = stats.median(self.bandwidth)
+
+    def all(self) -> list[ResultRecord]:
+        """Everything."""
+        records = [record for name in self.chosen for record in self._of_method(name)]
+        return records + [record for kind in self.config.rivals for record in self._of_rival(kind)]
+
+    def step_bytes(self, name: str) -> int:
+        """Bytes that a decode step of a method must read: weights, KV entries, bounds."""
+        return self.weights + self.session.cache_bytes(self.chosen[name], self.cell)
+
+    def _of_method(self, name: str) -> list[ResultRecord]:
+        found, seconds = self.found, self.found.timed[name].seconds
+        fallback = bool(found.counted[name].fallback)
+        must_read = self.step_bytes(name)
+        bound = must_read / self.peak
+        records = [self._tpot(name, seconds, fallback)]
+        records += self._slope(name)
+        records.append(self._record(name, "tokens_per_second", "1/s", self.cell.batch / stats.median(seconds)))
+        records += self._prefill(name)
+        records += self._stages(name)
+        if name != "dense":
+            ideal = self.step_bytes("dense") / must_read
+            records.append(self._speedup(name, fallback, ideal))
+            records.append(self._record(name, "ideal_speedup", "x", ideal, fidelity="modelled", baseline="dense"))
+            records.append(self._break_even(name))
+        records.append(self._record(name, "bound", "s", bound, fidelity="modelled", stats={"bandwidth": self.peak}))
+        records.append(self._bandwidth_fraction(name, must_read))
+        records += self._sizes(name, must_read)
+        for metric in ("visible", "read", "resident"):
+            records.append(self._record(name, f"tokens_{metric}", "tokens", found.counted[name].mean(metric)))
+        return records
+
+    def _tpot(self, name: str, seconds: list[float], fallback: bool) -> ResultRecord:
+        found, loop = self.found, self.found.loops[name]
+        warnings = stats.warnings(seconds, stopped=found.timed[name].stopped)
+        if not found.same_tokens[name]:
+            warnings.append("Counting what was read changed the tokens: the counts may not be those of the timed steps.")
+        if loop["reason"]:
+            warnings.append(f"The step ran through the model's own forward: {loop['reason']}.")
+        about = {
+            "dense_fallback": fallback,
+            "same_tokens": found.same_tokens[name],
+            "path": loop["path"],
+            "linear": loop["linear"],
+            "weights_format": self.session.weights["format"],
+            "dense_layers": self.session.dense_layers,
+        }
+        return self._record(
+            name,
+            "tpot",
+            "s",
+            stats.median(seconds),
+            samples=seconds,
+            stats={**stats.summary(seconds), **about},
+            warnings=warnings,
+            stage="total",
+        )
+
+    def _slope(self, name: str) -> list[ResultRecord]:
+        values = self.found.slopes[name]
+        value, median = stats.median(values), stats.median(self.found.timed[name].seconds)
+        warnings = []
+        if abs(value / median - 1) > SLOPE_TOLERANCE:
+            warnings.append(
+                f"Two generations differ by {value / median:.2f} median steps per token: one of the two was disturbed."
+            )
+        lengths = dict(zip(("short", "long"), self.config.tokens, strict=True))
+        return [
+            self._record(
+                name,
+                "tpot_slope",
+                "s",
+                value,
+                samples=values,
+                stats={**stats.summary(values), **lengths},
+                warnings=warnings,
+            )
+        ]
+
+    def _prefill(self, name: str) -> list[ResultRecord]:
+        found = self.found
+        records = []
+        if name in found.prefills:
+            seconds = found.prefills[name]
+            records.append(
+                self._record(
+                    name,
+                    "ttft",
+                    "s",
+                    stats.median(seconds),
+                    samples=seconds,
+                    stats={**stats.summary(seconds), "chunk": self.config.prefill_chunk},
+                )
+            )
+        stored = self.session.stored_weights()
+        for stage, rise, own in (
+            ("prefill", found.prefill_rise.get(name), 0),
+            # In decode the methods share pages: what this one holds counts in full, what it makes besides is watched.
+            ("decode", found.decode_rise.get(name), sum(found.kv[name])),
+        ):
+            if rise is not None:
+                about = {"weights": stored, "cache": own, "rise": rise, "predicted": stored + self.need.total}
+                value = float(stored + own + rise)
+                records.append(self._record(name, "peak_memory", "B", value, stats=about, stage=stage))
+        return records
+
+    def _stages(self, name: str) -> list[ResultRecord]:
+        staged = self.found.stages.get(name, {})
+        total = stats.median(staged["staged"]) if staged else 0.0
+        records = []
+        for stage, samples in staged.items():
+            about = {**stats.summary(samples), "share": stats.median(samples) / total if total else None}
+            median = stats.median(samples)
+            if stage == "weights" and median > 0:
+                about["bandwidth_fraction"] = self.weights / median / self.peak
+            records.append(self._record(name, "tpot", "s", median, samples=samples, stats=about, stage=stage))
+        return records
+
+    def _speedup(self, name: str, fallback: bool, ideal: float) -> ResultRecord:
+        ratios = stats.paired_ratios(self.found.timed["dense"].seconds, self.found.timed[name].seconds)
+        warnings = [roofline.above_ideal(ratios.median, ideal)] if ratios.median > ideal else []
+        if fallback:
+            warnings.append(f"dense fallback: {name} attended the whole text, so this ratio is not a speed-up.")
+        return self._record(
+            name,
+            "speedup",
+            "x",
+            None if fallback else ratios.median,
+            status="skipped" if fallback else "ok",
+            reason="dense fallback: the whole text was attended" if fallback else None,
+            samples=ratios.values,
+            stats={**stats.summary(ratios.values), "dense_fallback": fallback},
+            warnings=warnings,
+            baseline="dense",
+        )
+
+    def _break_even(self, name: str) -> ResultRecord:
+        """The shortest text from which on a step must read less than dense; weights are alike and cancel."""
+        shape = self.session.shape(self.cell)
+        method, dense = self.chosen[name], self.chosen["dense"]
+
+        def wins(length: int) -> bool:
+            return method.bytes_read(length, shape) < dense.bytes_read(length, shape)
+
+        low, high = 1, LONGEST
+        if not wins(high):
+            reason = f"no text of up to {LONGEST:,} tokens reads less than dense"
+            return self._record(name, "break_even", "tokens", None, fidelity="modelled", status="skipped", reason=reason)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if wins(middle) else (middle, high)
+        return self._record(name, "break_even", "tokens", float(high), fidelity="modelled")
+
+    def _bandwidth_fraction(self, name: str, must_read: int) -> ResultRecord:
+        seconds = self.found.timed[name].seconds
+        fractions = [must_read / s / peak for s, peak in zip(seconds, self.bandwidth, strict=True)]
+        value = stats.median(fractions)
+        achieved = stats.median([must_read / s for s in seconds])
+        return self._record(
+            name,
+            "bandwidth_fraction",
+            "fraction",
+            value,
+            samples=fractions,
+            stats={**stats.summary(fractions), "bandwidth": self.peak, "achieved": achieved},
+            warnings=[roofline.above_bandwidth(value)] if value > 1 else [],
+        )
+
+    def _sizes(self, name: str, must_read: int) -> list[ResultRecord]:
+        kv, bounds = self.found.kv[name]
+        sizes = {
+            "kv_bytes": kv,
+            "bounds_bytes": bounds,
+            "weights_bytes": self.session.stored_weights(),
+        }
+        records = [self._record(name, metric, "B", float(value)) for metric, value in sizes.items()]
+        about = {"weights": self.weights, "cache": must_read - self.weights}
+        return [*records, self._record(name, "bytes", "B", float(must_read), fidelity="modelled", stats=about)]
+
+    def _of_rival(self, kind: str) -> list[ResultRecord]:
+        """transformers' own cache: its time, and our dense against it. The two were not timed in the same rounds."""
+        timed, reads = self.found.rivals[kind], self.found.rivals[f"{kind} read"]
+        name, seconds = f"transformers_{kind}", timed.seconds
+        value = stats.median(seconds)
+        bandwidth = self.found.probe_bytes / stats.median(reads.seconds)
+        about = {**stats.summary(seconds), "bandwidth": bandwidth, "paired": False}
+        warnings = stats.warnings(seconds, stopped=timed.stopped)
+        records = [
+            self._record(
+                name, "tpot", "s", value, samples=seconds, stats=about, warnings=warnings, stage="total", backend="torch"
+            ),
+            self._record(
+                name, "tokens_per_second", "1/s", self.cell.batch / value, backend="torch", stats={"paired": False}
+            ),
+        ]
+        must_read = self.step_bytes("dense")
+        fraction = must_read / value / bandwidth
+        records.append(self._record(name, "bandwidth_fraction", "fraction", fraction, backend="torch"))
+        dense = stats.median(self.found.timed["dense"].seconds)
+        # In units of what memory gave at that time, since the two ran apart.
+        normalised = value * bandwidth / (dense * self.peak)
+        ratio = {"paired": False, "normalised": normalised}
+        records.append(self._record("dense", "speedup", "x", value / dense, stats=ratio, baseline=name))
+        return records
+
+    def _record(self, name: str, metric: str, unit: str, value: float | None, **more: Any) -> ResultRecord:
+        from questbench.experiments.e2e import params
+
+        known = {key: more.pop(key) for key in ("stage", "baseline") if key in more}
+        method = self.chosen.get(name)
+        return ResultRecord(
+            run="",
+            kind="e2e",
+            status=more.pop("status", "ok"),
+            method=name,
+            method_args={} if method is None else method.arguments(self.cell.page_size),
+            backend=more.pop("backend", self.session.ops.name),
+            params=params(self.config, self.cell, **known),
+            metric=metric,
+            unit=unit,
+            value=value,
+            seed=self.config.seed,
+            **more,
+        )

@@ -1,0 +1,245 @@
+"""A loaded model for the cells that share it: caches filled or prefilled, forks per method, loops over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from questbench.errors import CellError, UsageError
+from questbench.methods._base import CacheShape, Method
+from questbench.methods._make import make
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from questbench.attention import Observer
+    from questbench.experiments.e2e import Cell, E2EConfig
+    from questbench.kernels._ops import Ops
+    from questbench.models.hf_cache import SparseCache
+    from questbench.models.loading import LoadedModel
+    from questbench.models.static_loop import StaticLoop
+
+
+@dataclass
+class Session:
+    """One model with one kind of weights on one device."""
+
+    config: E2EConfig
+    loaded: LoadedModel
+    ops: Ops
+    dense_layers: int
+    weights: dict[str, Any]
+    """What was quantised, for the record."""
+    device: str
+
+    @classmethod
+    def open(cls, config: E2EConfig, cell: Cell) -> Session:
+        """Load the model of a cell and quantise it.
+
+        Raises:
+            UsageError, PrerequisiteError: it cannot be used for this run.
+        """
+        from questbench.experiments._setup import load_ops, thread_count, torch_dtype
+        from questbench.models import quantise, static_loop
+        from questbench.models.loading import resolve
+
+        ops = load_ops(cell.device, config.backend)
+        with thread_count(None):
+            loaded = resolve(
+                config.model,
+                dtype=torch_dtype(cell.dtype),
+                device=cell.device,
+                seed=config.seed,
+                online=config.online,
+                trust_remote_code=config.trust_remote_code,
+                layers=config.layers,
+                need_tokenizer=False,
+            )
+            weights = quantise.quantise(loaded.model, cell.weights, head=config.quantise_head)
+        static_loop.forget(loaded.model)
+        layers = loaded.model.config.get_text_config(decoder=True).num_hidden_layers
+        dense_layers = loaded.dense_layers if config.dense_layers is None else config.dense_layers
+        if dense_layers >= layers:
+            raise UsageError(
+                f"--dense-layers {dense_layers} leaves no sparse layer: {config.model} has {layers} layers.",
+                f"Use --dense-layers {layers - 1} or fewer.",
+            )
+        return cls(config, loaded, ops, dense_layers, weights, cell.device)
+
+    @property
+    def text(self) -> Any:
+        """The decoder's configuration."""
+        return self.loaded.model.config.get_text_config(decoder=True)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per head."""
+        return int(getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads)
+
+    def shape(self, cell: Cell) -> CacheShape:
+        """Of one layer's cache."""
+        config = self.text
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = self.loaded.model.dtype.itemsize
+        return CacheShape(config.num_attention_heads, kv_heads, self.head_dim, cell.page_size, size)
+
+    def windows(self) -> list[int | None]:
+        """Per layer: the window that it slides, or ``None`` for full attention."""
+        kinds = getattr(self.text, "layer_types", None) or ["full_attention"] * self.text.num_hidden_layers
+        return [self.text.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+
+    def stored_weights(self) -> int:
+        """Bytes of all weights."""
+        from questbench.models._projection import weight_bytes
+
+        return weight_bytes(self.loaded.model)
+
+    def read_weights(self, rows: int) -> int:
+        """Bytes of weights that a step of ``rows`` tokens reads: all but the embedding, of which it reads some rows."""
+        from questbench.models._projection import weight_bytes
+
+        model = self.loaded.model
+        embedding = model.get_input_embeddings()
+        tied = getattr(model.get_output_embeddings(), "weight", None) is embedding.weight
+        row = embedding.weight.shape[1] * embedding.weight.element_size()
+        return weight_bytes(model) - (0 if tied else weight_bytes(embedding)) + rows * row
+
+    def cache_bytes(self, method: Method, cell: Cell) -> int:
+        """Bytes of cache that one step reads in all layers and rows, at one token behind the prompt."""
+        shape, length, dense = self.shape(cell), cell.seq_len + 1, make("dense", 0)
+        total = 0
+        for index, window in enumerate(self.windows()):
+            if window is not None:
+                total += shape.entry_bytes * min(window, length)
+            else:
+                total += (dense if index < self.dense_layers else method).bytes_read(length, shape)
+        return cell.batch * total
+
+    def base(self, cell: Cell, methods: Mapping[str, Method], room: int) -> tuple[SparseCache, Tensor]:
+        """A dense cache of the prompts that every method can be forked from, and the first token ``[B]``."""
+        growing = 1 + sum(method.forget() is None for method in methods.values())
+        capacity = cell.seq_len + growing * (room + 2 * cell.page_size)
+        collect = frozenset(method.prefill_observes for method in methods.values()) - {"nothing"}
+        if self.config.cache_fill == "random":
+            return self._filled(cell, capacity, collect)
+        from questbench.models import hf
+
+        cache = hf.build_cache(
+            self.loaded.model,
+            make("dense", 0),
+            dense_layers=0,
+            page_size=cell.page_size,
+            ops=self.ops,
+            capacity=capacity,
+            collect=collect,
+            bounds=True,
+        )
+        logits = hf.prefill(self.loaded.model, self.prompt(cell), cache, chunk=self.config.prefill_chunk)
+        return cache, logits.argmax(-1)
+
+    def prompt(self, cell: Cell) -> Tensor:
+        """Random tokens ``[B, seq_len]``: what they say does not matter for time."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.config.seed)
+        vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
+        return torch.randint(0, vocabulary, (cell.batch, cell.seq_len), generator=generator)
+
+    def time_prefill(self, cell: Cell, method: Method) -> tuple[float, int | None]:
+        """Seconds from the prompt to its first token under a method, and the rise of memory meanwhile."""
+        import torch
+
+        from questbench.experiments._e2e_memory import peak
+        from questbench.models import hf
+
+        model, prompt = self.loaded.model, self.prompt(cell).to(self.device)
+        with peak(self.device) as memory:
+            start = time.perf_counter()
+            cache = hf.build_cache(
+                model,
+                method,
+                dense_layers=self.dense_layers,
+                page_size=cell.page_size,
+                ops=self.ops,
+                capacity=cell.seq_len + 1,
+            )
+            hf.prefill(model, prompt, cache, chunk=self.config.prefill_chunk).argmax(-1).tolist()
+            if self.device.startswith("cuda"):
+                torch.cuda.synchronize(self.device)
+            seconds = time.perf_counter() - start
+        hf.release(cache)
+        return seconds, memory.rise
+
+    def loop(
+        self, base: SparseCache, cell: Cell, method: Method, first: Tensor, steps: int, observer: Observer | None = None
+    ) -> StaticLoop:
+        """A decode loop over a fork of ``base`` under a method."""
+        from questbench.models import hf
+        from questbench.models.graph_loop import GraphLoop
+        from questbench.models.static_loop import StaticLoop
+
+        cache = hf.fork(base, method, dense_layers=self.dense_layers, page_size=cell.page_size, observer=observer)
+        how = self.config.loop
+        if how == "auto":
+            how = "graph" if self.device.startswith("cuda") and observer is None else "eager"
+        if how == "graph":
+            loop: StaticLoop = GraphLoop(self.loaded.model, cache, steps=steps)
+        else:
+            loop = StaticLoop(self.loaded.model, cache, plan="model" if how == "model" else "auto")
+        loop.tokens.copy_(first)
+        return loop
+
+    def _filled(self, cell: Cell, capacity: int, collect: frozenset[str]) -> tuple[SparseCache, Tensor]:
+        """Random entries in place of a prompt's; the mass that methods judge by is random too."""
+        import torch
+
+        from questbench.models import hf
+        from questbench.models.hf_cache import MethodLayer
+
+        model = self.loaded.model
+        cache = hf.build_cache(
+            model,
+            make("dense", 0),
+            dense_layers=0,
+            page_size=cell.page_size,
+            ops=self.ops,
+            capacity=capacity,
+            collect=collect,
+            bounds=True,
+        )
+        noise, generator = self.noise(cell), torch.Generator().manual_seed(self.config.seed)
+        for layer in cache.layers:
+            if not isinstance(layer, MethodLayer):
+                self._fill_window(layer, noise, cell.seq_len)
+                continue
+            for k, v in noise.parts(cell.seq_len):
+                if layer.store is None:
+                    layer.lazy_initialization(k, v)
+                assert layer.store is not None
+                layer.store.append(k, v)
+            layer.columns = cell.seq_len
+            assert layer.store is not None
+            for mode in collect:
+                mass = torch.rand((cell.batch, layer.store.kv_heads, cell.seq_len), generator=generator)
+                layer.store.prefill_mass[mode] = mass.to(self.device)
+        return cache, torch.ones(cell.batch, dtype=torch.long, device=self.device)
+
+    def noise(self, cell: Cell) -> Any:
+        """Random entries of this model's shape."""
+        from questbench.experiments._e2e_arms import Noise
+
+        shape = self.shape(cell)
+        dtype = self.loaded.model.dtype
+        return Noise(cell.batch, shape.kv_heads, shape.head_dim, dtype, self.device, self.config.seed)
+
+    @staticmethod
+    def _fill_window(layer: Any, noise: Any, seq_len: int) -> None:
+        if not hasattr(layer, "cumulative_length"):
+            raise CellError(
+                f"A layer of type {type(layer).__name__} cannot be filled.", "Leave out --cache-fill random."
+            )
+        for k, v in noise.parts(min(layer.sliding_window, seq_len)):
+            layer.update(k, v)
+        layer.cumulative_length = seq_len

@@ -1,0 +1,65 @@
+"""Tables of end-to-end records: the bound beside every row, losses shown, fallbacks refused, where methods win."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import golden
+import pytest
+
+from questbench.report._e2e_table import crossing
+from questbench.report.tables import tables
+
+
+def texts(table) -> list[dict[str, str]]:
+    return [dict(zip(table.columns, (cell.text for cell in row), strict=True)) for row in table.rows]
+
+
+def test_every_row_stands_beside_its_bound_and_losses_are_shown():
+    latency, parts, even = tables(golden.e2e())
+    rows = texts(latency)
+    assert len(rows) == 6
+    assert all(row["bound\n(ms)"] != "—" for row in rows)
+    short = next(row for row in rows if row["seq len"] == "2k" and row["method"] == "quest")
+    assert float(short["x dense"]) < 1
+    assert {row["method"] for row in texts(parts)} == {"dense", "quest"}
+    assert texts(even) == [
+        {"budget": "2k", "method": "quest", "by bytes": "2,185", "measured": texts(even)[0]["measured"]}
+    ]
+    assert texts(even)[0]["measured"].startswith("about ")
+
+
+def test_a_dense_fallback_has_no_speed_up():
+    records = [
+        dataclasses.replace(record, stats={**record.stats, "dense_fallback": True})
+        if record.method == "quest" and record.metric == "tpot"
+        else record
+        for record in golden.e2e((32768,))
+    ]
+    found = tables(records)
+    row = next(row for row in texts(found[0]) if row["method"] == "quest")
+    assert row["x dense"].startswith("DENSE-FALLBACK")
+    assert len(found) == 2, "and no break-even"
+
+
+def test_faster_than_the_bytes_allow_is_marked():
+    records = [
+        dataclasses.replace(record, value=9.0) if record.metric == "speedup" else record
+        for record in golden.e2e((32768,))
+    ]
+    latency = tables(records)[0]
+    assert next(row for row in texts(latency) if row["method"] == "quest")["x dense"] == "9.00 [1]"
+    assert any("mismeasured" in note for note in latency.footnotes)
+
+
+@pytest.mark.parametrize(
+    ("points", "text"),
+    [
+        ([(1024, 0.9), (2048, 0.99)], "not up to 2k"),
+        ([(4096, 1.2), (8192, 1.5)], "at or below 4k"),
+        ([(1024, 0.5), (4096, 1.5)], "about 2,048"),
+        ([(1024, 1.1), (2048, 0.5), (8192, 1.5)], "about 4,096"),
+    ],
+)
+def test_crossing(points, text):
+    assert crossing(points) == text
