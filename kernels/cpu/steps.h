@@ -63,11 +63,12 @@ void prepare(Attend<T>& job) {
 template <typename T, int D>
 void attend_items(const Attend<T>& job) {
   std::vector<float> logits(job.heads() * (kChunk + kLanes));
+  std::vector<T> rounded(kPairs<T> ? job.heads() * (kChunk + kLanes) : 0);
   std::vector<Query<T>> query(job.heads() * job.paged.head_dim);
   std::vector<float> factors(job.chunks);
 #pragma omp for schedule(dynamic, 1)
   for (int64_t item = 0; item < job.items(); ++item)
-    attend_chunk<T, D>(job, item, omp_get_num_threads(), logits.data(), query.data());
+    attend_chunk<T, D>(job, item, omp_get_num_threads(), logits.data(), rounded.data(), query.data());
 #pragma omp for schedule(static)
   for (int64_t item = 0; item < job.paged.rows * job.query_heads; ++item)
     merge_chunks(job, item / job.query_heads, item % job.query_heads, factors.data());

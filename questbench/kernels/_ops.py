@@ -10,7 +10,8 @@ Paged storage, shared by all ops:
     page_table        [B, P] int32   logical page -> physical page; last dimension contiguous, rows may be strided;
                                      entries past a row's last page are never read
     lengths           [B] int32      entries stored in each row; slot t of row b lies in page_table[b, t // S] at t % S
-All accumulation is fp32 or better. A row of length 0 is legal: it scores -inf, selects nothing and attends to zeros.
+All accumulation is fp32 or better; probabilities may be rounded to bf16 where the values are bf16, as tensor cores take
+them. A row of length 0 is legal: it scores -inf, selects nothing and attends to zeros.
 Rules that every backend keeps: ties go to the lower index; NaN ranks first; results do not depend on thread counts.
 """
 

@@ -20,7 +20,8 @@ def test_positions_are_those_of_the_text(name, lengths, ops):
         layer = driver.layer
         for row in range(2):
             assert (layer.positions[row, :, layer.held[row] - 1] == seen[row]).all()
-            assert layer.shift().tolist() == [h - s for h, s in zip(layer.held, layer.seen, strict=True)]
+            lag = [held - text for held, text in zip(layer.held, layer.seen, strict=True)]
+            assert (layer.lag() is None and lag == [0, 0]) or layer.lag().tolist() == lag
         driver.layer.steps += 1
         driver.layer.ops.attend(
             q[:, :, 0].contiguous(),
@@ -45,7 +46,7 @@ def test_a_prompt_in_between_starts_anew(ops):
     _, k, v = driver.entries(3)
     driver.layer.append(k, v)
     assert driver.layer._newest is None
-    assert driver.layer.shift().tolist() == [26 - 46] * 2
+    assert driver.layer.lag().tolist() == [26 - 46] * 2
     driver.layer.forget()
     driver.step()
     assert torch.equal(driver.layer.positions[0, 0, :23].sort().values, torch.tensor([0, 1, 2, 3, *range(28, 47)]))

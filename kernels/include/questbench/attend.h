@@ -10,6 +10,7 @@
 
 #include "questbench/dots.h"
 #include "questbench/paged.h"
+#include "questbench/pairs.h"
 
 namespace questbench {
 
@@ -139,7 +140,7 @@ __attribute__((always_inline)) inline void touch(const Attend<T>& job, int64_t r
 
 // One chunk of one list: keys, softmax, values. `stride` later comes, most likely, the item this thread does next.
 template <typename T, int D>
-void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* logits, Query<T>* query) {
+void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* logits, T* rounded, Query<T>* query) {
   const Paged<T>& paged = job.paged;
   const int64_t chunk = item % job.chunks, list = item / job.chunks % job.lists, row = item / job.chunks / job.lists;
   const int64_t heads = job.heads(), size = paged.page_size, dim = paged.head_dim;
@@ -206,12 +207,15 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
       const Vec p = exp_of(load(own + t) - base);
       sums += p;
       store(own + t, p);
+      if constexpr (kPairs<T>) store_weights(rounded + g * (kChunk + kLanes) + t, p);
     }
     total[g] = sum_of(sums);
     if (job.weights != nullptr)
       std::copy_n(own, entries, job.weights + ((row * job.lists + list) * heads + g) * job.chunks * kChunk + chunk * kChunk);
   }
   std::fill_n(acc, heads * dim, 0.0f);
+  // One head alone waits for memory either way, and keeps its weights as they are.
+  const bool in_pairs = kPairs<T> && heads > 1 && dim % 32 == 0;
   entries = 0;
   for (int64_t i = first; i < last; ++i) {
     const int64_t page = job.page(row, list, i), valid = paged.valid(row, page);
@@ -219,12 +223,25 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
     const T* following = i + distance < last ? paged.v + paged.tile(row, job.page(row, list, i + distance), head)
                                              : first_keys(job, item + stride, i + distance - last);
     if (job.pages != nullptr) touch(job, row, list, head, first, last, i + last - first);
-    add_values<T, D>(tile, static_cast<int>(valid), logits + entries, kChunk + kLanes, static_cast<int>(heads), dim, acc,
-                     following);
+    if (in_pairs) {
+      if constexpr (kPairs<T>)
+        add_values_in_pairs(tile, static_cast<int>(valid), rounded + entries, kChunk + kLanes, static_cast<int>(heads),
+                            dim, acc, following);
+    } else {
+      add_values<T, D>(tile, static_cast<int>(valid), logits + entries, kChunk + kLanes, static_cast<int>(heads), dim, acc,
+                       following);
+    }
     entries += valid;
   }
-  for (int64_t g = 0; g < heads; ++g)
-    for (int64_t d = 0; d + 32 <= dim; d += 32) untangle(paged.v, acc + g * dim + d);
+  for (int64_t g = 0; g < heads; ++g) {
+    for (int64_t d = 0; d + 32 <= dim; d += 32) {
+      if (!in_pairs) {
+        untangle(paged.v, acc + g * dim + d);
+        continue;
+      }
+      if constexpr (kPairs<T>) untangle_pairs(acc + g * dim + d);
+    }
+  }
 }
 
 // Merge the chunks of one query head, in order; then its share of the mass can be normalised.
