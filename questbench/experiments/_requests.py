@@ -136,10 +136,10 @@ class Requests:
                     else _judge(context[cut:] + encoded[place][1], batch.logits, row if cut == len(context) else None)
                     for row, (context, cut, place) in enumerate(zip(contexts, cuts, asked, strict=True))
                 ]
-                for place, taught in zip(asked, self._play(batch, scripts), strict=True):
-                    if place is not None and taught is not None:
-                        own = len(encoded[place][1])
-                        results[place] = -math.fsum(taught.losses[-own:]), all(taught.greedy[-own:])
+                for index, taught in zip(asked, self._play(batch, scripts), strict=True):
+                    if index is not None and taught is not None:
+                        own = len(encoded[index][1])
+                        results[index] = -math.fsum(taught.losses[-own:]), all(taught.greedy[-own:])
             self._release(batch)
         self.proof.requests += len(pairs)
         return [results[place] for place in range(len(pairs))]
@@ -276,8 +276,7 @@ class Requests:
 
 def _nothing() -> Script[None]:
     """A row that is not asked."""
-    return
-    yield 0
+    yield from ()
 
 
 def _judge(tokens: tuple[int, ...], prefilled: Tensor, row: int | None) -> Script[Taught]:
