@@ -122,7 +122,7 @@ class LayerCache:
         return self.pool.bytes_in_use
 
     def lag(self) -> Tensor | None:
-        """``[B]``: position in the cache less position in the text, of the newest entry; ``None`` if nothing is gone."""
+        """``[B]``: position in the cache less that in the text, of the newest entry; ``None`` if nothing is gone."""
         if self.seen == self.held:
             return None
         return torch.tensor([held - seen for held, seen in zip(self.held, self.seen, strict=True)], device=self.device)

@@ -94,7 +94,7 @@ def test_bytes_are_weights_and_what_each_layer_reads(kind, request):
     assert value(records, "quest", "ideal_speedup") == dense / quest
     bound = next(r for r in records if r.metric == "bound" and r.method == "quest")
     assert bound.value == pytest.approx(quest / bound.stats["bandwidth"])
-    assert value(records, "quest", "break_even") == 65  # three pages, one entry and four pages' bounds are less than 65; 64 fit
+    assert value(records, "quest", "break_even") == 65  # 49 entries and 4 pages' bounds; 64 still fit
 
 
 def test_weights_of_a_tied_model_are_read_whole(prefilled):
@@ -152,9 +152,7 @@ def test_a_dense_fallback_is_no_speed_up(monkeypatch):
 
 def test_batches_and_axes():
     records = records_of(batch=[2], methods=["h2o"], cache_fill="random", select_by=["auto"], stages=False)
-    assert value(records, "h2o", "tokens_per_second") == pytest.approx(
-        2 / value(records, "h2o", "tpot", stage="total")
-    )
+    assert value(records, "h2o", "tokens_per_second") == pytest.approx(2 / value(records, "h2o", "tpot", stage="total"))
     config = E2EConfig(**{**SMALL, "select_by": ["kv_head", "q_head"], "threads": [1, 2]})  # type: ignore[arg-type]
     grid = e2e.cells(config)
     assert len(grid) == 4 == len({cell.key for cell in grid})
