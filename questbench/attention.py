@@ -18,7 +18,7 @@ from questbench.errors import CellError
 from questbench.methods._base import Everything, Pages, TopPages
 
 PREFILL_CHUNK = 256
-"""Query rows per block, at most, where prefill attention is masked or written out: memory stays linear in the length."""
+"""Most query rows per block where prefill attention is masked or written out: memory stays linear in the length."""
 PREFILL_BLOCK = 1 << 25
 """Probabilities that are written out at once (128 MiB of them): longer texts get blocks of fewer rows."""
 
@@ -218,7 +218,7 @@ def _written_out(
     """Causal attention in blocks of query rows, in fp32.
 
     Yields:
-        (first row, probabilities ``[Hk, g, m, entries up to the block's last row]``, output ``[Hq, m, D]`` or ``None``).
+        (first row, probabilities ``[Hk, g, m, entries up to the last row's]``, output ``[Hq, m, D]`` or ``None``).
     """
     heads, count, _ = queries.shape
     kv_heads, entries, _ = keys.shape

@@ -228,7 +228,6 @@ def _stages(session: Session, base: Any, cell: Cell, method: Method, first: Tens
     import torch
 
     from questbench.models import hf
-
     from questbench.models.static_loop import StaticLoop
 
     cuda = cell.device.startswith("cuda")

@@ -74,7 +74,9 @@ class Records:
         found, loop = self.found, self.found.loops[name]
         warnings = stats.warnings(seconds, stopped=found.timed[name].stopped)
         if not found.same_tokens[name]:
-            warnings.append("Counting what was read changed the tokens: the counts may not be those of the timed steps.")
+            warnings.append(
+                "Counting what was read changed the tokens: the counts may not be those of the timed steps."
+            )
         if loop["reason"]:
             warnings.append(f"The step ran through the model's own forward: {loop['reason']}.")
         about = {
@@ -185,7 +187,9 @@ class Records:
         low, high = 1, LONGEST
         if not wins(high):
             reason = f"no text of up to {LONGEST:,} tokens reads less than dense"
-            return self._record(name, "break_even", "tokens", None, fidelity="modelled", status="skipped", reason=reason)
+            return self._record(
+                name, "break_even", "tokens", None, fidelity="modelled", status="skipped", reason=reason
+            )
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if wins(middle) else (middle, high)
@@ -227,7 +231,15 @@ class Records:
         warnings = stats.warnings(seconds, stopped=timed.stopped)
         records = [
             self._record(
-                name, "tpot", "s", value, samples=seconds, stats=about, warnings=warnings, stage="total", backend="torch"
+                name,
+                "tpot",
+                "s",
+                value,
+                samples=seconds,
+                stats=about,
+                warnings=warnings,
+                stage="total",
+                backend="torch",
             ),
             self._record(
                 name, "tokens_per_second", "1/s", self.cell.batch / value, backend="torch", stats={"paired": False}

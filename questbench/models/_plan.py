@@ -93,9 +93,7 @@ def lay_out(model: PreTrainedModel, rows: int) -> Plan:
     buffers = Buffers(rows, parameter.dtype) if parameter.device.type == "cpu" else None
     kinds = getattr(config, "layer_types", None) or [None] * len(decoder.layers)
     kinds = kinds if "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters else [None] * len(kinds)
-    blocks = tuple(
-        _block(layer, kind, config, buffers) for layer, kind in zip(decoder.layers, kinds, strict=True)
-    )
+    blocks = tuple(_block(layer, kind, config, buffers) for layer, kind in zip(decoder.layers, kinds, strict=True))
     return Plan(
         embed=decoder.embed_tokens,
         rotary=_rotary(decoder.rotary_emb, sorted(set(kinds), key=str)),

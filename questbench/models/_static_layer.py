@@ -14,8 +14,8 @@ from questbench.errors import UsageError
 class StaticLayer(LayerCache):
     """Takes over a :class:`LayerCache` after its prefill; lengths and positions live on the device from then on.
 
-    Nothing in a step asks the host how long a row is: pages for all steps are owned ahead, the page table spans them, and
-    the new entry's slot is read from ``lengths``. The host follows by :meth:`advance`.
+    Nothing in a step asks the host how long a row is: pages for all steps are owned ahead, the page table spans them,
+    and the new entry's slot is read from ``lengths``. The host follows by :meth:`advance`.
     """
 
     now: Tensor

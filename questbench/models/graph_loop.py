@@ -1,7 +1,7 @@
 """The decode loop as one CUDA graph: the whole step, sampling included, is launched at once.
 
-The first steps run one by one: they compile, warm up and let methods drop what they drop after a prompt. Then every layer
-becomes a :class:`StaticLayer`, the step is captured, and each later step is one replay.
+The first steps run one by one: they compile, warm up and let methods drop what they drop after a prompt. Then every
+layer becomes a :class:`StaticLayer`, the step is captured, and each later step is one replay.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     loop = StaticLoop(model, cache)
     texts = loop.generate(logits.argmax(-1), 256, stop={eos})
 
-The step is the one of ``model(...)`` with the attention ``questbench``: the same matrices, the same cache, the same call
-of ``attention.decode``. A model without a plan, or one whose plan computes something else, runs through its own forward;
-``path`` and ``reason`` say so.
+The step is the one of ``model(...)`` with the attention ``questbench``: the same matrices, the same cache, the same
+call of ``attention.decode``. A model without a plan, or one whose plan computes something else, runs through its own
+forward; ``path`` and ``reason`` say so.
 """
 
 from __future__ import annotations

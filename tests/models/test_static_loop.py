@@ -244,7 +244,12 @@ def test_what_cannot_be_captured_says_why():
 def test_a_plan_that_computes_something_else_is_found_out(monkeypatch):
     model, (ids, mask) = tiny("qwen3"), prompts([20])
     plain = _plan._norm
-    monkeypatch.setattr(_plan, "_norm", lambda module: lambda x, own=plain(module): own(x) * 1.001)
+
+    def skewed(module):
+        norm = plain(module)
+        return lambda x: norm(x) * 1.001
+
+    monkeypatch.setattr(_plan, "_norm", skewed)
     static_loop.forget(model)
     try:
         cache, _ = prefilled(model, Quest(16), ids, mask)
