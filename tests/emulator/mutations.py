@@ -77,9 +77,9 @@ def caught(mutation: Mutation, op: str, folder: Path) -> str | None:
     return check(library, op)
 
 
-def check(library: Path, op: str) -> str | None:
-    """What the quick check of ``op`` says of a library, or ``None`` if it passes."""
-    command = [sys.executable, str(HERE / "quick_checks.py"), str(library), op]
+def check(library: Path, *ops: str) -> str | None:
+    """What the quick checks of the ops say of a library, or ``None`` if it passes."""
+    command = [sys.executable, str(HERE / "quick_checks.py"), str(library), *ops]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:

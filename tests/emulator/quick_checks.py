@@ -1,6 +1,6 @@
-"""One short check per op, wide enough that any planted mistake shows. As a script: runs one against a library.
+"""One short check per op, wide enough that any planted mistake shows. As a script: runs some against a library.
 
-    python tests/emulator/quick_checks.py LIBRARY OP
+    python tests/emulator/quick_checks.py LIBRARY OP...
 
 Ends with 0 if the kernels passed, with 3 if the check or the emulator found something wrong.
 """
@@ -110,12 +110,13 @@ CHECKS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def main(library: str, op: str) -> int:
+def main(library: str, *names: str) -> int:
     """See the module's docstring."""
     torch.set_num_threads(1)
     ops = emulated.watched(emulated.load(Path(library)), seeds=range(7))
     try:
-        CHECKS[op](ops)
+        for name in names:
+            CHECKS[name](ops)
     except (AssertionError, RuntimeError) as error:
         sys.stdout.write(f"{type(error).__name__}: {error}\n")
         return FOUND

@@ -163,13 +163,13 @@ def test_summed_softmax_far_below_the_best_and_without_finite_scores(ops: Any) -
 @pytest.mark.parametrize(("group", "dim", "size"), CASES)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_attention_dense_and_over_lists(ops: Any, dtype: torch.dtype, group: int, dim: int, size: int) -> None:
-    store = make_store(ragged(size), heads=2, dim=dim, page_size=size, dtype=dtype, seed=group)
+    heads = 1 if group * size > 500 else 2
+    store = make_store(ragged(size, 4), heads=heads, dim=dim, page_size=size, dtype=dtype, seed=group)
     q = make_query(store, group)
     check_attend(ops, store, q, dim**-0.5)
-    for heads in {2, 2 * group}:
-        for count in (1, 3, 6):  # one page, some, all
-            pages, counts = random_lists(store, heads, count)
-            check_attend(ops, store, q, dim**-0.5, pages=pages, counts=counts)
+    for lists, count in ((heads, 1), (heads, 6), (heads * group, 3)):  # one page, all, some
+        pages, counts = random_lists(store, lists, count)
+        check_attend(ops, store, q, dim**-0.5, pages=pages, counts=counts)
 
 
 @pytest.mark.parametrize("group", [1, 4])
@@ -223,12 +223,24 @@ def test_what_attention_leaves_behind(ops: Any, listed: str, monkeypatch: pytest
     records.test_visits_count_every_read_of_every_query_head(ops, store, listed)
 
 
-@pytest.mark.parametrize("stored", ["k", "v"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_nan_and_infinity_leak_only_from_entries_that_are_read(ops: Any, stored: str, value: float) -> None:
-    for listed, dtype in zip(("kv heads", "query heads"), HALVES, strict=True):
-        store = make_store(records.LENGTHS, heads=2, dim=64, page_size=16, dtype=dtype)
-        records.test_nan_and_infinity_leak_only_from_entries_that_are_read(ops, store, stored, value, listed)
+@pytest.mark.parametrize("listed", ["kv heads", "query heads"])
+def test_nan_and_infinity_leak_only_from_entries_that_are_read(
+    ops: Any, value: float, listed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "LENGTHS", [300, 0, 1, 16, 17])
+    store = make_store(records.LENGTHS, heads=2, dim=64, page_size=16, dtype=HALVES[len(listed) % 2])
+    records.test_nan_and_infinity_leak_only_from_entries_that_are_read(ops, store, "k", value, listed)
+    if value != value:
+        records.test_nan_and_infinity_leak_only_from_entries_that_are_read(ops, store, "v", value, listed)
+        return
+    # An infinite value may become NaN (weights are multiplied in two parts, of which one may be zero); nothing else.
+    q, options = make_query(store, 4), records.lists(store, listed)
+    page = int(options["pages"][0, 0, 2])
+    store.v_pages[int(store.page_table[0, page]), :, 3, 5] = value
+    got = ops.attend(q, *store.paged, 0.125, **options)
+    want = REFERENCE.attend(q, *store.paged, 0.125, **options)
+    assert torch.equal(got.isfinite(), want.isfinite())
 
 
 def test_logits_that_are_all_minus_infinity(ops: Any) -> None:
@@ -249,9 +261,9 @@ def test_empty_rows_give_zeros_whatever_else_is_asked(ops: Any) -> None:
 
 
 @pytest.mark.parametrize("merge", ["none", "max", "sum_softmax"])
-@pytest.mark.parametrize(("group", "dim", "size"), [(1, 128, 16), (4, 64, 16), (8, 256, 8)])
+@pytest.mark.parametrize(("group", "dim", "size"), [(1, 128, 16), (8, 64, 8)])
 def test_the_fused_step_equals_the_three_ops(ops: Any, merge: Merge, group: int, dim: int, size: int) -> None:
-    store = make_store(ragged(size, 30), heads=2, dim=dim, page_size=size, dtype=HALVES[group % 2])
+    store = make_store(ragged(size, 14), heads=2, dim=dim, page_size=size, dtype=HALVES[group // 8])
     q = make_query(store, group)
     per_row = torch.tensor([9, 1, 2, 1, 1, 2], dtype=torch.int32)
     for force_newest, count in ((True, 5), (False, 100), (True, per_row)):

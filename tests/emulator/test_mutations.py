@@ -1,0 +1,84 @@
+"""Mistakes planted in copies of the shipped kernels are found: by results outside of their budget, by results that
+depend on the schedule, or by the emulator itself. ``pytest -m slow`` leaves out every barrier, one at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mutations
+import pytest
+from mutations import Mutation
+
+from questbench._paths import kernel_sources
+from questbench.kernels import _build_cuda
+
+OPS = {
+    "append": "append",
+    "score_pages": "score",
+    "score_channels": "score",
+    "select": "select",
+    "attend": "attend",
+    "attend_tile": "attend",
+    "mass": "attend",
+    "paged": "attend",
+    "evict": "evict",
+}
+"""Source -> the op whose check exercises it."""
+
+PLANTED = [
+    Mutation(
+        "off by one: the last tile of a row is left out",
+        "cuda/attend.cu",
+        r"\(at\.entries \+ kTile - 1\) / kTile",
+        "at.entries / kTile",
+    ),
+    Mutation(
+        "missing barrier before the sums of the warps are merged",
+        "cuda/attend.cu",
+        r"__syncthreads\(\);(\s+const bool alone)",
+        r"\1",
+    ),
+    Mutation("a wait for one copy less", "cuda/attend.cu", r"copy_wait<kStages - 2>", "copy_wait<kStages - 1>"),
+    Mutation(
+        "wrong page bound: one page too many is scored",
+        "cuda/score_pages.cu",
+        r"pages_of\(row\) - job\.skip_newest;",
+        "pages_of(row) - job.skip_newest + 1;",
+    ),
+    Mutation(
+        "off by one: one entry of a prompt is left out",
+        "cuda/append.cu",
+        r"min\(start \+ count, \(page \+ 1\) \* size\)",
+        "min(start + count, (page + 1) * size - 1)",
+    ),
+]
+HARMLESS: set[str] = set()
+"""Barriers that may go without changing a result, ``file:line what``, with the reason beside each."""
+
+
+@pytest.fixture(scope="module")
+def sound() -> Path:
+    """The kernels as they are."""
+    if not list((kernel_sources() / "cuda").glob("*.cu")):
+        pytest.skip("kernels/cuda is empty")
+    return _build_cuda.build_emulator().path
+
+
+def test_the_kernels_as_they_are_pass(sound: Path) -> None:
+    assert mutations.check(sound, *sorted(set(OPS.values()))) is None
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
+def test_a_planted_mistake_is_found(sound: Path, tmp_path: Path, planted: Mutation) -> None:
+    assert mutations.caught(planted, OPS[Path(planted.file).stem], tmp_path) is not None
+
+
+@pytest.mark.slow
+def test_every_barrier_is_needed(sound: Path, tmp_path: Path) -> None:
+    files = sorted(path for kind in ("*.cu", "*.h") for path in (kernel_sources() / "cuda").glob(kind))
+    survivors = []
+    for file in files:
+        for at, planted in enumerate(mutations.sweep(f"cuda/{file.name}")):
+            if mutations.caught(planted, OPS[file.stem], tmp_path / f"{file.stem}{at}") is None:
+                survivors.append(planted.name)
+    assert set(survivors) <= HARMLESS
