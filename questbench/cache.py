@@ -29,7 +29,7 @@ class LayerCache:
         rows, kv_heads, head_dim, page_size, dtype, device: shape and storage.
         capacity: entries per row to allocate ahead; the cache grows beyond it when it must.
         index: number of the layer in its model.
-        query_heads: of the model; where it equals ``kv_heads``, bounds can stand by channel (see ``kernels/_bounds.py``).
+        query_heads: of the model; where it equals ``kv_heads``, bounds may stand by channel (``kernels/_bounds.py``).
         rotate: rotary embedding of the model, for methods that re-index positions.
         pool: share the pages of another cache instead of allocating (see :meth:`fork`).
     """
@@ -55,7 +55,7 @@ class LayerCache:
         self.method, self.ops, self.index, self.rotate = method, ops, index, rotate
         self.rows, self.kv_heads, self.head_dim, self.page_size = rows, kv_heads, head_dim, page_size
         self.dtype, self.device = dtype, torch.device(device)
-        self.query_heads = query_heads
+        self.query_heads, self._bounded = query_heads, method.needs_bounds or bool(bounds)
         self.seen = [0] * rows
         self.held = [0] * rows
         self.steps = 0
@@ -71,7 +71,7 @@ class LayerCache:
             dtype=dtype,
             device=self.device,
             pages=max(pages * rows, 1),
-            bounds=self._layout(method) if method.needs_bounds or bounds else "none",
+            bounds=self._layout(method) if self._bounded else "none",
         )
         self._owned: list[list[int]] = [[] for _ in range(rows)]
         self._may_share = False
@@ -97,7 +97,7 @@ class LayerCache:
     @property
     def bounds(self) -> Tensor | None:
         """Max and min of the keys of each page in the pool's layout, or ``None`` where the method needs none."""
-        return self.pool.bounds
+        return self.pool.bounds if self._bounded else None
 
     @property
     def page_table(self) -> Tensor:
@@ -253,9 +253,9 @@ class LayerCache:
         Closed pages are shared copy-on-write. Another page size copies the entries into new pages.
         Evicting methods share too until :meth:`end_prefill` or the first step moves what they keep.
         """
-        # Eviction in place leaves the bounds behind, so that an evictor's pages have none that a fork could use.
-        unbounded = self.positions is not None or self.pool.layout not in ("page", self._layout(method))
-        same_pages = page_size in (None, self.page_size) and not (method.needs_bounds and unbounded)
+        # Who needs no bounds leaves them behind, and so does eviction in place: then there are none for a fork to use.
+        bounded = self._bounded and self.positions is None and self.pool.layout in ("page", self._layout(method))
+        same_pages = page_size in (None, self.page_size) and (bounded or not method.needs_bounds)
         twin = LayerCache(
             method,
             self.ops,

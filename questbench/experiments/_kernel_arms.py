@@ -65,14 +65,15 @@ class Inputs:
         entry = shape.kv_heads * shape.head_dim * shape.dtype.itemsize
         tokens = max(min(NOISE_BYTES // entry, shape.seq_len), 1)
         self.noise = draw(1, shape.kv_heads, tokens, shape.head_dim)
+        self._values = self.noise.flip(-1)
 
     def fill(self, layer: LayerCache, entries: int) -> None:
         """Append ``entries`` random entries to every row."""
         done = 0
         while done < entries:
-            part = self.noise[:, :, : min(self.noise.shape[2], entries - done)].expand(self.shape.batch, -1, -1, -1)
-            layer.append(part, part.flip(-1))
-            done += part.shape[2]
+            count = min(self.noise.shape[2], entries - done)
+            layer.append(*(x[:, :, :count].expand(self.shape.batch, -1, -1, -1) for x in (self.noise, self._values)))
+            done += count
 
 
 def new_layer(method: Method, ops: Ops, shape: LayerShape, capacity: int) -> LayerCache:

@@ -109,7 +109,7 @@ class _Cell:
 
     def _copies(self, bytes_read: int) -> int:
         if self.gpu and bytes_read >= roofline.LARGE * self.cache_bytes:
-            return 1  # What the cache may hold of it is below a hundredth, and a GPU's memory is scarce.
+            return 1  # The cache may hold a fiftieth of it at most, and a GPU's memory is scarce.
         return roofline.copies_needed(bytes_read, self.cache_bytes)
 
     def measure(self, threads: int, progress: Callable[[str], Any]) -> list[ResultRecord]:

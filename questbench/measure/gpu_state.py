@@ -30,7 +30,8 @@ def identifier(device: str) -> str:
     """What nvidia-smi calls a CUDA device of torch, whatever CUDA_VISIBLE_DEVICES says."""
     import torch
 
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    named = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return "0" if named is None else f"GPU-{named}"
 
 
 def caution(device: str, ask: Callable[[str, str], str] = nvidia_smi) -> str | None:

@@ -7,8 +7,8 @@ import math
 from questbench.errors import UsageError
 from questbench.measure.cautions import Caution
 
-LARGE = 100
-"""A step that reads this many caches finds at most a hundredth of it in the cache, even over a single copy."""
+LARGE = 50
+"""A step that reads this many caches finds at most a fiftieth of it in the cache, even over a single copy."""
 
 
 def read_fraction(seq_len: int, budget: int, page_size: int) -> float:

@@ -161,3 +161,25 @@ def test_a_later_turn_of_a_fork_leaves_the_collected_mass_alone(ops):
     twin.append(k, v)
     attention.prefill(twin, q, k, v, driver.scoring)
     assert all(torch.equal(driver.layer.prefill_mass[mode], mass) for mode, mass in before.items())
+
+
+def test_a_fork_that_needs_no_bounds_keeps_none_and_one_of_it_that_does_has_its_own(ops):
+    base = Driver(Quest(24), ops, 2)
+    base.prefill([40, 23])
+    dense = base.layer.fork(Dense())
+    assert dense.bounds is None and dense.pool is base.layer.pool
+    for _ in range(20):
+        _, k, v = base.entries(1)
+        dense.append(k, v)
+    quest = dense.fork(Quest(24))
+    assert quest.bounds is not None and quest.pool is not dense.pool
+    q = base.entries(1)[0][:, :, 0].contiguous()
+    options = {"width": 3, "force_newest": True, "merge": "none", "group": 2}
+    rest = quest.page_table, quest.lengths
+    scores = ops.score(q, quest.bounds, *rest, PAGE, skip_newest=True)
+    for row in range(2):
+        keys = quest.gather(row)[0].repeat_interleave(2, dim=0)
+        best = (keys @ q[row][..., None])[..., 0]
+        for page in range(quest.held[row] // PAGE - 1):
+            assert (scores[row, :, page] >= best[:, page * PAGE : (page + 1) * PAGE].amax(-1) - 1e-4).all()
+    assert ops.select(scores, quest.lengths, PAGE, 3, **options)[1].tolist() == [[3] * 4] * 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from replaying import record, through_the_dispatcher
@@ -47,10 +49,11 @@ def state(layer):
     return kept
 
 
+@pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.parametrize("name", METHODS)
-def test_replays_go_on_as_eager_steps_do(name, ops):
+def test_replays_go_on_as_eager_steps_do(name, kv_heads, ops):
     """The same queries over a text that grows under the replays: outputs, entries, positions and mass."""
-    inputs = Inputs(SHAPE, 0)
+    inputs = Inputs(dataclasses.replace(SHAPE, kv_heads=kv_heads), 0)
     recorded, eager = arm(name, ops, inputs), arm(name, ops, inputs)
     grown = 30
     for each in (recorded, eager):  # grown once, so that no page is allocated later; cut back where that can be
@@ -77,9 +80,11 @@ def test_what_the_host_decides_in_a_step_is_found(ops):
         record(lambda: torch.tensor([1, 2]))
 
 
+@pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.parametrize("name", ["dense", "quest", "streaming_llm"])
-def test_an_arm_over_shared_pages_attends_as_one_of_its_own(name, ops):
-    inputs = Inputs(SHAPE, 0)
+def test_an_arm_over_shared_pages_attends_as_one_of_its_own(name, kv_heads, ops):
+    """With multi-head attention too, where page bounds stand by channel."""
+    inputs = Inputs(dataclasses.replace(SHAPE, kv_heads=kv_heads), 0)
     shared = SharedPages([make("dense", 0), make("quest", 48)], ops, inputs, copies=2, forks=2)
     one, other = arm(name, ops, inputs, shared), arm(name, ops, inputs)
     neighbour = arm("dense", ops, inputs, shared)
