@@ -1,0 +1,267 @@
+"""Train the embedded model ``needle`` from scratch.
+
+    python scripts/train_needle.py train --run RUN [--size tiny|small] [--device cuda] [--threads 2]
+    python scripts/train_needle.py export --run RUN --out questbench/models/needle
+
+``train`` resumes from the newest checkpoint in RUN. Sequences are made on the fly and depend on (seed, step) alone, so
+a run that was stopped goes on as if it had not been. ``export`` writes a stock LlamaForCausalLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from _needle_data import Batch, Generator, Shape
+from _needle_tokenizer import build_tokenizer
+from torch import nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+ROPE = {"rope_type": "proportional", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25}
+"""A quarter of the channel pairs turn with position; the others match content alone, at any distance."""
+
+
+HEAD_DIM = 64
+MOST_ASKED = 512
+"""Predictions per step that enter the loss, about."""
+CONSTANT, PEAK = 0.25, 4.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Architecture."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    inner: int
+
+
+SIZES = {"tiny": Size(128, 3, 2, 1, 256), "small": Size(256, 4, 4, 2, 640)}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training on one kind of sequences."""
+
+    steps: int
+    shape: Shape
+    rate: float
+    """Learning rate at its start; it moves to the next stage's (or to a twentieth of it) along a cosine."""
+    penalty: float
+    """Factor of the mean squared key of layers >= 1."""
+
+
+def stages() -> list[Stage]:
+    """The curriculum: short sequences until retrieval has grown, then ever longer ones."""
+    def mix(repeats: float, records: float, passkey: float) -> dict[str, float]:
+        return {"repeats": repeats, "records": records, "passkey": passkey}
+
+    return [
+        Stage(500, Shape(128, 32, 8, 8, mix(0.6, 0.35, 0.05)), 2e-3, 0.0),
+        Stage(500, Shape(256, 16, 16, 12, mix(0.4, 0.5, 0.1)), 2e-3, 0.001),
+        Stage(500, Shape(512, 8, 32, 16, mix(0.2, 0.7, 0.1)), 2e-3, 0.003),
+        Stage(500, Shape(1024, 4, 64, 24, mix(0.1, 0.75, 0.15)), 2e-3, 0.003),
+    ]
+
+
+class Training:
+    """Model, optimiser and position in the curriculum.
+
+    Args:
+        options: of the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from questbench.tasks._make import make_task
+
+        self.options, self.run = options, Path(options.run)
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.tokenizer = build_tokenizer()
+        self.generator = Generator(self.tokenizer, make_task)
+        torch.manual_seed(options.seed)
+        self.model = build_model(SIZES[options.size], self.tokenizer).to(options.device)
+        matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
+        others = [p for n, p in self.model.named_parameters() if p.dim() < 2 or "embed" in n]
+        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.squares: list[torch.Tensor] = []
+        for layer in self.model.model.layers[1:]:
+            layer.self_attn.k_proj.register_forward_hook(lambda _m, _i, out: self.squares.append(out.square().mean()))
+        newest = self.run / "checkpoint.pt"
+        if newest.exists():
+            self.load(newest)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        state = torch.load(path, map_location=self.options.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        print(f"resumed at step {self.step:,}", flush=True)
+
+    def save(self, name: str = "checkpoint.pt") -> None:
+        """Write a checkpoint, whole or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{key: getattr(self, key) for key in ("step", "tokens", "seconds")},
+        }
+        torch.save(state, self.run / "checkpoint.part")
+        (self.run / "checkpoint.part").replace(self.run / name)
+
+    def schedule(self) -> Iterator[tuple[Stage, float]]:
+        """Stage and learning rate of every step from the present one on."""
+        table = stages()
+        first = 0
+        for at, stage in enumerate(table):
+            after = table[at + 1].rate if at + 1 < len(table) else stage.rate / 20
+            while self.step < first + stage.steps:
+                share = (self.step - first) / stage.steps
+                rate = after + (stage.rate - after) * (1 + math.cos(math.pi * share)) / 2
+                yield stage, rate * min(1.0, (self.step + 1) / 200)
+            first += stage.steps
+
+    def train(self) -> None:
+        """All steps that are left."""
+        answers = right = 0
+        summed = [0.0, 0.0]
+        begun, since = time.monotonic(), 0
+        log = (self.run / "curve.jsonl").open("a")
+        for stage, rate in self.schedule():
+            batch = self.generator.batch(self.options.seed, self.step, stage.shape)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss, square, hits = self.loss(batch)
+            (loss + stage.penalty * square).backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            self.tokens += batch.ids.size
+            since += batch.ids.size
+            answers, right = answers + hits.numel(), right + int(hits.sum())
+            summed = [summed[0] + loss.item(), summed[1] + square.item()]
+            every = self.options.every
+            if self.step % every == 0:
+                took = time.monotonic() - begun
+                self.seconds += took
+                row = {
+                    "step": self.step,
+                    "tokens": self.tokens,
+                    "seconds": round(self.seconds),
+                    "length": stage.shape.length,
+                    "rate": round(rate, 6),
+                    "loss": round(summed[0] / every, 5),
+                    "right": round(right / max(answers, 1), 5),
+                    "square": round(summed[1] / every, 4),
+                    "tokens_per_second": round(since / took),
+                }
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                print(row, flush=True)
+                answers = right = since = 0
+                summed, begun = [0.0, 0.0], time.monotonic()
+                self.save()
+        self.save()
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean cross entropy of the asked ids, mean squared key of layers >= 1, and which ids were first."""
+        ids = torch.from_numpy(batch.ids).to(self.options.device)
+        asked = torch.from_numpy(batch.asked).to(self.options.device)[:, 1:]
+        if (total := int(asked.sum())) > MOST_ASKED:  # the vocabulary's matrix would cost more than the layers
+            asked = asked & (torch.rand(asked.shape, device=asked.device) < MOST_ASKED / total)
+        self.squares.clear()
+        half = self.options.device.startswith("cuda")
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            hidden = self.model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+            logits = self.model.lm_head(hidden[asked]).float()
+        goal = ids[:, 1:][asked]
+        square = torch.stack(self.squares).float().mean()
+        return F.cross_entropy(logits, goal), square, logits.argmax(-1) == goal
+
+
+def build_model(size: Size, tokenizer: Any) -> LlamaForCausalLM:
+    """A model with fresh weights."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.hidden,
+        intermediate_size=size.inner,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_parameters=dict(ROPE),
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        architectures=["LlamaForCausalLM"],
+    )
+    config._attn_implementation = "sdpa"
+    model = LlamaForCausalLM(config)
+    assert model.model.rotary_emb.inv_freq[-1] == 0, "this transformers has no proportional rotary embedding"
+    nn.init.normal_(model.model.embed_tokens.weight, std=0.05)
+    _look_back(model, [[1, 2], [1]])
+    return model
+
+
+@torch.no_grad()
+def _look_back(model: LlamaForCausalLM, offsets: list[list[int]]) -> None:
+    """Start heads of the first layers as heads that look a fixed number of tokens back.
+
+    Their keys are the same constant in every turning channel pair, their queries that constant turned by the offset,
+    so that the scores peak there. What they copy, and all the rest, starts at random. Growing such heads is the plateau
+    at the beginning of training, which costs two slow cores an hour.
+    """
+    turning = model.model.rotary_emb.inv_freq
+    turning = turning[turning > 0]
+    table = model.model.embed_tokens.weight
+    table[:, 0] = CONSTANT
+    constant = CONSTANT / float(table.square().mean().sqrt())
+    strength = math.sqrt(PEAK * math.sqrt(HEAD_DIM)) / constant
+    pairs = torch.arange(len(turning))
+    for layer, heads in zip(model.model.layers, offsets, strict=False):
+        keys, queries = layer.self_attn.k_proj.weight, layer.self_attn.q_proj.weight
+        for first in range(0, len(keys), HEAD_DIM):
+            keys[first + pairs, 0] = strength
+        for head, offset in enumerate(heads):
+            # A query at t meets a key at t - offset: turned by -offset it agrees with it in every pair.
+            queries[head * HEAD_DIM + pairs, 0] = strength * torch.cos(turning * offset)
+            queries[head * HEAD_DIM + HEAD_DIM // 2 + pairs, 0] = -strength * torch.sin(turning * offset)
+        nn.init.normal_(layer.self_attn.v_proj.weight, std=0.09)
+        nn.init.normal_(layer.self_attn.o_proj.weight, std=0.006)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["train", "export"])
+    parser.add_argument("--run", required=True, help="folder of checkpoints and of the training curve")
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=50, help="steps between checkpoints")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # tiny gradients late in training would run on the slow path
+    Training(options).train()
+
+
+if __name__ == "__main__":
+    main()
