@@ -22,6 +22,7 @@ from typing import ClassVar
 from questbench.errors import UsageError
 from questbench.tasks._base import Sample, Task, Tokenizer
 from questbench.tasks._haystack import Prose, check_length, depth, fit, tokens
+from questbench.tasks._records import checked
 
 INSTRUCTION = (
     "The text below holds records. Each record is one line and gives the value of a key. "
@@ -30,11 +31,6 @@ INSTRUCTION = (
 RECORD = "key {key}: {value}"
 QUESTION = "\nWhat is the value of key {key}?\nkey {key}:"
 MOST_RECORDS = 40_000
-
-
-def _checked(prefix: int, off: int = 0) -> int:
-    """Five digits and the last digit of their sum, shifted by ``off``."""
-    return prefix * 10 + (sum(map(int, str(prefix))) + off) % 10
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class KV(Task):
         drawn = rng.sample(range(10_000, 100_000), 2 * self._most(length))
         half = len(drawn) // 2
         pairs = [
-            (_checked(key), _checked(value, off=rng.randrange(1, 10)))
+            (checked(key), checked(value, off=rng.randrange(1, 10)))
             for key, value in zip(drawn[:half], drawn[half:], strict=True)
         ]
         prose = Prose(rng)

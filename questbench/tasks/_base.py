@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
+
+from questbench.errors import UsageError
 
 
 class Tokenizer(Protocol):
@@ -15,6 +17,18 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> Sequence[int]:
         """Token ids of ``text``."""
         ...
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question of several about the same context."""
+
+    question: str
+    """Starts with its own separator, as ``Sample.question`` does."""
+    answers: tuple[str, ...]
+    """Accepted answers; the first is the gold completion."""
+    needles: tuple[tuple[int, int], ...] = ()
+    """Character spans of the sample's context that hold the evidence."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +45,24 @@ class Sample:
     """Accepted answers; the first is the gold completion (its text scores 1)."""
     needles: tuple[tuple[int, int], ...] = ()
     """Character spans of ``context`` that hold the answer's evidence, for needle residency and recall."""
+    needles_needed: Literal["any", "all"] = "any"
+    """Whether one of ``needles`` is enough for the answer or each holds a part of it."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Depth, number of records and the like; goes to samples.jsonl."""
+    max_new_tokens: int | None = None
+    """Overrides the task's, where the answer's length depends on the sample or on the tokenizer."""
+    turns: tuple[Turn, ...] = ()
+    """Not empty in a multi-turn sample, whose ``question``, ``answers`` and ``needles`` are those of ``turns[0]``.
+
+    The context is prefilled once. Then, on one growing cache, each turn's question is fed token by token (tokenised
+    without special tokens from the second on) and its answer decoded greedily; what was decoded stays in the cache,
+    right or wrong, and the next question follows it. A turn scores ``Task.score_turn(sample, turn, completion)``, the
+    sample the mean of its turns. The length that was asked for is that of context and first question; later turns
+    grow the text beyond it, as a completion does."""
+    recalls: tuple[tuple[int, int], ...] = ()
+    """Character spans of ``context + question`` that repeat what only a far earlier place of the text tells.
+
+    For tasks of the stream protocol: loss over the tokens inside these spans is reported apart."""
 
 
 class Task(ABC):
@@ -48,6 +78,8 @@ class Task(ABC):
     """Scores are 0 or 1: intervals are Wilson's and the paired test is McNemar's."""
     quest_paper_chars: ClassVar[int] = 100
     """Protocol ``quest-paper``: this many last characters of the prompt are fed token by token."""
+    protocols: ClassVar[tuple[str, ...]] = ("stepwise", "prefill", "quest-paper")
+    """Protocols that make sense for the task; the first is its default."""
 
     @property
     def name(self) -> str:
@@ -66,3 +98,42 @@ class Task(ABC):
     @abstractmethod
     def score(self, sample: Sample, completion: str) -> float:
         """Score of a completion, 0 to 1."""
+
+    def score_turn(self, sample: Sample, turn: int, completion: str) -> float:
+        """Score of the completion of ``sample.turns[turn]``: that of a sample with this turn's question only."""
+        asked = sample.turns[turn]
+        single = replace(sample, question=asked.question, answers=asked.answers, needles=asked.needles, turns=())
+        return self.score(single, completion)
+
+
+class StreamTask(Task):
+    """A text whose every token is predicted; nothing is generated and ``score`` is never asked.
+
+    Protocol ``stream``: ``context`` is prefilled dense; then every token of ``question`` is teacher-forced, one decode
+    step each with the method active, and its negative log-likelihood (nats, from fp32 logits) given all text before
+    it is the measurement. The first token of ``question`` is predicted by the prefill's last logits, which every
+    method shares: it is not counted. Nor are tokens that the method saw dense because the text did not yet exceed its
+    budget: a comparison over several budgets counts the tokens behind the largest, the same ones for every cell.
+
+    Reported: perplexity ``exp(sum nll / tokens)``, also per window of ``window`` tokens; bits per byte
+    ``sum nll / ln 2 / bytes``, bytes being the UTF-8 bytes of the counted tokens' text, which compares tokenizers;
+    and the perplexity over ``Sample.recalls`` alone. ``answers`` is ``("",)``.
+    """
+
+    metric: ClassVar[str] = "perplexity"
+    max_new_tokens: ClassVar[int] = 0
+    stop: ClassVar[tuple[str, ...]] = ()
+    binary: ClassVar[bool] = False
+    protocols: ClassVar[tuple[str, ...]] = ("stream",)
+    default_samples: ClassVar[int] = 4
+    window: ClassVar[int] = 256
+    """Tokens per window of the windowed perplexity."""
+
+    def score(self, sample: Sample, completion: str) -> float:
+        """Refuse: there is no completion.
+
+        Raises:
+            UsageError: always.
+        """
+        del sample, completion
+        raise UsageError(f"{self.name} predicts a given text and has no completion.", "Use --protocol stream.")

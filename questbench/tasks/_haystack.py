@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from questbench.errors import UsageError
-from questbench.tasks._base import Tokenizer
+from questbench.tasks._base import Sample, Tokenizer
 
 SHORTEST = 0.95
 """A prompt reaches at least this share of the length that was asked for."""
@@ -44,6 +45,44 @@ def garbage(words: int) -> str:
     """The first ``words`` words of endlessly repeated garbage."""
     rounds, rest = divmod(words, len(GARBAGE))
     return " ".join(GARBAGE * rounds + GARBAGE[:rest])
+
+
+def garbage_lines(words: int) -> list[str]:
+    """The first ``words`` words of garbage in lines of its five sentences; the last one may be broken off."""
+    return [garbage(min(len(GARBAGE), words - start)) for start in range(0, words, len(GARBAGE))]
+
+
+def insert(units: Sequence[str], pieces: Sequence[tuple[float, str]], joiner: str) -> tuple[str, list[tuple[int, int]]]:
+    """Put pieces of text between units of filler.
+
+    Args:
+        units: sentences or lines.
+        pieces: (relative depth 0 to 1, text); pieces that fall into the same gap stand in the order given.
+        joiner: stands between any two.
+
+    Returns:
+        The text, and the character span of every piece in the order given.
+    """
+    order = sorted(range(len(pieces)), key=lambda at: round(pieces[at][0] * len(units)))
+    parts: list[str] = []
+    spans = [(0, 0)] * len(pieces)
+    length = used = 0
+    for at in order:
+        gap = round(pieces[at][0] * len(units))
+        for text in units[used:gap]:
+            parts.append(text)
+            length += len(text) + len(joiner)
+        used = gap
+        text = pieces[at][1]
+        parts.append(text)
+        spans[at] = (length, length + len(text))
+        length += len(text) + len(joiner)
+    return joiner.join([*parts, *units[used:]]), spans
+
+
+def shifted(spans: Sequence[tuple[int, int]], by: int) -> tuple[tuple[int, int], ...]:
+    """Spans of a text that now starts ``by`` characters later."""
+    return tuple((start + by, end + by) for start, end in spans)
 
 
 class Prose:
@@ -121,3 +160,51 @@ def check_length(task: str, reached: int, length: int, least: int, remedy: str =
             f"{task} cannot fill {length:,} tokens: with this tokenizer it needs {least:,} or more.",
             f"Use --seq-len {least} or more{remedy}.",
         )
+
+
+def fitted(
+    build: Callable[[int], Sample], *, task: str, length: int, tokenizer: Tokenizer, most: int | None = None
+) -> Sample:
+    """The longest sample within ``length`` tokens, its count in ``meta["tokens"]``.
+
+    Args:
+        build: units of filler -> sample; always the same sample for the same number.
+        task: name, for messages.
+        length: tokens of context and question, at most.
+        tokenizer: counts them.
+        most: never more units than this.
+
+    Raises:
+        UsageError: 95 % of the length cannot be reached, or the tokenizer cannot write the answer.
+    """
+
+    def count(units: int) -> int:
+        sample = build(units)
+        return tokens(tokenizer, sample.context + sample.question)
+
+    units = max(fit(count, length, most), 0)
+    reached = count(units)
+    if most is not None and units == most and reached < SHORTEST * length:
+        raise UsageError(
+            f"{task} cannot fill {length:,} tokens: its longest text has {reached:,} with this tokenizer.",
+            f"Use --seq-len {reached}.",
+        )
+    check_length(task, reached, length, least=count(0))
+    sample = build(units)
+    check_expressible(task, tokenizer, sample.answers[0])
+    return replace(sample, meta={**sample.meta, "tokens": reached})
+
+
+def check_expressible(task: str, tokenizer: Tokenizer, answer: str) -> None:
+    """Raise UsageError if a model with this tokenizer could not write the answer: a part of it is an unknown token."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and unknown in tokenizer.encode(answer, add_special_tokens=False):
+        raise UsageError(
+            f"{task} cannot be answered with this tokenizer: it has no tokens for '{answer[:40]}'.",
+            "Use a model whose tokenizer writes any text, such as one of byte-level BPE.",
+        )
+
+
+def answer_room(tokenizer: Tokenizer, answer: str, least: int) -> int:
+    """Tokens to generate: ``least``, or what this tokenizer needs for the answer and a little more."""
+    return max(least, len(tokenizer.encode(" " + answer, add_special_tokens=False)) + 4)

@@ -1,0 +1,14 @@
+"""RULER's multi-key task with prose of our own for essays: four keys, one of which is asked for (https://arxiv.org/abs/2404.06654)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from questbench.tasks._ruler_niah import RulerNiah
+
+
+class NiahMultikey1(RulerNiah):
+    """One number out of four in prose."""
+
+    haystack: ClassVar[Literal["noise", "prose", "needle"]] = "prose"
+    keys: ClassVar[int] = 4

@@ -1,0 +1,15 @@
+"""RULER's multi-key task of UUIDs: as many pairs of them as fit, one of which is asked for (https://arxiv.org/abs/2404.06654)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from questbench.tasks._ruler_niah import RulerNiah
+
+
+class NiahMultikey3(RulerNiah):
+    """One UUID among nothing but pairs of UUIDs."""
+
+    haystack: ClassVar[Literal["noise", "prose", "needle"]] = "needle"
+    key_kind: ClassVar[str] = "uuid"
+    value_kind: ClassVar[str] = "uuid"

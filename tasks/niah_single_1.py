@@ -1,0 +1,13 @@
+"""RULER's first needle task: one number for a key of two words, in five repeated sentences (https://arxiv.org/abs/2404.06654)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from questbench.tasks._ruler_niah import RulerNiah
+
+
+class NiahSingle1(RulerNiah):
+    """One number in noise."""
+
+    haystack: ClassVar[Literal["noise", "prose", "needle"]] = "noise"

@@ -1,0 +1,13 @@
+"""RULER's second needle task with prose of our own for essays: one number for a key of two words (https://arxiv.org/abs/2404.06654)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from questbench.tasks._ruler_niah import RulerNiah
+
+
+class NiahSingle2(RulerNiah):
+    """One number in prose."""
+
+    haystack: ClassVar[Literal["noise", "prose", "needle"]] = "prose"
