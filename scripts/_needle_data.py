@@ -14,6 +14,7 @@ TRAINING_SEED, step), and text samples from the tasks' own generator with seeds 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questbench import seeding
-from questbench.tasks import kv, passkey
-from questbench.tasks._haystack import GARBAGE, PROSE
+from questbench.tasks import _book, _words, chain, kv, niah, passkey, vt
+from questbench.tasks._haystack import GARBAGE, PROSE, garbage_lines, insert
+from questbench.tasks._prose import Sentences
 
 TRAINING_SEED = 1_000_000
 """Seeds of training start here; those of evaluation lie below."""
@@ -33,10 +35,10 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """Ids ``[batch, length]`` and which of them are to be predicted (from the ids before them)."""
+    """Ids ``[batch, length]``, and the weight in the loss of predicting each of them from those before it."""
 
     ids: Ids
-    asked: NDArray[np.bool_]
+    weights: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class Generator:
         whole = {text: i for text, i in vocabulary}
         self.unspaced = np.array([whole.get(text[1:], i) if text.startswith(" ") else i for text, i in vocabulary])
         self.sentences = [self.line(" " + sentence) for sentence in PROSE]
+        sentences = Sentences(random.Random(TRAINING_SEED))
+        self.prose = sentences.cut(60_000)
+        self.lines = [np.array(ids) for ids in tokenizer([" " + s for s in self.prose], add_special_tokens=False).input_ids]
         self.garbage = np.concatenate([self.line(" " + word) for word in GARBAGE])
         self.record = {part: self.line(text) for part, text in zip("ab", _around(kv.RECORD), strict=True)}
         ask, key, value = kv.QUESTION.lstrip("\n").partition("\nkey {key}:")
@@ -82,21 +87,15 @@ class Generator:
         """The batch of a step."""
         rng = np.random.default_rng((TRAINING_SEED + seed, step))
         ids = np.full((shape.batch, shape.length), self.eos, dtype=np.int64)
-        asked = np.zeros(ids.shape, dtype=bool)
+        weights = np.zeros(ids.shape, dtype=np.float32)
         names, shares = list(shape.mix), np.array(list(shape.mix.values()))
         for row in range(shape.batch):
             source = names[rng.choice(len(names), p=shares / shares.sum())]
-            if source == "repeats":
-                parts, wanted = self.repeats(rng, shape)
-            elif source == "records":
-                parts, wanted = self.records(rng, shape)
-            elif source == "passkey":
-                parts, wanted = self.passkey(rng, shape)
-            else:
-                parts, wanted = self.text(rng, shape, source.removeprefix("text:"))
+            make = self.text if source.startswith("text:") else getattr(self, source)
+            parts, wanted = make(rng, shape, source.removeprefix("text:")) if make == self.text else make(rng, shape)
             count = min(len(parts), shape.length)
-            ids[row, :count], asked[row, :count] = parts[:count], wanted[:count]
-        return Batch(ids, asked)
+            ids[row, :count], weights[row, :count] = parts[:count], wanted[:count]
+        return Batch(ids, weights)
 
     def repeats(self, rng: np.random.Generator, shape: Shape) -> tuple[Ids, NDArray[np.bool_]]:
         """Segments of random tokens, each of which may come again; asked is a repeat from its third token on."""
@@ -202,29 +201,115 @@ class Generator:
         return ids, wanted
 
     def text(self, rng: np.random.Generator, shape: Shape, name: str) -> tuple[Ids, NDArray[np.bool_]]:
-        """A sample of a task, its answer and EOS; asked is the answer."""
+        """A sample of a task as the task itself makes it, its answer and EOS; asked is the answer."""
         seed, index = TRAINING_SEED + int(rng.integers(1 << 30)), int(rng.integers(1 << 20))
         generator = seeding.generator(seed, name, shape.length, index)
-        sample = self.task(name).sample(index, length=shape.length - 64, tokenizer=self.tokenizer, rng=generator)
-        prompt = self.tokenizer.encode(sample.context + sample.question)
-        answer = [*self.tokenizer.encode(" " + sample.answers[0].strip(), add_special_tokens=False), self.eos]
-        ids = np.array([*prompt, *answer])
-        wanted = np.zeros(len(ids), bool)
-        wanted[len(prompt) :] = True
-        return ids, wanted
+        sample = self.task(name).sample(index, length=shape.length - 40, tokenizer=self.tokenizer, rng=generator)
+        return self._joined([(sample.context + sample.question, False), (" " + sample.answers[0], True)])
+
+    def niah(self, rng: np.random.Generator, shape: Shape) -> tuple[Ids, NDArray[np.bool_]]:
+        """One to four numbers of the niah task in prose or garbage, all of them asked for."""
+        draw = random.Random(int(rng.integers(1 << 62)))
+        count = min(draw.randint(1, 4), shape.length // 100 + 1)
+        pairs = [(key.replace("-", " "), draw.randrange(100_000, 1_000_000)) for key in _words.keys(draw, count)]
+        needles = [(draw.random(), niah.NEEDLE.format(key=key, value=value)) for key, value in pairs]
+        words = max(shape.length - count * 55 - 30, 8)
+        if draw.random() < 0.8:
+            start = draw.randrange(len(self.prose))
+            units, taken = [], 0
+            while taken < words * 0.8:
+                units.append(self.prose[(start + len(units)) % len(self.prose)])
+                taken += units[-1].count(" ") + 2
+        else:
+            units = garbage_lines(int(words * 0.8))
+        text, _ = insert(units, needles, " ")
+        pieces = [((niah.INSTRUCTION if draw.random() < 0.8 else "") + text, False)]
+        for key, value in pairs:
+            pieces += [(niah.QUESTION.format(key=key), False), (f" {value}", True)]
+        return self._joined(pieces)
+
+    def vt(self, rng: np.random.Generator, shape: Shape) -> tuple[Ids, NDArray[np.bool_]]:
+        """Chains of the vt task in its noise, all of them asked for, behind the solved example where there is room."""
+        draw = random.Random(int(rng.integers(1 << 62)))
+        hops = draw.randint(1, 4) if draw.random() < 0.5 else 4
+        hops = min(hops, max((shape.length - 100) // 70, 1))
+        chains = draw.randint(1, max(min(3, shape.length // 200), 1))
+        values = draw.sample(range(10_000, 100_000), chains + 1)
+        drawn = vt.names(draw, (hops + 1) * chains, letters=5)
+        found = [drawn[first : first + hops + 1] for first in range(0, len(drawn), hops + 1)]
+        lines = [
+            piece
+            for chain, value in zip(found, values, strict=False)
+            for piece in zip(sorted(draw.random() for _ in chain), vt.assignments(chain, value), strict=True)
+        ]
+        shown = ""
+        room = shape.length - chains * (70 + 14 * hops) - 25
+        if room > 400 and draw.random() < 0.8:
+            shown = vt.VariableTracking(hops=hops)._example(draw, values[-1])
+            room -= 330
+        text, _ = insert(garbage_lines(max(int(room / 1.3), 0)), lines, "\n")
+        pieces = [(shown + vt.INSTRUCTION + text, False)]
+        for chain, value in zip(found, values, strict=False):
+            pieces.append((vt.QUESTION.format(value=value, count=len(chain)), False))
+            pieces.append((" " + " ".join(chain), True))
+        return self._joined(pieces)
+
+    def chain(self, rng: np.random.Generator, shape: Shape) -> tuple[Ids, NDArray[np.bool_]]:
+        """Links of the chain task in filler and a walk along them."""
+        draw = random.Random(int(rng.integers(1 << 62)))
+        links = draw.randint(2, max(min(shape.length // 16, shape.most_records), 3))
+        stops = [chain.checked(prefix) for prefix in draw.sample(range(10_000, 100_000), links)]
+        steps = draw.randint(1, min(links, 96))
+        pieces = [
+            (draw.random(), chain.LINK.format(stop=stop, following=following))
+            for stop, following in zip(stops, [*stops[1:], stops[0]], strict=True)
+        ]
+        room = shape.length - 9 * links - 4 * steps - 60
+        start = draw.randrange(len(self.prose))
+        units, taken = [], 0
+        while taken < room:
+            units.append(self.prose[(start + len(units)) % len(self.prose)])
+            taken += int(units[-1].count(" ") * 1.2) + 3
+        text, _ = insert(units[:-1], pieces, "\n")
+        walk = [stops[(at + 1) % links] for at in range(steps)]
+        question = chain.QUESTION.format(stop=stops[0], steps=steps)
+        return self._joined([(chain.INSTRUCTION + text + question, False), (" " + " -> ".join(map(str, walk)), True)])
+
+    def book(self, rng: np.random.Generator, shape: Shape) -> tuple[Ids, NDArray[np.bool_]]:
+        """A book of the ppl task: every token counts a little, and what was told before counts fully."""
+        draw = random.Random(int(rng.integers(1 << 62)))
+        book = _book.Book(draw, people=max(int(0.4 * shape.length / 260), 1))
+        text, recalls = book.text(max(int(shape.length * 0.5), 8))
+        encoded = self.tokenizer(text, return_offsets_mapping=True)
+        weights = np.full(len(encoded["input_ids"]), 0.1, np.float32)
+        spans = encoded["offset_mapping"]
+        starts = np.array([start for start, _ in spans])
+        for first, last in recalls:
+            weights[np.searchsorted(starts, first - 1) : np.searchsorted(starts, last)] = 1.0
+        return np.array(encoded["input_ids"]), weights
+
+    def _joined(self, pieces: list[tuple[str, bool]]) -> tuple[Ids, NDArray[np.bool_]]:
+        """Ids of pieces behind BOS; those marked are asked for and end with EOS."""
+        ids, wanted = [self.bos], [False]
+        for text, asked in pieces:
+            found = self.tokenizer.encode(text, add_special_tokens=False) + ([self.eos] if asked else [])
+            ids += found
+            wanted += [asked] * len(found)
+        return np.array(ids), np.array(wanted)
 
     def filler(self, rng: np.random.Generator, size: int) -> Ids:
         """``size`` tokens of prose, garbage or listed words at random, words spaced."""
         kind = rng.random()
-        if kind < 0.7:
+        if kind < 0.8:
+            pool = self.sentences if kind < 0.5 else self.lines
             parts: list[Ids] = []
             total = 0
             while total < size:
-                chosen = self.sentences[rng.integers(len(self.sentences))]
+                chosen = pool[rng.integers(len(pool))]
                 parts.append(chosen)
                 total += len(chosen)
             return np.concatenate(parts)[:size].copy() if parts else np.empty(0, np.int64)
-        if kind < 0.85:
+        if kind < 0.9:
             return np.tile(self.garbage, size // len(self.garbage) + 1)[:size]
         return rng.choice(self.drawn[-4000:], size)
 

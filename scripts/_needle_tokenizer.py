@@ -8,8 +8,11 @@ so that only their combination is unique.
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import TYPE_CHECKING
 
+from questbench.tasks import _book, _prose, _words
 from questbench.models.constructed.vocabulary import COMMON, CUE_MARKS, CUES, FRAGMENTS, MARKS
 
 if TYPE_CHECKING:
@@ -38,6 +41,14 @@ def whole_pieces() -> list[str]:
     return [form for text in bare for form in (text, " " + text)]
 
 
+def task_words() -> list[str]:
+    """Words of the tasks' own prose, book and keys that are not listed elsewhere, and their names, spaced."""
+    text = inspect.getsource(_prose) + inspect.getsource(_book) + " ".join(_words.WORDS)
+    lower = set(re.findall(r"(?<![\w.])[a-z]{3,}(?![\w(=.])", text)) | set(_words.WORDS)
+    names = [*_words.FIRST_NAMES, *_words.SURNAMES, *_words.TOWNS, *_book._PETS, *_book._STREETS]
+    return [" " + word for word in (*sorted(lower), *dict.fromkeys(names))]
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A stock ``PreTrainedTokenizerFast`` that prepends BOS."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -45,7 +56,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     symbols = byte_symbols()
     merges = [(left, right) for left, _, right in (rule.partition("+") for rule in FRAGMENTS)]
-    pieces = ["".join(symbols[byte] for byte in text.encode()) for text in whole_pieces()]
+    pieces = ["".join(symbols[byte] for byte in text.encode()) for text in (*whole_pieces(), *task_words())]
     tokens = dict.fromkeys([BOS, EOS, *symbols, *(left + right for left, right in merges), *pieces])
     ids = {token: index for index, token in enumerate(tokens)}
     # ignore_merges: a piece that is a token as a whole is taken as such; merges serve the other words only.

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from _needle_data import Batch, Generator, Shape
+from _needle_start import skeleton
 from _needle_tokenizer import build_tokenizer
 from torch import nn
 from torch.nn import functional as F
@@ -34,7 +35,6 @@ ROPE = {"rope_type": "proportional", "rope_theta": 10_000.0, "partial_rotary_fac
 HEAD_DIM = 64
 MOST_ASKED = 512
 """Predictions per step that enter the loss, about."""
-CONSTANT, PEAK = 0.25, 4.0
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Stage:
 
 def stages() -> list[Stage]:
     """The curriculum: short sequences until retrieval has grown, then ever longer ones."""
-    def mix(repeats: float, records: float, passkey: float) -> dict[str, float]:
-        return {"repeats": repeats, "records": records, "passkey": passkey}
-
+    early = {"repeats": 0.5, "records": 0.35, "passkey": 0.05, "chain": 0.1}
+    middle = {"repeats": 0.2, "records": 0.45, "passkey": 0.08, "chain": 0.12, "niah": 0.08, "vt": 0.07}
+    late = {"repeats": 0.05, "records": 0.45, "passkey": 0.1, "chain": 0.15, "niah": 0.1, "vt": 0.15}
     return [
-        Stage(500, Shape(128, 32, 8, 8, mix(0.6, 0.35, 0.05)), 2e-3, 0.0),
-        Stage(500, Shape(256, 16, 16, 12, mix(0.4, 0.5, 0.1)), 2e-3, 0.001),
-        Stage(500, Shape(512, 8, 32, 16, mix(0.2, 0.7, 0.1)), 2e-3, 0.003),
-        Stage(500, Shape(1024, 4, 64, 24, mix(0.1, 0.75, 0.15)), 2e-3, 0.003),
+        Stage(600, Shape(128, 32, 8, 8, early), 2e-3, 0.0),
+        Stage(600, Shape(256, 16, 16, 12, middle), 2e-3, 0.001),
+        Stage(600, Shape(512, 8, 32, 16, middle), 2e-3, 0.003),
+        Stage(600, Shape(1024, 4, 64, 24, late), 2e-3, 0.003),
     ]
 
 
@@ -180,17 +180,19 @@ class Training:
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Mean cross entropy of the asked ids, mean squared key of layers >= 1, and which ids were first."""
         ids = torch.from_numpy(batch.ids).to(self.options.device)
-        asked = torch.from_numpy(batch.asked).to(self.options.device)[:, 1:]
-        if (total := int(asked.sum())) > MOST_ASKED:  # the vocabulary's matrix would cost more than the layers
-            asked = asked & (torch.rand(asked.shape, device=asked.device) < MOST_ASKED / total)
+        weights = torch.from_numpy(batch.weights).to(self.options.device)[:, 1:]
+        if (total := int((weights > 0).sum())) > MOST_ASKED:  # the vocabulary's matrix would cost more than the layers
+            weights = weights * (torch.rand(weights.shape, device=weights.device) < MOST_ASKED / total)
+        asked = weights > 0
         self.squares.clear()
         half = self.options.device.startswith("cuda")
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
             hidden = self.model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
             logits = self.model.lm_head(hidden[asked]).float()
-        goal = ids[:, 1:][asked]
+        goal, weight = ids[:, 1:][asked], weights[asked]
         square = torch.stack(self.squares).float().mean()
-        return F.cross_entropy(logits, goal), square, logits.argmax(-1) == goal
+        loss = (F.cross_entropy(logits, goal, reduction="none") * weight).sum() / weight.sum()
+        return loss, square, (logits.argmax(-1) == goal)[weight == 1]
 
 
 def build_model(size: Size, tokenizer: Any) -> LlamaForCausalLM:
@@ -216,35 +218,8 @@ def build_model(size: Size, tokenizer: Any) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config)
     assert model.model.rotary_emb.inv_freq[-1] == 0, "this transformers has no proportional rotary embedding"
     nn.init.normal_(model.model.embed_tokens.weight, std=0.05)
-    _look_back(model, [[1, 2], [1]])
+    skeleton(model)
     return model
-
-
-@torch.no_grad()
-def _look_back(model: LlamaForCausalLM, offsets: list[list[int]]) -> None:
-    """Start heads of the first layers as heads that look a fixed number of tokens back.
-
-    Their keys are the same constant in every turning channel pair, their queries that constant turned by the offset,
-    so that the scores peak there. What they copy, and all the rest, starts at random. Growing such heads is the plateau
-    at the beginning of training, which costs two slow cores an hour.
-    """
-    turning = model.model.rotary_emb.inv_freq
-    turning = turning[turning > 0]
-    table = model.model.embed_tokens.weight
-    table[:, 0] = CONSTANT
-    constant = CONSTANT / float(table.square().mean().sqrt())
-    strength = math.sqrt(PEAK * math.sqrt(HEAD_DIM)) / constant
-    pairs = torch.arange(len(turning))
-    for layer, heads in zip(model.model.layers, offsets, strict=False):
-        keys, queries = layer.self_attn.k_proj.weight, layer.self_attn.q_proj.weight
-        for first in range(0, len(keys), HEAD_DIM):
-            keys[first + pairs, 0] = strength
-        for head, offset in enumerate(heads):
-            # A query at t meets a key at t - offset: turned by -offset it agrees with it in every pair.
-            queries[head * HEAD_DIM + pairs, 0] = strength * torch.cos(turning * offset)
-            queries[head * HEAD_DIM + HEAD_DIM // 2 + pairs, 0] = -strength * torch.sin(turning * offset)
-        nn.init.normal_(layer.self_attn.v_proj.weight, std=0.09)
-        nn.init.normal_(layer.self_attn.o_proj.weight, std=0.006)
 
 
 def main() -> None:
