@@ -105,7 +105,7 @@ class Generator:
         numbers = rng.random() < 0.6
         total = 1
         while total < shape.length:
-            again = known and rng.random() < 0.6
+            again = bool(known) and rng.random() < 0.6
             if again:
                 segment = known[rng.integers(len(known))]
             else:
@@ -113,7 +113,7 @@ class Generator:
                 pool = np.concatenate([self.spaced, self.bare]) if numbers else self.drawn
                 segment = rng.choice(pool, length)
                 known.append(segment)
-            mask = np.full(len(segment), bool(again))
+            mask = np.full(len(segment), again)
             mask[:2] = False
             parts.append(segment)
             wanted.append(mask)

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
 CONSTANT = 0.25
 """Channel 0 of every embedding, which the look-back heads' constant queries and keys are made of."""
-PEAK = 4.0
+PEAK = 5.0
 """Score per turning channel pair at the offset that is looked for."""
 TOKEN = 0.08
 """Standard deviation of an embedding's channels, and of what a look-back head writes."""
 MATCH = 10.0
 """Score of a key whose two tokens both match the query's, about, before training."""
+
+SURE = 4.0
+"""Factor on the final norm: an answer that is copied starts with a margin."""
 
 
 @torch.no_grad()
@@ -41,9 +44,12 @@ def skeleton(model: LlamaForCausalLM) -> None:
     table = model.model.embed_tokens.weight
     nn.init.normal_(table, std=0.005)
     nn.init.normal_(table[:, own], std=TOKEN)
+    # Rows of one length: the norm before layer 0 would else turn longer ones into weaker look-back keys.
+    table[:, 1:] *= TOKEN * math.sqrt(third) / table[:, 1:].norm(dim=1, keepdim=True)
     table[:, 0] = CONSTANT
     scale = 1 / float(table.square().mean().sqrt())
     layers = model.model.layers
+    model.model.norm.weight *= SURE
     turning = model.model.rotary_emb.inv_freq
     turning = turning[turning > 0]
     for layer, offsets in ((layers[0], (1, 2)), (layers[1], (1,))):

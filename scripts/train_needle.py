@@ -65,14 +65,18 @@ class Stage:
 
 def stages() -> list[Stage]:
     """The curriculum: short sequences until retrieval has grown, then ever longer ones."""
-    early = {"repeats": 0.5, "records": 0.35, "passkey": 0.05, "chain": 0.1}
-    middle = {"repeats": 0.2, "records": 0.45, "passkey": 0.08, "chain": 0.12, "niah": 0.08, "vt": 0.07}
-    late = {"repeats": 0.05, "records": 0.45, "passkey": 0.1, "chain": 0.15, "niah": 0.1, "vt": 0.15}
+    early = {"repeats": 0.25, "records": 0.5, "passkey": 0.05, "chain": 0.1, "niah": 0.1}
+    middle = {"repeats": 0.05, "records": 0.35, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.25, "book": 0.05}
+    late = {"records": 0.4, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.22, "book": 0.08}
     return [
-        Stage(600, Shape(128, 32, 8, 8, early), 2e-3, 0.0),
-        Stage(600, Shape(256, 16, 16, 12, middle), 2e-3, 0.001),
-        Stage(600, Shape(512, 8, 32, 16, middle), 2e-3, 0.003),
-        Stage(600, Shape(1024, 4, 64, 24, late), 2e-3, 0.003),
+        Stage(75, Shape(128, 32, 8, 8, early), 2e-3, 0.0),
+        Stage(100, Shape(256, 16, 16, 12, early), 2e-3, 0.0),
+        Stage(225, Shape(512, 8, 32, 16, middle), 2e-3, 0.002),
+        Stage(250, Shape(1024, 4, 64, 24, middle), 2e-3, 0.004),
+        Stage(300, Shape(2048, 2, 64, 32, late), 1.5e-3, 0.006),
+        Stage(350, Shape(4096, 1, 128, 32, late), 1e-3, 0.01),
+        Stage(120, Shape(8192, 1, 128, 32, late), 7e-4, 0.01),
+        Stage(50, Shape(16384, 1, 256, 32, late), 4e-4, 0.01),
     ]
 
 
@@ -131,7 +135,7 @@ class Training:
             while self.step < first + stage.steps:
                 share = (self.step - first) / stage.steps
                 rate = after + (stage.rate - after) * (1 + math.cos(math.pi * share)) / 2
-                yield stage, rate * min(1.0, (self.step + 1) / 200)
+                yield stage, rate * min(1.0, (self.step + 1) / 100)
             first += stage.steps
 
     def train(self) -> None:
@@ -181,8 +185,11 @@ class Training:
         """Mean cross entropy of the asked ids, mean squared key of layers >= 1, and which ids were first."""
         ids = torch.from_numpy(batch.ids).to(self.options.device)
         weights = torch.from_numpy(batch.weights).to(self.options.device)[:, 1:]
-        if (total := int((weights > 0).sum())) > MOST_ASKED:  # the vocabulary's matrix would cost more than the layers
-            weights = weights * (torch.rand(weights.shape, device=weights.device) < MOST_ASKED / total)
+        for least, most in ((0.5, MOST_ASKED), (0.0, MOST_ASKED // 2)):  # the vocabulary's matrix is the largest one
+            some = (weights > least) & (weights <= 2 * least + 0.5)
+            share = most / max(int(some.sum()), 1)
+            if share < 1:
+                weights = torch.where(some & (torch.rand(weights.shape, device=weights.device) > share), 0.0, weights)
         asked = weights > 0
         self.squares.clear()
         half = self.options.device.startswith("cuda")
@@ -191,7 +198,7 @@ class Training:
             logits = self.model.lm_head(hidden[asked]).float()
         goal, weight = ids[:, 1:][asked], weights[asked]
         square = torch.stack(self.squares).float().mean()
-        loss = (F.cross_entropy(logits, goal, reduction="none") * weight).sum() / weight.sum()
+        loss = (F.cross_entropy(logits, goal, reduction="none") * weight).mean()
         return loss, square, (logits.argmax(-1) == goal)[weight == 1]
 
 

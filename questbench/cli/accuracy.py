@@ -19,7 +19,7 @@ TASK = "Tasks, with parameters behind a colon: kv:records=full. Required."
 LENGTH = "Tokens of the prompt; the task's own if left out."
 SAMPLES = "Samples per task and length; the task's own if left out."
 PROTOCOL = "When the method becomes active: stepwise (from the question on), prefill, quest-paper."
-MODEL = "constructed, a hub id, a local folder, or shape:NAME: ls models."
+MODEL = "constructed, needle, a hub id, a local folder, or shape:NAME: ls models."
 DENSE = "Leading layers left dense; the model's own if left out."
 
 Tasks = Annotated[str | None, opt.flag("--task", metavar="NAMES", help=TASK, panel=opt.AXES)]
