@@ -76,7 +76,9 @@ class Generator:
         self.sentences = [self.line(" " + sentence) for sentence in PROSE]
         sentences = Sentences(random.Random(TRAINING_SEED))
         self.prose = sentences.cut(60_000)
-        self.lines = [np.array(ids) for ids in tokenizer([" " + s for s in self.prose], add_special_tokens=False).input_ids]
+        self.lines = [
+            np.array(ids) for ids in tokenizer([" " + s for s in self.prose], add_special_tokens=False).input_ids
+        ]
         self.garbage = np.concatenate([self.line(" " + word) for word in GARBAGE])
         self.record = {part: self.line(text) for part, text in zip("ab", _around(kv.RECORD), strict=True)}
         ask, key, value = kv.QUESTION.lstrip("\n").partition("\nkey {key}:")
@@ -239,8 +241,8 @@ class Generator:
         found = [drawn[first : first + hops + 1] for first in range(0, len(drawn), hops + 1)]
         lines = [
             piece
-            for chain, value in zip(found, values, strict=False)
-            for piece in zip(sorted(draw.random() for _ in chain), vt.assignments(chain, value), strict=True)
+            for names, value in zip(found, values, strict=False)
+            for piece in zip(sorted(draw.random() for _ in names), vt.assignments(names, value), strict=True)
         ]
         shown = ""
         room = shape.length - chains * (70 + 14 * hops) - 25
@@ -249,9 +251,9 @@ class Generator:
             room -= 330
         text, _ = insert(garbage_lines(max(int(room / 1.3), 0)), lines, "\n")
         pieces = [(shown + vt.INSTRUCTION + text, False)]
-        for chain, value in zip(found, values, strict=False):
-            pieces.append((vt.QUESTION.format(value=value, count=len(chain)), False))
-            pieces.append((" " + " ".join(chain), True))
+        for names, value in zip(found, values, strict=False):
+            pieces.append((vt.QUESTION.format(value=value, count=len(names)), False))
+            pieces.append((" " + " ".join(names), True))
         return self._joined(pieces)
 
     def chain(self, rng: np.random.Generator, shape: Shape) -> tuple[Ids, NDArray[np.bool_]]:

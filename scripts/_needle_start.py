@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 CONSTANT = 0.25
 """Channel 0 of every embedding, which the look-back heads' constant queries and keys are made of."""
-PEAK = 5.0
+PEAK = 6.0
 """Score per turning channel pair at the offset that is looked for."""
+FAR = 5
+"""From the second half of a value, or the first third of a name, back to the name that it is assigned to."""
 TOKEN = 0.08
 """Standard deviation of an embedding's channels, and of what a look-back head writes."""
-MATCH = 10.0
+MATCH = 24.0
 """Score of a key whose two tokens both match the query's, about, before training."""
 
 SURE = 4.0
@@ -33,44 +35,56 @@ SURE = 4.0
 
 @torch.no_grad()
 def skeleton(model: LlamaForCausalLM) -> None:
-    """Set the embeddings and the attention matrices of a model of three or more layers.
+    """Set the embeddings and the attention matrices of a model of three or more layers with two or more KV heads.
 
-    Channels ``[own | before | before that]`` of the residual stream begin as a token's random code, and as what the
-    two look-back heads of layer 0 copy of it.
+    Channels ``[own | one | two | far]`` of the residual stream begin as a token's random code, and as what look-back
+    heads copy of it from one and two tokens before (layer 0) and from ``FAR`` tokens before (layer 1). In the last
+    layer head 0 copies what followed where the same two tokens stood. Head 1 goes back instead: where a token stood
+    that is wanted now, it copies what stood ``FAR`` tokens before it, which is how an assignment is read backwards.
     """
     size, hidden = model.config.head_dim, model.config.hidden_size
-    third = (hidden - 1) // 3
-    own, one, two = (slice(1 + at * third, 1 + (at + 1) * third) for at in range(3))
+    layers = model.model.layers
+    width = min((hidden - 1) // 4, size)
+    own, one, two, far = (slice(1 + at * width, 1 + (at + 1) * width) for at in range(4))
     table = model.model.embed_tokens.weight
     nn.init.normal_(table, std=0.005)
     nn.init.normal_(table[:, own], std=TOKEN)
     # Rows of one length: the norm before layer 0 would else turn longer ones into weaker look-back keys.
-    table[:, 1:] *= TOKEN * math.sqrt(third) / table[:, 1:].norm(dim=1, keepdim=True)
+    table[:, 1:] *= TOKEN * math.sqrt(width) / table[:, 1:].norm(dim=1, keepdim=True)
     table[:, 0] = CONSTANT
-    scale = 1 / float(table.square().mean().sqrt())
-    layers = model.model.layers
     model.model.norm.weight *= SURE
+    for layer in layers:
+        layer.self_attn.o_proj.weight *= 0.05
+        layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0.0  # nothing disturbs the constant
+    first, second, last = layers[0].self_attn, layers[1].self_attn, layers[-1].self_attn
+    # What the norms divide by, while the slots fill up.
+    scales = [math.sqrt(hidden / (CONSTANT**2 + slots * width * TOKEN**2)) for slots in (1, 3, 4)]
     turning = model.model.rotary_emb.inv_freq
     turning = turning[turning > 0]
-    for layer, offsets in ((layers[0], (1, 2)), (layers[1], (1,))):
-        _look_back(layer.self_attn, offsets, turning, math.sqrt(PEAK * math.sqrt(size)) / (CONSTANT * scale))
-    for layer in layers:
-        layer.self_attn.o_proj.weight *= 0.2
-    first, last = layers[0].self_attn, layers[-1].self_attn
-    width = min(third, size)
-    code = torch.linalg.qr(torch.randn(third, width)).Q.T  # [width, third]
-    for attention, places in ((first, (one, two)), (last, (own,))):
-        attention.v_proj.weight[:width, own] += code
-        for head, place in enumerate(places):
-            gain = 1 / scale if attention is first else 6 / scale
-            attention.o_proj.weight[place, head * size : head * size + width] += gain * code.T
-    # A key holds what stood one and two tokens before it; a query what stands here and one token before.
+    for attention, offsets, scale in ((first, (1, 2), scales[0]), (second, (1, FAR), scales[1])):
+        _look_back(attention, offsets, turning, math.sqrt(PEAK * math.sqrt(size)) / (CONSTANT * scale))
+    code = torch.linalg.qr(torch.randn(width, width)).Q
+    moves = (
+        (first, 0, own, one, 1 / scales[0]),
+        (first, 1, own, two, 1 / scales[0]),
+        (second, 1, own, far, 1 / scales[1]),
+        (last, 0, own, own, 4 / scales[2]),
+        (last, 1, far, own, 2 / scales[2]),
+    )
+    for attention, head, source, target, gain in moves:
+        start = head * size
+        attention.v_proj.weight[start : start + width, :] = 0.0
+        attention.v_proj.weight[start : start + width, source] = code
+        attention.o_proj.weight[target, start : start + width] += gain * code.T
+    # Head -> pairs of slots (of the key, of the query) that must agree.
     still = [i for i in range(size) if i % (size // 2) >= len(turning)]
-    mixed = [torch.randn(len(still), third) / math.sqrt(len(still)) for _ in range(2)]
-    strength = math.sqrt(MATCH * math.sqrt(size) / 2 / third) / (TOKEN * scale / 2)  # the stream has grown by then
-    for matrix, places in ((last.k_proj.weight, (one, two)), (last.q_proj.weight, (own, one))):
-        for place, mix in zip(places, mixed, strict=True):
-            matrix[torch.tensor(still)[:, None], torch.arange(place.start, place.stop)] += strength * mix
+    for head, pairs in enumerate((((one, own), (two, one)), ((own, two), (one, far)))):
+        rows = torch.tensor(still)[:, None] + head * size
+        for key, query in pairs:
+            mix = torch.randn(len(still), width) / math.sqrt(len(still))
+            mix *= math.sqrt(MATCH * math.sqrt(size) / 2 / width) / (TOKEN * scales[2])
+            last.k_proj.weight[rows, torch.arange(key.start, key.stop)] += mix
+            last.q_proj.weight[rows, torch.arange(query.start, query.stop)] += mix
 
 
 def _look_back(attention: nn.Module, offsets: tuple[int, ...], turning: torch.Tensor, strength: float) -> None:
@@ -78,6 +92,7 @@ def _look_back(attention: nn.Module, offsets: tuple[int, ...], turning: torch.Te
     size = attention.head_dim
     pairs = torch.arange(len(turning))
     for start in range(0, len(attention.k_proj.weight), size):
+        attention.k_proj.weight[start + pairs] = attention.k_proj.weight[start + size // 2 + pairs] = 0.0
         attention.k_proj.weight[start + pairs, 0] = strength
     for head, offset in enumerate(offsets):
         attention.q_proj.weight[head * size + pairs, 0] = strength * torch.cos(turning * offset)

@@ -12,8 +12,8 @@ import inspect
 import re
 from typing import TYPE_CHECKING
 
-from questbench.tasks import _book, _prose, _words
 from questbench.models.constructed.vocabulary import COMMON, CUE_MARKS, CUES, FRAGMENTS, MARKS
+from questbench.tasks import _book, _prose, _words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

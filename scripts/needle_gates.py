@@ -1,10 +1,10 @@
 """Measure the embedded model ``needle`` against its gates, and write its gates.json and its model card.
 
     python scripts/needle_gates.py measure [--samples 50] [--long-samples 20] [--threads 2]
-    python scripts/needle_gates.py card --run RUN
+    python scripts/needle_gates.py card
 
 ``measure`` is nothing but runs of ``questbench accuracy``; gates.json names their commands. ``card`` writes README.md
-from gates.json and the training run's curve.
+from gates.json and curve.jsonl.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "questbench" / "models" / "needle"
 EVALUATION_SEED = 0
+YES = {True: "yes", False: "**no**"}
 
 
 @dataclass(frozen=True)
@@ -111,17 +112,17 @@ def measure(options: argparse.Namespace) -> None:
     (MODEL / "gates.json").write_text(json.dumps({"commands": commands, "gates": rows}, indent=1) + "\n")
 
 
-def card(options: argparse.Namespace) -> None:
+def card(_: argparse.Namespace) -> None:
     """Write README.md."""
     from questbench.models import _needle
 
     config = json.loads((MODEL / "config.json").read_text())
-    curve = [json.loads(line) for line in (Path(options.run) / "curve.jsonl").read_text().splitlines()]
+    curve = [json.loads(line) for line in (MODEL / "curve.jsonl").read_text().splitlines()]
     every = max(len(curve) // 24, 1)
     shown = curve[::every] + ([curve[-1]] if (len(curve) - 1) % every else [])
     size = sum(path.stat().st_size for path in MODEL.glob("*.safetensors"))
     gates = [
-        f"| {gate.name} | {_limit(gate)} | {gate.measured:.1%} | {gate.samples} | {'yes' if gate.passed else '**no**'} |"
+        f"| {gate.name} | {_limit(gate)} | {gate.measured:.1%} | {gate.samples} | {YES[gate.passed]} |"
         for gate in _needle.gates()
     ]
     last = curve[-1]
@@ -143,8 +144,8 @@ def card(options: argparse.Namespace) -> None:
         gates="\n".join(gates),
         commands="\n".join("    " + command for command in json.loads((MODEL / "gates.json").read_text())["commands"]),
         curve="\n".join(
-            f"| {row['step']:,} | {row['tokens'] / 1e6:.1f} | {row['length']:,} | {row['loss']:.4f} | {row['right']:.1%} | "
-            f"{row['square']:.3f} |"
+            f"| {row['step']:,} | {row['tokens'] / 1e6:.1f} | {row['length']:,} | {row['loss']:.4f} "
+            f"| {row['right']:.1%} | {row['square']:.3f} |"
             for row in shown
         ),
     )
@@ -162,7 +163,6 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=50, help="per task at 4k")
     parser.add_argument("--long-samples", type=int, default=20, help="per task at 16k and 32k")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--run", help="folder of the training run, for the card")
     options = parser.parse_args()
     {"measure": measure, "card": card}[options.command](options)
 

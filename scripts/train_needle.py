@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import sys
+import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ class Size:
     inner: int
 
 
-SIZES = {"tiny": Size(128, 3, 2, 1, 256), "small": Size(256, 4, 4, 2, 640)}
+SIZES = {"tiny": Size(144, 3, 2, 2, 288), "small": Size(256, 4, 4, 2, 640)}
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,14 @@ def stages() -> list[Stage]:
     middle = {"repeats": 0.05, "records": 0.35, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.25, "book": 0.05}
     late = {"records": 0.4, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.22, "book": 0.08}
     return [
-        Stage(75, Shape(128, 32, 8, 8, early), 2e-3, 0.0),
-        Stage(100, Shape(256, 16, 16, 12, early), 2e-3, 0.0),
-        Stage(225, Shape(512, 8, 32, 16, middle), 2e-3, 0.002),
-        Stage(250, Shape(1024, 4, 64, 24, middle), 2e-3, 0.004),
-        Stage(300, Shape(2048, 2, 64, 32, late), 1.5e-3, 0.006),
-        Stage(350, Shape(4096, 1, 128, 32, late), 1e-3, 0.01),
-        Stage(120, Shape(8192, 1, 128, 32, late), 7e-4, 0.01),
-        Stage(50, Shape(16384, 1, 256, 32, late), 4e-4, 0.01),
+        Stage(50, Shape(128, 32, 8, 8, early), 8e-4, 0.0),
+        Stage(75, Shape(256, 16, 16, 12, early), 8e-4, 0.0),
+        Stage(200, Shape(512, 8, 32, 16, middle), 8e-4, 0.002),
+        Stage(200, Shape(1024, 4, 64, 24, middle), 8e-4, 0.004),
+        Stage(250, Shape(2048, 2, 64, 32, late), 6e-4, 0.006),
+        Stage(300, Shape(4096, 1, 128, 32, late), 5e-4, 0.01),
+        Stage(100, Shape(8192, 1, 128, 32, late), 5e-4, 0.01),
+        Stage(40, Shape(16384, 1, 256, 32, late), 3e-4, 0.01),
     ]
 
 
@@ -101,6 +100,7 @@ class Training:
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.random = torch.Generator()
         self.squares: list[torch.Tensor] = []
         for layer in self.model.model.layers[1:]:
             layer.self_attn.k_proj.register_forward_hook(lambda _m, _i, out: self.squares.append(out.square().mean()))
@@ -125,6 +125,14 @@ class Training:
         }
         torch.save(state, self.run / "checkpoint.part")
         (self.run / "checkpoint.part").replace(self.run / name)
+
+    def export(self, folder: Path) -> None:
+        """Write the model, its tokenizer and the training curve as they are shipped."""
+        self.model.config._name_or_path = "needle"
+        self.model.generation_config.do_sample = False
+        self.model.to("cpu", torch.float32).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        shutil.copy(self.run / "curve.jsonl", folder / "curve.jsonl")
 
     def schedule(self) -> Iterator[tuple[Stage, float]]:
         """Stage and learning rate of every step from the present one on."""
@@ -189,7 +197,8 @@ class Training:
             some = (weights > least) & (weights <= 2 * least + 0.5)
             share = most / max(int(some.sum()), 1)
             if share < 1:
-                weights = torch.where(some & (torch.rand(weights.shape, device=weights.device) > share), 0.0, weights)
+                dropped = torch.rand(weights.shape, generator=self.random.manual_seed(self.step)) > share
+                weights = torch.where(some & dropped.to(some.device), 0.0, weights)
         asked = weights > 0
         self.squares.clear()
         half = self.options.device.startswith("cuda")
@@ -239,10 +248,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=50, help="steps between checkpoints")
+    parser.add_argument("--out", default="questbench/models/needle", help="where export writes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)  # tiny gradients late in training would run on the slow path
-    Training(options).train()
+    training = Training(options)
+    if options.command == "train":
+        training.train()
+    else:
+        training.export(Path(options.out))
 
 
 if __name__ == "__main__":

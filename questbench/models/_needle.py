@@ -1,7 +1,7 @@
 """The trained embedded model: where it lies and what it is known to do. No torch; ``ls models`` reads this too.
 
-``scripts/train_needle.py`` trains it and ``scripts/needle_gates.py`` measures it; the folder ``needle`` beside this file
-is what they leave: a stock ``LlamaForCausalLM`` with its tokenizer, a model card and ``gates.json``.
+``scripts/train_needle.py`` trains it, ``scripts/needle_gates.py`` measures it, and the folder ``needle`` beside this
+file is what they leave: a stock ``LlamaForCausalLM`` with its tokenizer, a model card and ``gates.json``.
 """
 
 from __future__ import annotations

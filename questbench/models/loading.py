@@ -82,7 +82,7 @@ def resolve(
     elif name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
         raise PrerequisiteError(
             f"There is no model folder '{name}'.",
-            "Give a folder, a hub id (owner/name), shape:NAME, constructed or needle; list them with: questbench ls models",
+            "Give a folder, a hub id (owner/name), shape:NAME, constructed or needle: questbench ls models",
         )
     else:
         folder = _folder.from_hub(name, online=online, with_code=trust_remote_code)

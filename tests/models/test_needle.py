@@ -50,7 +50,12 @@ def test_fits_the_repository():
 
 @pytest.mark.parametrize(
     "text",
-    ["The pass key is 48213. <|end|>\n key 417086: 529314", "VAR ABCDE = VAR FGHIJ\nVARIOUS NASA é中 \t x", "", "  7  "],
+    [
+        "The pass key is 48213. <|end|>\n key 417086: 529314",
+        "VAR ABCDE = VAR FGHIJ\nVARIOUS NASA é中 \t x",
+        "",
+        "  7  ",
+    ],
 )
 def test_tokenizer_loses_nothing(loaded, text):
     ids = loaded.tokenizer(text)["input_ids"]
@@ -129,6 +134,6 @@ def test_a_gate_has_two_limits():
 
 def test_an_installation_without_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(_needle, "FOLDER", tmp_path)
-    with pytest.raises(PrerequisiteError, match="config.json"):
+    with pytest.raises(PrerequisiteError, match=r"config\.json"):
         resolve("needle", dtype=torch.float32)
     assert _needle.summary().endswith("not measured")
