@@ -35,17 +35,17 @@ SURE = 4.0
 
 @torch.no_grad()
 def skeleton(model: LlamaForCausalLM) -> None:
-    """Set the embeddings and the attention matrices of a model of three or more layers with two or more KV heads.
+    """Set the embeddings and the attention matrices of a model of four heads and two KV heads.
 
-    Channels ``[own | one | two | far]`` of the residual stream begin as a token's random code, and as what look-back
-    heads copy of it from one and two tokens before (layer 0) and from ``FAR`` tokens before (layer 1). In the last
-    layer head 0 copies what followed where the same two tokens stood. Head 1 goes back instead: where a token stood
-    that is wanted now, it copies what stood ``FAR`` tokens before it, which is how an assignment is read backwards.
+    Channels ``[own | one | two | three | far]`` of the residual stream begin as a token's random code, and as what the
+    heads of layer 0 copy of it from 1, 2, 3 and ``FAR`` tokens before. In the last layer, head 0 copies what followed
+    where the same three tokens stood. Head 2 goes back instead: where a token stood that is wanted now, it copies what
+    stood ``FAR`` tokens before it, which is how an assignment is read backwards.
     """
     size, hidden = model.config.head_dim, model.config.hidden_size
     layers = model.model.layers
-    width = min((hidden - 1) // 4, size)
-    own, one, two, far = (slice(1 + at * width, 1 + (at + 1) * width) for at in range(4))
+    width = min((hidden - 1) // 5, size)
+    own, one, two, three, far = (slice(1 + at * width, 1 + (at + 1) * width) for at in range(5))
     table = model.model.embed_tokens.weight
     nn.init.normal_(table, std=0.005)
     nn.init.normal_(table[:, own], std=TOKEN)
@@ -56,35 +56,28 @@ def skeleton(model: LlamaForCausalLM) -> None:
     for layer in layers:
         layer.self_attn.o_proj.weight *= 0.05
         layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0.0  # nothing disturbs the constant
-    first, second, last = layers[0].self_attn, layers[1].self_attn, layers[-1].self_attn
-    # What the norms divide by, while the slots fill up.
-    scales = [math.sqrt(hidden / (CONSTANT**2 + slots * width * TOKEN**2)) for slots in (1, 3, 4)]
+    first, last = layers[0].self_attn, layers[-1].self_attn
+    # What the norms divide by, before and after the slots are filled.
+    scales = [math.sqrt(hidden / (CONSTANT**2 + slots * width * TOKEN**2)) for slots in (1, 5)]
     turning = model.model.rotary_emb.inv_freq
     turning = turning[turning > 0]
-    for attention, offsets, scale in ((first, (1, 2), scales[0]), (second, (1, FAR), scales[1])):
-        _look_back(attention, offsets, turning, math.sqrt(PEAK * math.sqrt(size)) / (CONSTANT * scale))
+    _look_back(first, (1, 2, 3, FAR), turning, math.sqrt(PEAK * math.sqrt(size)) / (CONSTANT * scales[0]))
     code = torch.linalg.qr(torch.randn(width, width)).Q
-    moves = (
-        (first, 0, own, one, 1 / scales[0]),
-        (first, 1, own, two, 1 / scales[0]),
-        (second, 1, own, far, 1 / scales[1]),
-        (last, 0, own, own, 4 / scales[2]),
-        (last, 1, far, own, 2 / scales[2]),
-    )
+    moves = [(first, head, own, place, 1 / scales[0]) for head, place in enumerate((one, two, three, far))]
+    moves += [(last, 0, own, own, 4 / scales[1]), (last, 2, far, own, 2 / scales[1])]
     for attention, head, source, target, gain in moves:
-        start = head * size
+        start = head // 2 * size  # two heads share keys and values
         attention.v_proj.weight[start : start + width, :] = 0.0
         attention.v_proj.weight[start : start + width, source] = code
-        attention.o_proj.weight[target, start : start + width] += gain * code.T
+        attention.o_proj.weight[target, head * size : head * size + width] += gain * code.T
     # Head -> pairs of slots (of the key, of the query) that must agree.
-    still = [i for i in range(size) if i % (size // 2) >= len(turning)]
-    for head, pairs in enumerate((((one, own), (two, one)), ((own, two), (one, far)))):
-        rows = torch.tensor(still)[:, None] + head * size
+    still = torch.tensor([i for i in range(size) if i % (size // 2) >= len(turning)])[:, None]
+    for head, pairs in {0: ((one, own), (two, one), (three, two)), 2: ((own, two), (one, far))}.items():
         for key, query in pairs:
             mix = torch.randn(len(still), width) / math.sqrt(len(still))
-            mix *= math.sqrt(MATCH * math.sqrt(size) / 2 / width) / (TOKEN * scales[2])
-            last.k_proj.weight[rows, torch.arange(key.start, key.stop)] += mix
-            last.q_proj.weight[rows, torch.arange(query.start, query.stop)] += mix
+            mix *= math.sqrt(MATCH * math.sqrt(size) / len(pairs) / width) / (TOKEN * scales[1])
+            last.k_proj.weight[still + head // 2 * size, torch.arange(key.start, key.stop)] += mix
+            last.q_proj.weight[still + head * size, torch.arange(query.start, query.stop)] += mix
 
 
 def _look_back(attention: nn.Module, offsets: tuple[int, ...], turning: torch.Tensor, strength: float) -> None:

@@ -47,7 +47,7 @@ class Size:
     inner: int
 
 
-SIZES = {"tiny": Size(144, 3, 2, 2, 288), "small": Size(256, 4, 4, 2, 640)}
+SIZES = {"tiny": Size(192, 2, 4, 2, 320), "small": Size(256, 4, 4, 2, 640)}
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ def stages() -> list[Stage]:
     middle = {"repeats": 0.05, "records": 0.35, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.25, "book": 0.05}
     late = {"records": 0.4, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.22, "book": 0.08}
     return [
-        Stage(50, Shape(128, 32, 8, 8, early), 8e-4, 0.0),
-        Stage(75, Shape(256, 16, 16, 12, early), 8e-4, 0.0),
-        Stage(200, Shape(512, 8, 32, 16, middle), 8e-4, 0.002),
-        Stage(200, Shape(1024, 4, 64, 24, middle), 8e-4, 0.004),
-        Stage(250, Shape(2048, 2, 64, 32, late), 6e-4, 0.006),
-        Stage(300, Shape(4096, 1, 128, 32, late), 5e-4, 0.01),
-        Stage(100, Shape(8192, 1, 128, 32, late), 5e-4, 0.01),
-        Stage(40, Shape(16384, 1, 256, 32, late), 3e-4, 0.01),
+        Stage(40, Shape(128, 32, 8, 8, early), 5e-4, 0.0),
+        Stage(60, Shape(256, 16, 16, 12, early), 5e-4, 0.0),
+        Stage(120, Shape(512, 8, 32, 16, middle), 5e-4, 0.002),
+        Stage(120, Shape(1024, 4, 64, 24, middle), 5e-4, 0.004),
+        Stage(150, Shape(2048, 2, 64, 32, late), 5e-4, 0.006),
+        Stage(150, Shape(4096, 1, 128, 32, late), 5e-4, 0.01),
+        Stage(60, Shape(8192, 1, 128, 32, late), 4e-4, 0.01),
+        Stage(20, Shape(16384, 1, 256, 32, late), 2e-4, 0.01),
     ]
 
 
@@ -95,24 +95,36 @@ class Training:
         self.generator = Generator(self.tokenizer, make_task)
         torch.manual_seed(options.seed)
         self.model = build_model(SIZES[options.size], self.tokenizer).to(options.device)
-        matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
-        others = [p for n, p in self.model.named_parameters() if p.dim() < 2 or "embed" in n]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        named = list(self.model.named_parameters())
+        groups = [
+            {"params": [p for n, p in named if p.dim() == 2 and "embed" not in n], "weight_decay": 0.1, "factor": 1.0},
+            {"params": [p for n, p in named if p.dim() < 2], "weight_decay": 0.0, "factor": 5.0},
+            # Nearly every step moves nearly every embedding a little, and Adam would make a lot of it.
+            {"params": [p for n, p in named if "embed" in n], "weight_decay": 0.0, "factor": 0.15},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.random = torch.Generator()
         self.squares: list[torch.Tensor] = []
+        self.still = (self.model.model.rotary_emb.inv_freq == 0).repeat(2).to(options.device)
         for layer in self.model.model.layers[1:]:
-            layer.self_attn.k_proj.register_forward_hook(lambda _m, _i, out: self.squares.append(out.square().mean()))
+            layer.self_attn.k_proj.register_forward_hook(self.observe_keys)
         newest = self.run / "checkpoint.pt"
         if newest.exists():
             self.load(newest)
+
+    def observe_keys(self, _module: nn.Module, _inputs: Any, keys: torch.Tensor) -> None:
+        """Keep the mean square of the channels that do not turn."""
+        self.squares.append(keys.unflatten(-1, (-1, HEAD_DIM))[..., self.still].square().mean())
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
         state = torch.load(path, map_location=self.options.device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        factors = [group["factor"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
+            group["factor"] = factor  # the script's, not the checkpoint's
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         print(f"resumed at step {self.step:,}", flush=True)
 
@@ -143,7 +155,7 @@ class Training:
             while self.step < first + stage.steps:
                 share = (self.step - first) / stage.steps
                 rate = after + (stage.rate - after) * (1 + math.cos(math.pi * share)) / 2
-                yield stage, rate * min(1.0, (self.step + 1) / 100)
+                yield stage, rate * min(1.0, (self.step + 1) / 50)
             first += stage.steps
 
     def train(self) -> None:
@@ -155,7 +167,7 @@ class Training:
         for stage, rate in self.schedule():
             batch = self.generator.batch(self.options.seed, self.step, stage.shape)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             loss, square, hits = self.loss(batch)
             (loss + stage.penalty * square).backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
