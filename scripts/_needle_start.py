@@ -29,6 +29,8 @@ TOKEN = 0.08
 MATCH = 24.0
 """Score of a key whose two tokens both match the query's, about, before training."""
 
+SINK = 12.0
+"""Score of BOS for every query, between that of two tokens that match and that of three."""
 SURE = 4.0
 """Factor on the final norm: an answer that is copied starts with a margin."""
 
@@ -64,20 +66,27 @@ def skeleton(model: LlamaForCausalLM) -> None:
     _look_back(first, (1, 2, 3, FAR), turning, math.sqrt(PEAK * math.sqrt(size)) / (CONSTANT * scales[0]))
     code = torch.linalg.qr(torch.randn(width, width)).Q
     moves = [(first, head, own, place, 1 / scales[0]) for head, place in enumerate((one, two, three, far))]
-    moves += [(last, 0, own, own, 4 / scales[1]), (last, 2, far, own, 2 / scales[1])]
+    moves += [(last, 0, own, own, 4 / scales[1]), (last, 2, far, own, 4 / scales[1])]
     for attention, head, source, target, gain in moves:
         start = head // 2 * size  # two heads share keys and values
         attention.v_proj.weight[start : start + width, :] = 0.0
         attention.v_proj.weight[start : start + width, source] = code
         attention.o_proj.weight[target, head * size : head * size + width] += gain * code.T
-    # Head -> pairs of slots (of the key, of the query) that must agree.
+    # Head -> pairs of slots (of the key, of the query) that must agree, and how many of them do in a match.
     still = torch.tensor([i for i in range(size) if i % (size // 2) >= len(turning)])[:, None]
-    for head, pairs in {0: ((one, own), (two, one), (three, two)), 2: ((own, two), (one, far))}.items():
+    sink = table[model.config.bos_token_id, own] * scales[1]
+    for head, (pairs, agree) in {0: (((one, own), (two, one), (three, two)), 3), 2: (((own, two), (one, far)), 1)}.items():
+        keys, queries = still + head // 2 * size, still + head * size
+        resting = torch.zeros(len(still))
         for key, query in pairs:
             mix = torch.randn(len(still), width) / math.sqrt(len(still))
-            mix *= math.sqrt(MATCH * math.sqrt(size) / len(pairs) / width) / (TOKEN * scales[1])
-            last.k_proj.weight[still + head // 2 * size, torch.arange(key.start, key.stop)] += mix
-            last.q_proj.weight[still + head * size, torch.arange(query.start, query.stop)] += mix
+            mix *= math.sqrt(MATCH * math.sqrt(size) / agree / width) / (TOKEN * scales[1])
+            last.k_proj.weight[keys, torch.arange(key.start, key.stop)] += mix
+            last.q_proj.weight[queries, torch.arange(query.start, query.stop)] += mix
+            resting += mix @ sink  # before BOS stands nothing, so all of its slots hold itself
+        # A query that finds nothing rests on BOS, rather than copying noise.
+        pull = SINK * math.sqrt(size) / float(resting.square().sum()) / (CONSTANT * scales[1])
+        last.q_proj.weight[queries[:, 0], 0] += pull * resting
 
 
 def _look_back(attention: nn.Module, offsets: tuple[int, ...], turning: torch.Tensor, strength: float) -> None:

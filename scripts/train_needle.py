@@ -68,14 +68,14 @@ def stages() -> list[Stage]:
     middle = {"repeats": 0.05, "records": 0.35, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.25, "book": 0.05}
     late = {"records": 0.4, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.22, "book": 0.08}
     return [
-        Stage(40, Shape(128, 32, 8, 8, early), 5e-4, 0.0),
-        Stage(60, Shape(256, 16, 16, 12, early), 5e-4, 0.0),
-        Stage(120, Shape(512, 8, 32, 16, middle), 5e-4, 0.002),
-        Stage(120, Shape(1024, 4, 64, 24, middle), 5e-4, 0.004),
-        Stage(150, Shape(2048, 2, 64, 32, late), 5e-4, 0.006),
-        Stage(150, Shape(4096, 1, 128, 32, late), 5e-4, 0.01),
-        Stage(60, Shape(8192, 1, 128, 32, late), 4e-4, 0.01),
-        Stage(20, Shape(16384, 1, 256, 32, late), 2e-4, 0.01),
+        Stage(20, Shape(128, 32, 8, 8, early), 3e-4, 0.0),
+        Stage(40, Shape(256, 16, 16, 12, early), 3e-4, 0.0),
+        Stage(100, Shape(512, 8, 32, 16, middle), 3e-4, 0.002),
+        Stage(120, Shape(1024, 4, 64, 24, middle), 3e-4, 0.004),
+        Stage(120, Shape(2048, 2, 64, 32, late), 3e-4, 0.006),
+        Stage(120, Shape(4096, 1, 128, 32, late), 2e-4, 0.01),
+        Stage(50, Shape(8192, 1, 128, 32, late), 2e-4, 0.01),
+        Stage(10, Shape(16384, 1, 256, 32, late), 1e-4, 0.01),
     ]
 
 
@@ -155,7 +155,7 @@ class Training:
             while self.step < first + stage.steps:
                 share = (self.step - first) / stage.steps
                 rate = after + (stage.rate - after) * (1 + math.cos(math.pi * share)) / 2
-                yield stage, rate * min(1.0, (self.step + 1) / 50)
+                yield stage, rate * min(1.0, (self.step + 1) / 20)
             first += stage.steps
 
     def train(self) -> None:
