@@ -117,12 +117,11 @@ class LayerCache:
         return self.pool.bytes_in_use
 
     def lag(self) -> Tensor | None:
-        """``[B]``: position in the cache less position in the text of the newest entry; ``None`` if nothing is gone."""
-        if self.seen == self.held:
-            return None
+        """``[B]``: position in the cache less that in the text, of the newest entry; ``None`` if nothing is gone."""
         if self._newest is not None and self.positions is not None:
             return self.lengths - self.positions[:, 0, self._newest] - 1
-        return torch.tensor([held - seen for held, seen in zip(self.held, self.seen, strict=True)], device=self.device)
+        gone = [held - seen for held, seen in zip(self.held, self.seen, strict=True)]
+        return torch.tensor(gone, device=self.device) if any(gone) else None
 
     def append(self, k: Tensor, v: Tensor, new: Sequence[int] | None = None) -> None:
         """Store the last ``new[b]`` of the n entries ``[B, Hk, n, D]`` of each row (all n by default)."""

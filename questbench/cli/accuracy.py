@@ -23,7 +23,7 @@ BATCH = "Samples that run at a time; fewer if memory is short. Results do not de
 PROTOCOL = "When the method becomes active: stepwise (from the question on), prefill, quest-paper, stream."
 CHAT = "Put prompts into the tokenizer's chat template: auto (if it has one), on, off."
 MARGIN = "Loss of score that still counts as lossless."
-MODEL = "constructed, a hub id, a local folder, or shape:NAME: ls models."
+MODEL = "constructed, needle, a hub id, a local folder, or shape:NAME: ls models."
 DENSE = "Leading layers left dense; the model's own if left out."
 
 Tasks = Annotated[str | None, opt.flag("--task", metavar="NAMES", help=TASK, panel=opt.AXES)]

@@ -87,11 +87,13 @@ def _backends() -> Rows:
 
 
 def _models() -> Rows:
+    from questbench.models import _needle
     from questbench.models.shapes import SHAPES
 
     embedded = dict.fromkeys(("layers", "heads", "kv_heads", "head_dim", "context", "kv_bytes_per_token"))
     return [
         {"name": "constructed", "weights": "embedded, exact retrieval", **embedded},
+        {"name": _needle.NAME, "weights": _needle.summary(), **embedded, **_needle.shape()},
         *(
             {
                 "name": f"shape:{name}",

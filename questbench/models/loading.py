@@ -48,7 +48,7 @@ def resolve(
     """Load a model.
 
     Args:
-        name: ``constructed``, ``shape:NAME``, a local folder or a hub id.
+        name: ``constructed``, ``needle``, ``shape:NAME``, a local folder or a hub id.
         dtype: of weights and cache.
         device: where to put it.
         seed: of random weights.
@@ -66,6 +66,8 @@ def resolve(
         raise UsageError(f"Only shape: models can be cut to {layers} layers, not '{name}'.", "Leave the limit out.")
     if name == "constructed":
         return _constructed(dtype, device)
+    if name == "needle":
+        return _needle(dtype, device)
     if name.startswith("shape:"):
         from questbench.models import _random_weights
 
@@ -80,7 +82,7 @@ def resolve(
     elif name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
         raise PrerequisiteError(
             f"There is no model folder '{name}'.",
-            "Give a folder, a hub id (owner/name), shape:NAME or constructed; list them with: questbench ls models",
+            "Give a folder, a hub id (owner/name), shape:NAME, constructed or needle: questbench ls models",
         )
     else:
         folder = _folder.from_hub(name, online=online, with_code=trust_remote_code)
@@ -96,6 +98,17 @@ def _constructed(dtype: torch.dtype, device: str) -> LoadedModel:
     model, tokenizer = build(dtype)
     model.to(device)
     return LoadedModel(model, tokenizer, EMBEDDED.name, EMBEDDED.dense_layers, EMBEDDED.page_size)
+
+
+def _needle(dtype: torch.dtype, device: str) -> LoadedModel:
+    from questbench.models import _folder, _needle
+
+    path = _needle.folder()
+    _folder.check(path)
+    model = _folder.load_model(path, dtype, device, trust_remote_code=False)
+    tokenizer = _folder.load_tokenizer(path, trust_remote_code=False, needed=True)
+    sha = _folder.fingerprint(path)
+    return LoadedModel(model, tokenizer, _needle.NAME, _needle.DENSE_LAYERS, _needle.PAGE_SIZE, sha=sha)
 
 
 def _check_device(device: str) -> None:

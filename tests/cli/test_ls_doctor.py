@@ -44,7 +44,7 @@ def test_models_are_the_shapes(questbench: Callable[..., Any]) -> None:
     from questbench.models.shapes import SHAPES
 
     listed = rows(questbench("ls", "models", "--json").out)
-    assert [row["name"] for row in listed] == ["constructed", *(f"shape:{name}" for name in SHAPES)]
+    assert [row["name"] for row in listed] == ["constructed", "needle", *(f"shape:{name}" for name in SHAPES)]
     llama = next(row for row in listed if row["name"] == "shape:llama-3.1-8b")
     assert (llama["heads"], llama["kv_heads"], llama["kv_bytes_per_token"]) == (32, 8, 131072)
 
