@@ -251,4 +251,5 @@ def _written_out(
 
 def _products(queries: Tensor, keys: Tensor) -> Tensor:
     """``[Hk, g, m, D]`` and ``[Hk, n, D]`` -> ``[Hk, g, m, n]``: a group's queries share their head's keys."""
-    return (queries.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, queries.shape[1:3])
+    products: Tensor = queries.flatten(1, 2) @ keys.transpose(1, 2)
+    return products.view(*queries.shape[:3], keys.shape[1])

@@ -104,7 +104,7 @@ class Session:
         model = self.loaded.model
         embedding = model.get_input_embeddings()
         tied = getattr(model.get_output_embeddings(), "weight", None) is embedding.weight
-        row = embedding.weight.shape[1] * embedding.weight.element_size()
+        row = int(embedding.weight.shape[1]) * int(embedding.weight.element_size())
         return weight_bytes(model) - (0 if tied else weight_bytes(embedding)) + rows * row
 
     def cache_bytes(self, method: Method, cell: Cell) -> int:

@@ -203,7 +203,8 @@ def run(
                 session, opened = Session.open(config, cell), cell.model
             records = measure(config, cell, session, refused, progress=_within(progress, done, len(grid)))
         except (UsageError, PrerequisiteError) as error:
-            if len(grid) == 1:
+            # What no cell can do ends the run; a kind of weights that does not work here is a record like any other.
+            if session is None and len({one.model for one in grid}) == 1:
                 raise
             records = [_failed(config, cell, name, error) for name in methods(config, cell)]
         except (MemoryError, CellError, OSError, RuntimeError) as error:

@@ -105,7 +105,8 @@ def lay_out(model: PreTrainedModel, rows: int) -> Plan:
 
 
 def _block(layer: nn.Module, kind: str | None, config: Any, buffers: Buffers | None) -> Block:
-    attention, mlp = _part(layer, "self_attn"), _part(layer, "mlp")
+    attention: Any = _part(layer, "self_attn")
+    mlp = _part(layer, "mlp")
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if getattr(attention, "sinks", None) is not None:
         raise UnknownPart("attention sinks")
@@ -173,7 +174,7 @@ def _norm(module: nn.Module) -> Apply:
 
 
 @torch.no_grad()
-def _turn(attention: nn.Module) -> Turn:
+def _turn(attention: Any) -> Turn:
     """The modeling file's rotation, or three operations in its place where they give the same."""
     apply = getattr(sys.modules.get(type(attention).__module__), "apply_rotary_pos_emb", None)
     if apply is None:

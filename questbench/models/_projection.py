@@ -44,18 +44,19 @@ class Projection:
         """``compiled``, ``int8pack`` or ``torch``."""
         self._out: Tensor | None = None
         self._packed: list[tuple[Tensor, Tensor]] | None = None
+        linears: list[Any] = list(self.modules)
         if buffers is not None and all(_is_int8(m) for m in self.modules):
             # torchao's own int8 product on the CPU first widens the weights: a sixth of the speed of torch's kernel.
-            weights: list[Any] = [m.weight for m in self.modules]
-            self._packed = [(w.qdata, w.scale.flatten().to(buffers.dtype)) for w in weights]
+            self._packed = [(m.weight.qdata, m.weight.scale.flatten().to(buffers.dtype)) for m in linears]
             self.path = "int8pack"
-        plain = all(type(m) is nn.Linear and _linear.fits(m.weight, m.bias) for m in self.modules)
+        plain = all(type(m) is nn.Linear and _linear.fits(m.weight, m.bias) for m in linears)
         small = buffers is not None and buffers.rows <= _linear.MOST_ROWS
         if buffers is not None and small and plain and _linear.unavailable() is None:
             self.path = "compiled"
-            self._out = buffers.get(sum(m.out_features for m in self.modules))  # type: ignore[misc]
-            parts = self._out.split([m.out_features for m in self.modules], dim=1)  # type: ignore[misc]
-            self._jobs = [(m.weight.detach(), m.bias, part) for m, part in zip(self.modules, parts, strict=True)]
+            widths = [m.out_features for m in linears]
+            self._out = buffers.get(sum(widths))
+            parts = torch.split(self._out, widths, dim=1)
+            self._jobs = [(m.weight.detach(), m.bias, part) for m, part in zip(linears, parts, strict=True)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """The products."""
@@ -94,7 +95,7 @@ def weight_bytes(module: nn.Module) -> int:
 
 def _stored(tensor: Tensor) -> int:
     """Bytes that a tensor, or the parts of a tensor subclass, take."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
+    flatten: Any = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None:
         return tensor.numel() * tensor.element_size()
     return sum(_stored(getattr(tensor, name)) for name in flatten()[0])

@@ -165,8 +165,8 @@ def prefill(
     """Feed a prompt in parts and return the logits of its last position, ``[B, vocabulary]``.
 
     What lies beside the cache (activations, masks) is as long as one part, so that memory beyond the cache does not
-    grow with the prompt. The rule is one for all methods: the prompt is read densely, the mass that a method judges by is
-    summed over all parts, and what is dropped is dropped once, after the last part. The outcome is that of a prompt
+    grow with the prompt. The rule is one for all methods: the prompt is read densely, the mass that a method judges by
+    is summed over all parts, and what is dropped is dropped once, after the last part. The outcome is that of a prompt
     in one piece.
 
     Args:

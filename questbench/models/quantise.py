@@ -55,7 +55,7 @@ def quantise(model: PreTrainedModel, weights: str, *, head: bool = False) -> dic
     if weights == "full":
         return {"weights": "full", "head": False, "linears": 0, "format": str(model.dtype).removeprefix("torch.")}
     _torchao()
-    from torchao.quantization import quantize_
+    from torchao.quantization import quantize_  # type: ignore[import-not-found, unused-ignore]
 
     device = next(model.parameters()).device.type
     output = model.get_output_embeddings()
@@ -85,7 +85,10 @@ def quantise(model: PreTrainedModel, weights: str, *, head: bool = False) -> dic
 
 
 def _config(weights: str, device: str, chosen: list[nn.Linear]) -> tuple[Any, str]:
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+    from torchao.quantization import (  # type: ignore[import-not-found, unused-ignore]
+        Int4WeightOnlyConfig,
+        Int8WeightOnlyConfig,
+    )
 
     if weights == "int8":
         return Int8WeightOnlyConfig(), "torchao int8 per channel"
@@ -99,7 +102,9 @@ def _config(weights: str, device: str, chosen: list[nn.Linear]) -> tuple[Any, st
         layout = "tile_packed_to_4d"
         return Int4WeightOnlyConfig(group_size=group, int4_packing_format=layout), f"torchao int4 {layout}, {group}"
     try:
-        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+        from torchao.prototype.quantization.int4 import (  # type: ignore[import-not-found, unused-ignore]
+            PrototypeInt4WeightOnlyConfig,
+        )
     except ImportError:
         raise PrerequisiteError(
             "This version of torchao has no 4-bit weights for the CPU.", "Use --weights int8, or torchao 0.18."
@@ -109,6 +114,6 @@ def _config(weights: str, device: str, chosen: list[nn.Linear]) -> tuple[Any, st
 
 def _torchao() -> None:
     try:
-        import torchao  # noqa: F401
+        import torchao  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
     except ImportError as error:
         raise PrerequisiteError(f"8- and 4-bit weights need torchao: {error}.", INSTALL) from None

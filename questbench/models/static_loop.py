@@ -90,7 +90,7 @@ class StaticLoop:
 
     @torch.no_grad()
     def feed(self, tokens: Tensor | Sequence[int]) -> Tensor:
-        """One step with given tokens ``[B]``: the logits after them, ``[B, vocabulary]``."""
+        """One step with given tokens ``[B]``: the logits after them, ``[B, vocabulary]``, good until the next step."""
         self.tokens.copy_(torch.as_tensor(tokens))
         logits = self._forward()
         self._advance()

@@ -6,6 +6,7 @@ import torch
 from kernel_cases import DTYPES, REFERENCE, check_attend, generator, make_query, make_store, random_lists
 from test_append import both, entries
 from test_attend_top import test_fused_equals_the_three_ops
+from test_linear import test_error_budget
 from test_score import check
 from test_select import test_equal_scores_go_to_the_lower_page_and_nan_first, test_random_scores_with_ties
 
@@ -34,6 +35,8 @@ def main() -> None:
         q = make_query(store, 1)
         got, want = ops.attend(q, *store.paged, 0.1), REFERENCE.attend(q, *store.paged, 0.1)
         assert torch.allclose(got, want, rtol=0, atol=0, equal_nan=True)
+    for dtype in DTYPES:
+        test_error_budget(dtype, 3)
     for merge in ("none", "max"):
         test_random_scores_with_ties(ops, 300, True, merge)
     test_equal_scores_go_to_the_lower_page_and_nan_first(ops)
