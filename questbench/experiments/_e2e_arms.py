@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from questbench._memory import empty
-from questbench.experiments._staged import STAGES, StagedOps
+from questbench.experiments._staged import StagedOps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,12 +70,13 @@ def stages(loop: StaticLoop, rounds: int, clock: Callable[[], float]) -> dict[st
             for number in range(rounds + 1):
                 arm.setup()
                 seconds.clear()
-                ops.seconds.clear()
+                ops.marks.clear()
                 start = clock()
                 loop.step()
                 total = clock() - start
                 parts = {"weights": seconds.get("weights", 0.0)}
-                parts |= {stage: ops.seconds[stage] for stage in STAGES if stage in ops.seconds}
+                for stage, before, after in ops.marks:
+                    parts[stage] = parts.get(stage, 0.0) + after - before
                 if number:  # the first round warms up
                     rest = max(total - sum(parts.values()), 0.0)
                     for stage, value in (parts | {"rest": rest, "staged": total}).items():

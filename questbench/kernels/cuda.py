@@ -1,8 +1,8 @@
 """CUDA backend: the kernels in ``kernels/cuda`` as torch operators of the namespace ``questbench_cuda``.
 
-Storage is fp16 or bf16, head dims 64, 128 and 256, groups of up to 16 query heads. Nothing synchronises: lengths, counts
-and page tables are read on the device, grids are sized by shapes, and work goes to torch's current stream, so that a
-decode step can be captured in a CUDA graph.
+Storage is fp16 or bf16, head dims 64, 128 and 256, groups of up to 16 query heads. Nothing synchronises: lengths,
+counts and page tables are read on the device, grids are sized by shapes, and work goes to torch's current stream, so
+that a decode step can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class CudaLibrary:
         return self._workspace(q, rows * heads * ((dim + 2) * splits + 2)), splits, logits
 
     def splits(self, device: torch.device, lists: int, entries: int) -> int:
-        """Blocks per list: two waves of two blocks per multiprocessor, at least two tiles for each of a block's warps."""
+        """Blocks per list: two waves of two blocks per multiprocessor, two tiles or more for each warp."""
         if self._processors is None:
             self._processors = torch.cuda.get_device_properties(device).multi_processor_count
         return max(1, min(-(-4 * self._processors // max(lists, 1)), -(-entries // (8 * TILE))))

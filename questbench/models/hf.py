@@ -181,7 +181,8 @@ def prefill(
     tokens = torch.as_tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
     tokens = tokens[None] if tokens.dim() == 1 else tokens
     total = tokens.shape[1]
-    settings, inputs = cache.settings, {}
+    settings = cache.settings
+    inputs: dict[str, Any] = {}
     try:
         for start in range(0, total, chunk):
             stop = min(start + chunk, total)
