@@ -175,9 +175,7 @@ def attend_budget(store: Store, q: Tensor, scale: float, want: Tensor, **options
     relative = weight_error(store, widest, scale, options.get("softcap", 0.0))
     # bf16: probabilities may be rounded to it before they meet the values, as tensor cores take them.
     rounded = ROUNDOFF[q.dtype] if q.dtype == torch.bfloat16 else 0.0
-    return (
-        (relative[..., None] + rounded) * magnitude + ROUNDOFF[q.dtype] * want.abs() * (1 + UNIT) + SMALLEST[q.dtype]
-    )
+    return (relative[..., None] + rounded) * magnitude + ROUNDOFF[q.dtype] * want.abs() * (1 + UNIT) + SMALLEST[q.dtype]
 
 
 def weight_error(store: Store, q: Tensor, scale: float, softcap: float = 0.0) -> Tensor:
