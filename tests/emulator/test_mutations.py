@@ -52,8 +52,11 @@ PLANTED = [
         "min(start + count, (page + 1) * size - 1)",
     ),
 ]
-HARMLESS: set[str] = set()
-"""Barriers that may go without changing a result, ``file:line what``, with the reason beside each."""
+HARMLESS = {
+    ("cuda/attend.cu", "__syncwarp();"): "the lanes meet in load_matrix_4 anyway; left for the order of memory",
+    ("cuda/attend.cu", "copy_wait<0>"): "the loop has waited for every copy; left for whoever changes the loop",
+}
+"""Barriers and waits that change no result when they go, with the reason."""
 
 
 @pytest.fixture(scope="module")
@@ -80,5 +83,5 @@ def test_every_barrier_is_needed(sound: Path, tmp_path: Path) -> None:
     for file in files:
         for at, planted in enumerate(mutations.sweep(f"cuda/{file.name}")):
             if mutations.caught(planted, OPS[file.stem], tmp_path / f"{file.stem}{at}") is None:
-                survivors.append(planted.name)
-    assert set(survivors) <= HARMLESS
+                survivors.append((planted.file, planted.name))
+    assert [name for file, name in survivors if (file, name.split(" ", 1)[1]) not in HARMLESS] == []
