@@ -387,14 +387,15 @@ class LayerCache:
     def _fit_slots(self) -> None:
         """Grow the per-slot tensors with the page table."""
         slots = self._table.shape[1] * self.page_size
-        if self.positions is not None and self.positions.shape[2] < slots:
-            wider = self._slots(slots, torch.int32)
-            wider[:, :, : self.positions.shape[2]] = self.positions
-            self.positions = wider
-        if self.mass is not None and self.mass.shape[2] < slots:
-            heavier = self._slots(slots, torch.float32)
-            heavier[:, :, : self.mass.shape[2]] = self.mass
-            self.mass = heavier
+        self.positions, self.mass = _widened(self.positions, slots), _widened(self.mass, slots)
+
+
+def _widened(per_slot: Tensor | None, slots: int) -> Tensor | None:
+    if per_slot is None or per_slot.shape[2] >= slots:
+        return per_slot
+    wider = per_slot.new_zeros((*per_slot.shape[:2], slots))
+    wider[:, :, : per_slot.shape[2]] = per_slot
+    return wider
 
 
 def _of(mass: Tensor | None, row: int, held: int) -> Tensor | None:
