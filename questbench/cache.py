@@ -14,7 +14,7 @@ from torch import Tensor
 from questbench.eviction import kept_slots
 from questbench.kernels._ops import Ops
 from questbench.methods._base import Keep, Method
-from questbench.paging import BoundsLayout, PagePool
+from questbench.paging import BoundsLayout, PagePool, widened
 
 Rotate = Callable[[Tensor, Tensor], Tensor]
 """``rotate(x [B, H, D], delta [B])`` turns rotary embeddings by ``delta`` positions."""
@@ -387,15 +387,7 @@ class LayerCache:
     def _fit_slots(self) -> None:
         """Grow the per-slot tensors with the page table."""
         slots = self._table.shape[1] * self.page_size
-        self.positions, self.mass = _widened(self.positions, slots), _widened(self.mass, slots)
-
-
-def _widened(per_slot: Tensor | None, slots: int) -> Tensor | None:
-    if per_slot is None or per_slot.shape[2] >= slots:
-        return per_slot
-    wider = per_slot.new_zeros((*per_slot.shape[:2], slots))
-    wider[:, :, : per_slot.shape[2]] = per_slot
-    return wider
+        self.positions, self.mass = widened(self.positions, slots), widened(self.mass, slots)
 
 
 def _of(mass: Tensor | None, row: int, held: int) -> Tensor | None:
