@@ -72,7 +72,8 @@ class Inputs:
         done = 0
         while done < entries:
             count = min(self.noise.shape[2], entries - done)
-            layer.append(*(x[:, :, :count].expand(self.shape.batch, -1, -1, -1) for x in (self.noise, self._values)))
+            k, v = (x[:, :, :count].expand(self.shape.batch, -1, -1, -1) for x in (self.noise, self._values))
+            layer.append(k, v)
             done += count
 
 
