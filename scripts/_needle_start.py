@@ -1,19 +1,21 @@
-"""Where training starts: random weights with the skeleton of an induction circuit in the attention matrices.
+"""Where training starts: random weights with the skeleton of an induction circuit in embeddings and attention.
 
-From random weights two slow cores spend most of an hour on a plateau until heads that look back one and two tokens have
-grown, and heads that match what those have written. Here layer 0 starts with the former (two tokens are looked back
-exactly, because rotary scores peak at an offset), layer 1 with a weaker one, and the last layer with random but shared
-projections for the match and for the copy. What the tasks need beyond it (which tokens to match, groups of three, other
-wordings, hops, null keys, long texts) is trained, and all weights are.
+From random weights two slow cores spend most of an hour on a plateau until heads that look back a few tokens have
+grown, and heads that match what those have written. Here layer 0 starts with the former (a fixed number of tokens is
+looked back exactly, because rotary scores peak at an offset), and the last layer with random but shared projections for
+the match and for the copy. What the tasks need beyond it (when to look up and when to end, other wordings, hops, null
+keys, long texts) is trained, and all weights are.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from questbench.models.constructed.vocabulary import CUE_MARKS, CUES
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -26,17 +28,19 @@ FAR = 5
 """From the second half of a value, or the first third of a name, back to the name that it is assigned to."""
 TOKEN = 0.08
 """Standard deviation of an embedding's channels, and of what a look-back head writes."""
-MATCH = 24.0
+MATCH = 30.0
 """Score of a key whose two tokens both match the query's, about, before training."""
 
-SINK = 12.0
-"""Score of BOS for every query, between that of two tokens that match and that of three."""
+CLASSES, CLASS = 4, 0.4
+"""Channels that tell kinds of tokens apart, and their share of a code's length."""
+SINK = 9.0
+"""Score of BOS for every query, a little less than that of one token that matches."""
 SURE = 4.0
 """Factor on the final norm: an answer that is copied starts with a margin."""
 
 
 @torch.no_grad()
-def skeleton(model: LlamaForCausalLM) -> None:
+def skeleton(model: LlamaForCausalLM, tokenizer: Any) -> None:
     """Set the embeddings and the attention matrices of a model of four heads and two KV heads.
 
     Channels ``[own | one | two | three | far]`` of the residual stream begin as a token's random code, and as what the
@@ -50,7 +54,7 @@ def skeleton(model: LlamaForCausalLM) -> None:
     own, one, two, three, far = (slice(1 + at * width, 1 + (at + 1) * width) for at in range(5))
     table = model.model.embed_tokens.weight
     nn.init.normal_(table, std=0.005)
-    nn.init.normal_(table[:, own], std=TOKEN)
+    table[:, own] = codes(tokenizer, width)
     # Rows of one length: the norm before layer 0 would else turn longer ones into weaker look-back keys.
     table[:, 1:] *= TOKEN * math.sqrt(width) / table[:, 1:].norm(dim=1, keepdim=True)
     table[:, 0] = CONSTANT
@@ -82,7 +86,9 @@ def skeleton(model: LlamaForCausalLM) -> None:
         keys, queries = still + head // 2 * size, still + head * size
         resting = torch.zeros(len(still))
         for key, query in pairs:
+            # Only what is looked up by is read, so the keys of all other words begin as zeros.
             mix = torch.randn(len(still), width) / math.sqrt(len(still))
+            mix[:, :CLASSES] = mix[:, width - plain_dims(width) :] = 0.0
             mix *= math.sqrt(MATCH * math.sqrt(size) / agree / width) / (TOKEN * scales[1])
             last.k_proj.weight[keys, torch.arange(key.start, key.stop)] += mix
             last.q_proj.weight[queries, torch.arange(query.start, query.stop)] += mix
@@ -90,6 +96,33 @@ def skeleton(model: LlamaForCausalLM) -> None:
         # A query that finds nothing rests on BOS, rather than copying noise.
         pull = SINK * math.sqrt(size) / float(resting.square().sum()) / (CONSTANT * scales[1])
         last.q_proj.weight[queries[:, 0], 0] += pull * resting
+
+
+def plain_dims(width: int) -> int:
+    """Channels of a code that tell plain words apart."""
+    return width // 4
+
+
+def codes(tokenizer: Any, width: int) -> torch.Tensor:
+    """A random code ``[vocabulary, width]`` per token: ``[class | what is looked up by | plain words]``.
+
+    Numbers, capitals, the words and marks that announce a fact and BOS have the middle part, all other tokens the last.
+    """
+    table = torch.randn(len(tokenizer), width)
+    middle, last = slice(CLASSES, width - plain_dims(width)), slice(width - plain_dims(width), width)
+    cues = {*CUES, *CUE_MARKS, "is", "stop", "VAR", tokenizer.bos_token}
+    for token, row in enumerate(table):
+        text = tokenizer.decode([token])
+        bare = text.strip()
+        spaced = text.startswith(" ")
+        kinds = [bare.isdigit() and spaced, bare.isdigit(), bare.isupper() and bare != "VAR", bare in cues]
+        row[:CLASSES] = 0.0
+        row[last if any(kinds) else middle] = 0.0
+        row /= row.norm()
+        if any(kinds):
+            row *= math.sqrt(1 - CLASS**2)
+            row[kinds.index(True)] = CLASS
+    return table * TOKEN * math.sqrt(width)
 
 
 def _look_back(attention: nn.Module, offsets: tuple[int, ...], turning: torch.Tensor, strength: float) -> None:
