@@ -84,7 +84,7 @@ def measure(
         rows=cell.batch,
         seq_len=cell.seq_len,
         room=room,
-        part=0 if config.cache_fill == "random" else min(config.prefill_chunk, cell.seq_len),
+        part=0 if config.cache_fill != "prefill" else min(config.prefill_chunk, cell.seq_len),
         widest=max(session.text.intermediate_size, session.text.hidden_size),
     )
     required.check(cell.device)
@@ -138,7 +138,7 @@ def _decode(
 ) -> None:
     from questbench.models import hf
 
-    progress("filling the cache" if config.cache_fill == "random" else "prefill for all methods")
+    progress("filling the cache" if config.cache_fill != "prefill" else "prefill for all methods")
     base, first = session.base(cell, chosen, room)
     loops = {}
     for name, method in chosen.items():

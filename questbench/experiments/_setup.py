@@ -35,7 +35,11 @@ def check_machine(device: str, backend: str | None, dtype: str, page_sizes: Sequ
             )
     if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
         raise UsageError(f"--threads {threads}: this machine has {os.cpu_count()} cores.", "Leave --threads out.")
-    load_ops(device, backend)
+    ops = load_ops(device, backend)
+    if dtype not in ops.dtypes:
+        raise UsageError(
+            f"Backend '{ops.name}' stores {' and '.join(ops.dtypes)}, not {dtype}.", f"Use --dtype {ops.dtypes[-1]}."
+        )
 
 
 def load_ops(device: str, backend: str | None) -> Ops:

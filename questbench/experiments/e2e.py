@@ -163,7 +163,7 @@ def check(config: E2EConfig) -> None:
 
 def card(config: E2EConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
-    filled = "filled with random entries: no prefill is timed" if config.cache_fill == "random" else "prefilled"
+    filled = "filled with random entries: no prefill is timed" if config.cache_fill != "prefill" else "prefilled"
     return {
         "model": config.model + (f", {config.layers} layers" if config.layers else ""),
         "lengths": ", ".join(map(units.echo_count, config.seq_lens)),

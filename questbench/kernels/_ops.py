@@ -36,6 +36,8 @@ class Ops(ABC):
 
     device: ClassVar[str] = "cpu"
     """Where its tensors live; ``any`` for a backend that runs on every device."""
+    dtypes: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
+    """Storage types that it has kernels for."""
     baseline: ClassVar[bool] = False
     """Whether ``kernel`` also times this backend's own dense attention, by :meth:`dense_paths`, as a baseline."""
 

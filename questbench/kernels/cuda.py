@@ -68,6 +68,10 @@ class CudaLibrary:
         """Zeroed once per device and stream, kept for as long as the process: graphs may have captured it."""
         stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
         held = self._workspaces.get((like.device, stream))
+        small = held is None or held.numel() < COUNTERS + words
+        if small and like.is_cuda and torch.cuda.is_current_stream_capturing():
+            # The zeroing becomes part of the graph: nothing outside of it may rely on this memory.
+            return torch.zeros(COUNTERS + words, dtype=torch.int32, device=like.device)
         if held is None or held.numel() < COUNTERS + words:
             held = torch.zeros(COUNTERS + 2 * words, dtype=torch.int32, device=like.device)
             self._grown.append(held)
@@ -103,6 +107,7 @@ class CudaOps(NativeOps):
     """The five ops in CUDA C++."""
 
     device = "cuda"
+    dtypes = ("fp16", "bf16")
     attend_top = Ops.attend_top
 
     def __init__(self, made: dict[str, Any] | None = None, namespace: str | None = None) -> None:

@@ -53,6 +53,7 @@ class FlashInferOps(Ops):
     """FlashInfer's attention within the contract of the ops."""
 
     device: ClassVar[str] = "cuda"
+    dtypes: ClassVar[tuple[str, ...]] = ("fp16", "bf16")
     baseline: ClassVar[bool] = True
 
     def unavailable(self) -> str | None:

@@ -68,7 +68,8 @@ def uneven(monkeypatch):
     """Runs of :class:`Uneven` and :class:`Turns` on the random model."""
     helpers.use(helpers.random_model(), monkeypatch)
     kinds = {"uneven": Uneven, "turns": Turns}
-    monkeypatch.setattr("questbench.experiments.accuracy.make_task", lambda spec: kinds[spec]())
+    monkeypatch.setattr("questbench.experiments.accuracy.make_task", lambda spec, *_, **__: kinds[spec]())
+    monkeypatch.setattr("questbench.experiments.accuracy.expand", list)
     monkeypatch.setattr(Uneven, "binary", False)
 
 
