@@ -131,27 +131,7 @@ QB_DEVICE void load_queries(const AttendJob<T>& job, const Place& at, const T* f
   }
 }
 
-// One output element from partial results: `part(i)` gives {top, total, value} of the i-th.
-struct Part {
-  float top, total, value;
-};
-template <class F>
-QB_DEVICE Part merge(int count, float top, float total, const F& part) {
-  const float sink_top = top;
-  for (int i = 0; i < count; ++i) top = fmaxf(top, part(i).top);
-  const float base = top == -INFINITY ? 0 : top;
-  total *= exp2f(sink_top - base);
-  float value = 0;
-  for (int i = 0; i < count; ++i) {
-    const Part one = part(i);
-    if (one.top == -INFINITY && one.total == 0) continue;  // nothing was read, and nothing written behind it
-    const float share = exp2f(one.top - base);
-    total += share * one.total;
-    value += share * one.value;
-  }
-  return {top, total, value};
-}
-
+// `merged` as one element of the output.
 template <class T>
 QB_DEVICE void finish(const AttendJob<T>& job, const Place& at, int head, int d, const Part& merged) {
   const int dim = job.paged.head_dim, query = at.first_query + head;
@@ -171,7 +151,7 @@ QB_KERNEL __launch_bounds__(kThreads) attend_kernel(AttendJob<T> job) {
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, quad = lane / 4, part = lane % 4;
   const Place at = place_of(job);
   const int64_t tiles = (at.entries + kTile - 1) / kTile;
-  const int first = int(tiles * at.split / job.splits) + warp, last = int(tiles * (at.split + 1) / job.splits);
+  const int first = share_begin(tiles, at.split, job.splits) + warp, last = share_begin(tiles, at.split + 1, job.splits);
   const int count = first < last ? (last - first + kWarps - 1) / kWarps : 0;
   Source next = count > 0 ? locate(job, at, first) : Source{0, -1};
   load_queries<T, D>(job, at, job.q, held.q);
@@ -214,7 +194,7 @@ QB_KERNEL __launch_bounds__(kThreads) attend_kernel(AttendJob<T> job) {
   for (int i = threadIdx.x; i < at.heads * D; i += kThreads) {
     const int head = i / D, d = i % D;
     const float sink = alone && job.sinks ? job.sinks[at.first_query + head] * kLog2e : -INFINITY;
-    const Part merged = merge(kWarps, sink, sink == -INFINITY ? 0.0f : 1.0f, [&](int w) {
+    const Part merged = merge(kWarps, sink, [&](int w) {
       return Part{held.top[w][head], held.total[w][head], held.ring.acc[w][head][d]};
     });
     if (alone) {
@@ -229,7 +209,7 @@ QB_KERNEL __launch_bounds__(kThreads) attend_kernel(AttendJob<T> job) {
   for (int i = threadIdx.x; i < at.heads * D; i += kThreads) {
     const int head = i / D, d = i % D;
     const float sink = job.sinks ? job.sinks[at.first_query + head] * kLog2e : -INFINITY;
-    finish(job, at, head, d, merge(job.splits, sink, sink == -INFINITY ? 0.0f : 1.0f, [&](int split) {
+    finish(job, at, head, d, merge(job.splits, sink, [&](int split) {
       const float* one = partial + (int64_t{split} * at.heads + head) * (D + 2);
       return Part{one[D], one[D + 1], one[d]};
     }));

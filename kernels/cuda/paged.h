@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "questbench/algorithms.h"
 #include "questbench/device.h"
 
 namespace qb {
@@ -25,9 +26,8 @@ struct Paged {
 
   QB_DEVICE int pages_of(int row) const { return (lengths[row] + page_size - 1) >> page_shift; }
   QB_DEVICE int64_t physical(int row, int page) const { return table[row * table_stride + page]; }
-  // Number of the first entry of a page's tile, counted over the pool: 64 bits, pools are larger than 2^31 elements.
   QB_DEVICE int64_t tile(int64_t physical_page, int head) const {
-    return (physical_page * kv_heads + head) << page_shift;
+    return first_entry(physical_page, kv_heads, head, page_shift);
   }
 };
 

@@ -23,13 +23,6 @@ struct SelectShared {
   int wanted;
 };
 
-// Larger is better: NaN first, then by value, +0 and -0 alike.
-QB_DEVICE unsigned order_key(float score) {
-  if (score != score) return 0xffffffffu;
-  const unsigned bits = __float_as_uint(score + 0.0f);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
 QB_DEVICE float block_max(float x, SelectShared& held) {
   for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
   __syncthreads();

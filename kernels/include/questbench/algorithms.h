@@ -1,0 +1,54 @@
+// Plain algorithms that the CUDA kernels are made of, the same on the host: unit tests run them without a device.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "questbench/host_device.h"
+
+namespace qb {
+
+// Scores as keys that compare like them: larger is better, NaN first, +0 and -0 alike.
+QB_HOST_DEVICE unsigned order_key(float score) {
+  if (score != score) return 0xffffffffu;
+  score += 0.0f;  // -0 becomes +0
+  unsigned bits;
+  memcpy(&bits, &score, sizeof bits);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// Number of the first entry of a page's tile of one KV head, counted over the pool. 64 bits: times the head dim it
+// passes 2^32 in pools of a few gigabytes.
+QB_HOST_DEVICE int64_t first_entry(int64_t physical_page, int kv_heads, int head, int page_shift) {
+  return (physical_page * kv_heads + head) << page_shift;
+}
+
+// Tiles [share_begin(split), share_begin(split + 1)) are a split's: all of them, each once, shares one tile apart at most.
+QB_HOST_DEVICE int share_begin(int64_t tiles, int split, int splits) { return int(tiles * split / splits); }
+
+// Softmax of a part of the entries: largest logit (in powers of two), sum of weights relative to it, and one channel of
+// the values weighed by them.
+struct Part {
+  float top, total, value;
+};
+
+// Parts together, in order, beside a sink logit without a value (-inf: none). A part without entries (-inf and no
+// weight) counts nothing, whatever its value says; entries of -inf alone weigh nothing.
+template <class F>
+QB_HOST_DEVICE Part merge(int count, float sink, const F& part) {
+  float top = sink;
+  for (int i = 0; i < count; ++i) top = fmaxf(top, part(i).top);
+  const float base = top == -INFINITY ? 0.0f : top;
+  float total = exp2f(sink - base), value = 0;
+  for (int i = 0; i < count; ++i) {
+    const Part one = part(i);
+    if (one.top == -INFINITY && one.total == 0) continue;
+    const float share = exp2f(one.top - base);
+    total += share * one.total;
+    value += share * one.value;
+  }
+  return {top, total, value};
+}
+
+}  // namespace qb
