@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import ClassVar
 
 from questbench.tasks._base import Sample, Task
-
-
-def string_match_all(completion: str, references: list[str]) -> float:
-    """Share of references that occur in the completion, upper and lower case alike (RULER, ``string_match_all``)."""
-    text = re.sub(r"[\x00-\x1f]", "\n", completion).strip().lower()
-    return sum(reference.lower() in text for reference in references) / len(references)
+from questbench.tasks._metrics_ruler import string_match_all
 
 
 class RulerTask(Task):

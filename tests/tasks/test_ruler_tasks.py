@@ -9,7 +9,7 @@ from suite import sample_of
 
 from questbench.errors import UsageError
 from questbench.tasks._make import make_task
-from questbench.tasks._ruler import string_match_all
+from questbench.tasks._metrics_ruler import string_match_all
 from questbench.tasks._words import WORDS
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
