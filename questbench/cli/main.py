@@ -25,7 +25,7 @@ VERBS = {
     "report": "Make tables and plots of stored runs, or compare them.",
     "ls": "List methods, tasks, backends, models and plots.",
     "doctor": "Say what works on this machine, what does not, and why.",
-    "build": "Compile the CPU kernels ahead of their first use.",
+    "build": "Compile the kernels ahead of their first use.",
 }
 EXAMPLES = ("questbench kernel --seq-len 32k", "questbench accuracy --task passkey --budget 64,256,1k")
 BUGS = "Run it again with QUESTBENCH_DEBUG=1 for the traceback, and report it with that."
