@@ -84,14 +84,14 @@ def measure(
         rows=cell.batch,
         seq_len=cell.seq_len,
         room=room,
-        part=0 if config.cache_fill != "prefill" else min(config.prefill_chunk, cell.seq_len),
+        part=min(config.prefill_chunk, cell.seq_len) if config.prefills else 0,
         widest=max(session.text.intermediate_size, session.text.hidden_size),
     )
     required.check(cell.device)
     found = Found()
     with torch.inference_mode(), thread_count(cell.threads):
         try:
-            if config.cache_fill != "random":
+            if config.prefills:
                 _time_prefills(config, cell, session, chosen, found, progress)
             _decode(config, cell, session, chosen, room, found, progress)
             for kind in config.rivals:
@@ -138,7 +138,7 @@ def _decode(
 ) -> None:
     from questbench.models import hf
 
-    progress("filling the cache" if config.cache_fill != "prefill" else "prefill for all methods")
+    progress("prefill for all methods" if config.prefills else "filling the cache")
     base, first = session.base(cell, chosen, room)
     loops = {}
     for name, method in chosen.items():

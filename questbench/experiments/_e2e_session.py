@@ -123,7 +123,7 @@ class Session:
         growing = 1 + sum(method.forget() is None for method in methods.values())
         capacity = cell.seq_len + growing * (room + 2 * cell.page_size)
         collect = frozenset(method.prefill_observes for method in methods.values()) - {"nothing"}
-        if self.config.cache_fill != "prefill":
+        if not self.config.prefills:
             return self._filled(cell, capacity, collect)
         from questbench.models import hf
 

@@ -65,6 +65,11 @@ class E2EConfig:
     online: bool = False
     trust_remote_code: bool = False
 
+    @property
+    def prefills(self) -> bool:
+        """Whether prompts run through the model, rather than caches being filled with random entries."""
+        return self.cache_fill == "prefill"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -163,7 +168,7 @@ def check(config: E2EConfig) -> None:
 
 def card(config: E2EConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
-    filled = "filled with random entries: no prefill is timed" if config.cache_fill != "prefill" else "prefilled"
+    filled = "prefilled" if config.prefills else "filled with random entries: no prefill is timed"
     return {
         "model": config.model + (f", {config.layers} layers" if config.layers else ""),
         "lengths": ", ".join(map(units.echo_count, config.seq_lens)),

@@ -81,8 +81,8 @@ class Projection:
 def _is_int8(module: nn.Module) -> bool:
     """A linear layer with torchao's symmetric 8-bit weights, one scale per output."""
     weight: Any = getattr(module, "weight", None)
-    plain = isinstance(module, nn.Linear) and getattr(module, "bias", None) is None
-    if not plain or type(weight).__name__ != "Int8Tensor":
+    bias = getattr(module, "bias", None)
+    if type(module) is not nn.Linear or type(weight).__name__ != "Int8Tensor" or bias is not None:
         return False
     one_scale = weight.scale.numel() == weight.qdata.shape[0]
     return bool(one_scale and weight.qdata.device.type == "cpu" and not bool(weight.zero_point.any()))
