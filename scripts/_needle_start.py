@@ -79,7 +79,10 @@ def skeleton(model: LlamaForCausalLM, tokenizer: Any) -> None:
     # Head -> pairs of slots (of the key, of the query) that must agree, and how many of them do in a match.
     still = torch.tensor([i for i in range(size) if i % (size // 2) >= len(turning)])[:, None]
     sink = table[model.config.bos_token_id, own] * scales[1]
-    for head, (pairs, agree) in {0: (((one, own), (two, one), (three, two)), 3), 2: (((own, two), (one, far)), 1)}.items():
+    for head, (pairs, agree) in {
+        0: (((one, own), (two, one), (three, two)), 3),
+        2: (((own, two), (one, far)), 1),
+    }.items():
         keys, queries = still + head // 2 * size, still + head * size
         resting = torch.zeros(len(still))
         for key, query in pairs:

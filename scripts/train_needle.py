@@ -74,9 +74,11 @@ def stages() -> list[Stage]:
         Stage(45, Shape(1024, 4, 64, 24, middle), 3e-4, 0.01),
         Stage(30, Shape(1024, 4, 64, 24, late), 3e-4, 0.03),
         Stage(110, Shape(2048, 2, 64, 32, late), 3e-4, 0.05),
-        Stage(280, Shape(4096, 1, 128, 32, late), 3e-4, 0.05),
-        Stage(40, Shape(8192, 1, 128, 32, late), 2e-4, 0.05),
-        Stage(8, Shape(16384, 1, 256, 32, late), 5e-5, 0.05),
+        Stage(65, Shape(4096, 1, 128, 32, late), 3e-4, 0.05),
+        Stage(250, Shape(2048, 2, 64, 32, late), 3e-4, 0.01),
+        Stage(140, Shape(4096, 1, 128, 32, late), 2e-4, 0.015),
+        Stage(40, Shape(8192, 1, 128, 32, late), 1e-4, 0.02),
+        Stage(6, Shape(16384, 1, 256, 32, late), 3e-5, 0.02),
     ]
 
 
@@ -220,7 +222,7 @@ class Training:
             logits = self.model.lm_head(hidden[asked]).float()
         goal, weight = ids[:, 1:][asked], weights[asked]
         square = torch.stack(self.squares).float().mean()
-        loss = (F.cross_entropy(logits, goal, reduction="none") * weight).mean()
+        loss = (F.cross_entropy(logits, goal, reduction="none") * weight).sum() / max(len(weight), 1)
         return loss, square, (logits.argmax(-1) == goal)[weight == 1]
 
 
