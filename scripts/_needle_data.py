@@ -93,11 +93,19 @@ class Generator:
         names, shares = list(shape.mix), np.array(list(shape.mix.values()))
         for row in range(shape.batch):
             source = names[rng.choice(len(names), p=shares / shares.sum())]
-            make = self.text if source.startswith("text:") else getattr(self, source)
-            parts, wanted = make(rng, shape, source.removeprefix("text:")) if make == self.text else make(rng, shape)
+            for _ in range(8):  # one that is too long would lose its answers, or what they rest on
+                parts, wanted = self._make(source, rng, shape)
+                if len(parts) <= shape.length:
+                    break
             count = min(len(parts), shape.length)
             ids[row, :count], weights[row, :count] = parts[:count], wanted[:count]
         return Batch(ids, weights)
+
+    def _make(self, source: str, rng: np.random.Generator, shape: Shape) -> tuple[Ids, NDArray[Any]]:
+        if source.startswith("text:"):
+            return self.text(rng, shape, source.removeprefix("text:"))
+        made: tuple[Ids, NDArray[Any]] = getattr(self, source)(rng, shape)
+        return made
 
     def repeats(self, rng: np.random.Generator, shape: Shape) -> tuple[Ids, NDArray[np.bool_]]:
         """Segments of random tokens, each of which may come again; asked is a repeat from its third token on."""
@@ -249,7 +257,7 @@ class Generator:
         if room > 400 and draw.random() < 0.8:
             shown = vt.VariableTracking(hops=hops)._example(draw, values[-1])
             room -= 330
-        text, _ = insert(garbage_lines(max(int(room / 1.3), 0)), lines, "\n")
+        text, _ = insert(garbage_lines(max(int(room / 1.5), 0)), lines, "\n")
         pieces = [(shown + vt.INSTRUCTION + text, False)]
         for names, value in zip(found, values, strict=False):
             pieces.append((vt.QUESTION.format(value=value, count=len(names)), False))

@@ -66,16 +66,19 @@ def stages() -> list[Stage]:
     """The curriculum: short sequences until retrieval has grown, then ever longer ones."""
     early = {"repeats": 0.25, "records": 0.5, "passkey": 0.05, "chain": 0.1, "niah": 0.1}
     middle = {"records": 0.4, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.25, "book": 0.05}
-    late = {"records": 0.4, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.22, "book": 0.08}
+    late = {"records": 0.5, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.15, "book": 0.05}
     return [
         Stage(20, Shape(128, 32, 8, 8, early), 3e-4, 0.0),
         Stage(40, Shape(256, 16, 16, 12, early), 3e-4, 0.0),
         Stage(100, Shape(512, 8, 32, 16, middle), 3e-4, 0.005),
-        Stage(120, Shape(1024, 4, 64, 24, middle), 3e-4, 0.01),
-        Stage(120, Shape(2048, 2, 64, 32, late), 3e-4, 0.02),
-        Stage(120, Shape(4096, 1, 128, 32, late), 2e-4, 0.03),
-        Stage(50, Shape(8192, 1, 128, 32, late), 2e-4, 0.03),
-        Stage(10, Shape(16384, 1, 256, 32, late), 1e-4, 0.03),
+        Stage(45, Shape(1024, 4, 64, 24, middle), 3e-4, 0.01),
+        Stage(30, Shape(1024, 4, 64, 24, late), 3e-4, 0.03),
+        Stage(110, Shape(2048, 2, 64, 32, late), 3e-4, 0.05),
+        Stage(65, Shape(4096, 1, 128, 32, late), 3e-4, 0.05),
+        Stage(250, Shape(2048, 2, 64, 32, late), 3e-4, 0.01),
+        Stage(140, Shape(4096, 1, 128, 32, late), 2e-4, 0.015),
+        Stage(40, Shape(8192, 1, 128, 32, late), 1e-4, 0.02),
+        Stage(6, Shape(16384, 1, 256, 32, late), 3e-5, 0.02),
     ]
 
 
@@ -219,7 +222,7 @@ class Training:
             logits = self.model.lm_head(hidden[asked]).float()
         goal, weight = ids[:, 1:][asked], weights[asked]
         square = torch.stack(self.squares).float().mean()
-        loss = (F.cross_entropy(logits, goal, reduction="none") * weight).mean()
+        loss = (F.cross_entropy(logits, goal, reduction="none") * weight).sum() / max(len(weight), 1)
         return loss, square, (logits.argmax(-1) == goal)[weight == 1]
 
 
