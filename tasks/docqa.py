@@ -19,8 +19,8 @@ from questbench.errors import UsageError
 from questbench.tasks._base import Sample, Task, Tokenizer
 from questbench.tasks._book import KEEPSAKES, MATERIALS, TRADES, full_names
 from questbench.tasks._haystack import answer_room, depth, fitted, insert, shifted, tokens
-from questbench.tasks._prose import Sentences
 from questbench.tasks._metrics_text import qa_f1
+from questbench.tasks._prose import Sentences
 from questbench.tasks._words import ADJECTIVES, FIRST_NAMES, SURNAMES, TOWNS, article
 
 INSTRUCTION = "Read the passages below and answer the question at the end in a few words.\n\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def test_keys_of_the_edges() -> None:
 @given(st.integers(0, 1 << 26), st.integers(1, 500))
 def test_shares_are_whole_disjoint_and_even(tiles: int, splits: int) -> None:
     cuts = [algorithms().begin(tiles, split, splits) for split in range(splits + 1)]
-    sizes = [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+    sizes = [b - a for a, b in itertools.pairwise(cuts)]
     assert cuts[0] == 0 and cuts[-1] == tiles
     assert min(sizes) >= 0 and max(sizes) - min(sizes) <= 1
 

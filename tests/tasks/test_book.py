@@ -9,8 +9,8 @@ from suite import TOKENIZERS, fresh, sample_of
 
 from questbench.tasks._book import FACTS, Book, full_names
 from questbench.tasks._make import make_task
-from questbench.tasks._prose import Sentences, sentence
 from questbench.tasks._metrics_text import normalize_answer, qa_f1
+from questbench.tasks._prose import Sentences, sentence
 from questbench.tasks._words import WORDS, article, keys, vocabulary
 
 
