@@ -217,6 +217,7 @@ class Session:
                 continue
             for k, v in noise.parts(cell.seq_len):
                 if layer.store is None:
+                    layer.query_heads = self.shape(cell).query_heads
                     layer.lazy_initialization(k, v)
                 assert layer.store is not None
                 layer.store.append(k, v)
