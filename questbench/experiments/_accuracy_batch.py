@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from questbench.experiments._counting import RowCounters
     from questbench.models.hf_cache import SparseCache
+    from questbench.models.static_loop import StaticLoop
 
 Result = TypeVar("Result")
 Script = Generator[int, "Tensor", Result]
@@ -35,6 +36,7 @@ class Batch:
         self, model: PreTrainedModel, cache: SparseCache, mask: Tensor | None = None, logits: Tensor | None = None
     ) -> None:
         self.model, self.cache, self.mask, self._logits = model, cache, mask, logits
+        self._loop: StaticLoop | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -69,17 +71,17 @@ class Batch:
         return Batch(self.model, cache, self.mask)
 
     def feed(self, tokens: Sequence[int]) -> Tensor:
-        """One decode step: a token for every row; logits ``[B, vocabulary]``."""
+        """One decode step: a token for every row; logits ``[B, vocabulary]``, good until the next step."""
         import torch
 
-        from questbench.models import hf
+        from questbench.models.static_loop import StaticLoop
 
-        step = torch.tensor(tokens)[:, None]
-        if self.mask is None:
-            return hf.forward(self.model, step, self.cache)
-        self.mask = torch.cat([self.mask, self.mask.new_ones((len(tokens), 1))], dim=1)
-        places = self.mask.sum(1, keepdim=True) - 1
-        return hf.forward(self.model, step, self.cache, attention_mask=self.mask, position_ids=places)
+        if self._loop is None:
+            self._loop = StaticLoop(self.model, self.cache, mask=self.mask)
+        logits = self._loop.feed(tokens)
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones((len(tokens), 1))], dim=1)
+        return logits
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
@@ -87,6 +89,7 @@ class Batch:
 
         chosen = torch.tensor(rows)
         self.cache.batch_select_indices(chosen)
+        self._loop = None
         if self.mask is not None:
             self.mask = self.mask[chosen.to(self.mask.device)]
 
