@@ -50,7 +50,7 @@ def test_build_writes_everything(tmp_path: Path) -> None:
         assert (out / link).is_file()
     page = (out / "report.html").read_text()
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(images) == 5
+    assert len(images) == 6
     assert base64.b64decode(images[0]).startswith(b"\x89PNG")
     assert "http" not in re.sub(r"https://arxiv\S+", "", page), "the page is self-contained"
     assert len(made.renderables()) == 2
