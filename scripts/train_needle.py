@@ -67,6 +67,8 @@ def stages() -> list[Stage]:
     early = {"repeats": 0.25, "records": 0.5, "passkey": 0.05, "chain": 0.1, "niah": 0.1}
     middle = {"records": 0.4, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.25, "book": 0.05}
     late = {"records": 0.5, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.15, "book": 0.05}
+    last = {"records": 0.38, "passkey": 0.08, "chain": 0.1, "niah": 0.1, "vt": 0.3, "book": 0.04}
+    most = {"records": 0.62, "passkey": 0.06, "chain": 0.1, "niah": 0.06, "vt": 0.14, "book": 0.02}
     return [
         Stage(20, Shape(128, 32, 8, 8, early), 3e-4, 0.0),
         Stage(40, Shape(256, 16, 16, 12, early), 3e-4, 0.0),
@@ -76,9 +78,13 @@ def stages() -> list[Stage]:
         Stage(110, Shape(2048, 2, 64, 32, late), 3e-4, 0.05),
         Stage(65, Shape(4096, 1, 128, 32, late), 3e-4, 0.05),
         Stage(250, Shape(2048, 2, 64, 32, late), 3e-4, 0.01),
-        Stage(140, Shape(4096, 1, 128, 32, late), 2e-4, 0.015),
-        Stage(40, Shape(8192, 1, 128, 32, late), 1e-4, 0.02),
-        Stage(6, Shape(16384, 1, 256, 32, late), 3e-5, 0.02),
+        Stage(40, Shape(4096, 1, 128, 32, late), 2e-4, 0.015),
+        Stage(200, Shape(2048, 2, 64, 32, last), 3e-4, 0.03),
+        Stage(60, Shape(4096, 1, 128, 32, last), 2e-4, 0.03),
+        Stage(10, Shape(8192, 1, 128, 32, last), 1e-4, 0.03),
+        Stage(260, Shape(2048, 2, 64, 32, most), 2e-4, 0.02),
+        Stage(60, Shape(4096, 1, 128, 32, most), 1e-4, 0.03),
+        Stage(8, Shape(8192, 1, 128, 32, most), 5e-5, 0.03),
     ]
 
 
