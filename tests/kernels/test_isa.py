@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from questbench._paths import kernel_sources
 from questbench.kernels import _build
 
 PATHS = [pytest.param(isa, marks=[] if isa == "native" else pytest.mark.slow) for isa in _build.ISA_FLAGS]
@@ -51,3 +52,14 @@ def running(
 def test_the_grid_passes(running: dict[str, subprocess.Popen[str]], isa: str) -> None:
     _, errors = running[isa].communicate(timeout=600)
     assert running[isa].returncode == 0, errors[-3000:]
+
+
+@pytest.mark.parametrize("isa", ["avx2", "portable"])
+def test_sources_are_right_for_lesser_processors(isa: str) -> None:
+    """The compiler accepts what instantiates nearly all of it; whether it also computes right is the slow test's part."""
+    if (compiler := _build.compiler()) is None:
+        pytest.skip("no compiler")
+    source = kernel_sources() / "cpu" / "steps_bf16.cpp"
+    flags = [*_build.COMMON_FLAGS, *_build.ISA_FLAGS[isa], *(f"-I{folder}" for folder in _build._includes())]
+    done = subprocess.run([compiler, *flags, "-fsyntax-only", str(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

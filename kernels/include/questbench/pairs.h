@@ -10,6 +10,19 @@ namespace questbench {
 template <typename T>
 constexpr bool kPairs = false;
 
+// Defined where they are used: see kPairs.
+template <typename T>
+void store_weights(T* to, Vec p);
+template <typename T>
+void add_values_in_pairs(const T* tile, int count, const T* p, int64_t p_stride, int heads, int64_t n, float* acc,
+                         const T* next);
+
+// 32 sums as the interleaving of 128-bit lanes left them: 0-3, 8-11, 16-19, 24-27, then 4-7, 12-15, 20-23, 28-31.
+inline void untangle_pairs(float* p) {
+  float mixed[2 * kLanes];
+  std::memcpy(mixed, p, sizeof mixed);
+  for (int i = 0; i < 2 * kLanes; ++i) p[i] = mixed[i / 8 * 4 + i % 4 + (i % 8 / 4) * kLanes];
+}
 #if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 template <>
 inline constexpr bool kPairs<bf16> = true;
@@ -86,13 +99,6 @@ inline void add_values_in_pairs(const bf16* tile, int count, const bf16* p, int6
   int64_t d = 0;
   for (; d + 64 <= n; d += 64) add_pair_columns<2>(tile + d, count, p, p_stride, heads, n, acc + d, next + d);
   for (; d < n; d += 32) add_pair_columns<1>(tile + d, count, p, p_stride, heads, n, acc + d, next + d);
-}
-
-// 32 sums as the interleaving of 128-bit lanes left them: 0-3, 8-11, 16-19, 24-27, then 4-7, 12-15, 20-23, 28-31.
-inline void untangle_pairs(float* p) {
-  float mixed[2 * kLanes];
-  std::memcpy(mixed, p, sizeof mixed);
-  for (int i = 0; i < 2 * kLanes; ++i) p[i] = mixed[i / 8 * 4 + i % 4 + (i % 8 / 4) * kLanes];
 }
 #endif
 
