@@ -81,10 +81,9 @@ def stages() -> list[Stage]:
         Stage(40, Shape(4096, 1, 128, 32, late), 2e-4, 0.015),
         Stage(200, Shape(2048, 2, 64, 32, last), 3e-4, 0.03),
         Stage(60, Shape(4096, 1, 128, 32, last), 2e-4, 0.03),
-        Stage(10, Shape(8192, 1, 128, 32, last), 1e-4, 0.03),
-        Stage(260, Shape(2048, 2, 64, 32, most), 2e-4, 0.02),
-        Stage(60, Shape(4096, 1, 128, 32, most), 1e-4, 0.03),
-        Stage(8, Shape(8192, 1, 128, 32, most), 5e-5, 0.03),
+        Stage(14, Shape(8192, 1, 128, 32, last), 1e-4, 0.03),
+        Stage(170, Shape(2048, 2, 64, 32, most), 2e-4, 0.05),
+        Stage(50, Shape(4096, 1, 128, 32, most), 1e-4, 0.06),
     ]
 
 
