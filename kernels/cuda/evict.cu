@@ -62,7 +62,6 @@ QB_DEVICE int victim(const EvictJob<T>& job, int row, int head, EvictShared& hel
   __syncthreads();
   best = held.best[0];
   for (int i = 1; i < kWarps; ++i) best = better(best, held.best[i]);
-  __syncthreads();
   return best.slot;
 }
 

@@ -88,7 +88,7 @@ QB_DEVICE void find_threshold(const unsigned* keys, int pages, int wanted, Selec
   if (threadIdx.x == 0) held.prefix = 0, held.wanted = wanted;
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int bin = threadIdx.x; bin < kBins; bin += kThreads) held.bins[bin] = 0;
-    __syncthreads();
+    __syncthreads();  // the first time round, for the keys too
     const unsigned prefix = held.prefix;
     for (int page = threadIdx.x; page < pages; page += kThreads) {
       const unsigned key = keys[page];
@@ -163,7 +163,6 @@ QB_KERNEL __launch_bounds__(kThreads) select_kernel(SelectJob job) {
       if (job.merge == kSumSoftmax && heads > 1) log_totals(job, scores, heads, scored, held);
       for (int page = threadIdx.x; page < scored; page += kThreads)
         keys[page] = order_key(merged(job, scores, heads, page, held));
-      __syncthreads();
       find_threshold(keys, scored, chosen, held);
       write_list(keys, scored, held.prefix, held.wanted, out, held);
     }

@@ -56,7 +56,7 @@ def test_the_grid_passes(running: dict[str, subprocess.Popen[str]], isa: str) ->
 
 @pytest.mark.parametrize("isa", ["avx2", "portable"])
 def test_sources_are_right_for_lesser_processors(isa: str) -> None:
-    """The compiler accepts what instantiates nearly all of it; whether it also computes right is the slow test's part."""
+    """The compiler accepts them; whether they also compute right is the slow test's part."""
     if (compiler := _build.compiler()) is None:
         pytest.skip("no compiler")
     source = kernel_sources() / "cpu" / "steps_bf16.cpp"
