@@ -1,0 +1,66 @@
+"""Condense run folders into one file for results/published/: what ran where, and every record without its raw samples.
+
+python scripts/publish_runs.py --what "..." --out results/published/cpu_kernel.json RUN [RUN ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+KEPT = ("p20", "p80", "p90", "p99", "n", "ci_low", "ci_high", "achieved", "bandwidth", "tokens_read", "ideal")
+
+
+def condensed(run: Path) -> dict[str, Any]:
+    """Command, machine, common parameters and records of one run folder."""
+    manifest = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    common = dict(rows[0]["params"])
+    for row in rows:
+        common = {key: value for key, value in common.items() if row["params"].get(key) == value}
+    argv = list(manifest["argv"])
+    if "--out" in argv:
+        del argv[argv.index("--out") : argv.index("--out") + 2]
+    environment = manifest["environment"]
+    return {
+        "command": shlex.join(argv),
+        "start": manifest["start"],
+        "commit": environment["git"]["commit"],
+        "dirty": environment["git"]["dirty"],
+        "machine": environment["cpu"],
+        "gpus": environment["gpus"],
+        "packages": environment["packages"],
+        "load": environment["load"],
+        "params": common,
+        "records": [_record(row, common) for row in rows],
+    }
+
+
+def _record(row: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    own = {key: value for key, value in row["params"].items() if key not in common}
+    kept = {key: row["stats"][key] for key in KEPT if key in (row["stats"] or {})}
+    head = {key: row[key] for key in ("method", "metric", "unit", "value")}
+    extra = {} if row["status"] == "ok" else {"status": row["status"], "reason": row["reason"]}
+    warnings = {"warnings": row["warnings"]} if row["warnings"] else {}
+    return {**head, **own, **kept, **extra, **warnings}
+
+
+def main() -> None:
+    """Write the file and say how much went into it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument(
+        "--what", required=True, help="one sentence: what was measured, and what to know of the machine"
+    )
+    parser.add_argument("--out", required=True, type=Path)
+    options = parser.parse_args()
+    runs = [condensed(run) for run in options.runs]
+    options.out.write_text(json.dumps({"what": options.what, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+    print(f"{options.out}: {len(runs)} runs, {sum(len(run['records']) for run in runs)} records")
+
+
+if __name__ == "__main__":
+    main()
