@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument(
-        "--what", required=True, help="one sentence: what was measured, and what to know of the machine"
+        "--what", required=True, help="what was measured, and what to know of the machine"
     )
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()

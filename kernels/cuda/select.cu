@@ -106,7 +106,6 @@ QB_DEVICE void find_threshold(const unsigned* keys, int pages, int wanted, Selec
         if (lane + lanes < kWarpSize) from_here += more;
       }
       int above = int(from_here - own);
-      __syncwarp();
       if (above < left && int(from_here) >= left) {
         int bin = lane * 8 + 7;
         while (above + int(held.bins[bin]) < left) above += int(held.bins[bin--]);
