@@ -33,7 +33,7 @@ ROPE = {"rope_type": "proportional", "rope_theta": 10_000.0, "partial_rotary_fac
 
 HEAD_DIM = 64
 SHARPER = (2.0, 1.1)
-"""Factor on each layer's queries when a run is exported: training hardly sees the lengths at which attention dilutes."""
+"""Factor on each layer's queries at export: training hardly sees the lengths at which attention dilutes."""
 MOST_ASKED = 512
 """Predictions per step that enter the loss, about."""
 
