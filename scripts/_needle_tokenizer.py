@@ -8,12 +8,10 @@ so that only their combination is unique.
 
 from __future__ import annotations
 
-import inspect
-import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from questbench.models.constructed.vocabulary import COMMON, CUE_MARKS, CUES, FRAGMENTS, MARKS
-from questbench.tasks import _book, _prose, _words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,11 +40,16 @@ def whole_pieces() -> list[str]:
 
 
 def task_words() -> list[str]:
-    """Words of the tasks' own prose, book and keys that are not listed elsewhere, and their names, spaced."""
-    text = inspect.getsource(_prose) + inspect.getsource(_book) + " ".join(_words.WORDS)
-    lower = set(re.findall(r"(?<![\w.])[a-z]{3,}(?![\w(=.])", text)) | set(_words.WORDS)
-    names = [*_words.FIRST_NAMES, *_words.SURNAMES, *_words.TOWNS, *_book._PETS, *_book._STREETS]
-    return [" " + word for word in (*sorted(lower), *dict.fromkeys(names))]
+    """Words and names of the tasks' own prose, book and keys, spaced.
+
+    A list that is fixed: a task that gains a word later must not shift the ids of a model that is trained. Words that
+    are not in it are fragments and bytes.
+    """
+    return [
+        " " + word
+        for word in Path(__file__).with_name("needle_words.txt").read_text(encoding="utf-8").split("\n")
+        if word
+    ]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

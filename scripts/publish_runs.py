@@ -52,9 +52,7 @@ def main() -> None:
     """Write the file and say how much went into it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument(
-        "--what", required=True, help="what was measured, and what to know of the machine"
-    )
+    parser.add_argument("--what", required=True, help="what was measured, and what to know of the machine")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     runs = [condensed(run) for run in options.runs]

@@ -84,6 +84,9 @@ def attend(ops: Any) -> None:
             check_attend(ops, store, q, dim**-0.5, pages=pages, counts=counts)
     store = make_store([1300, 5], heads=2, dim=64, page_size=16, dtype=torch.bfloat16)
     check_attend(ops, store, make_query(store, 4), 0.125, softcap=5.0)
+    # Lists of several splits, whose last block merges what all of them wrote.
+    store = make_store([900, 1100, 300], heads=1, dim=64, page_size=16, dtype=torch.float16)
+    check_attend(ops, store, make_query(store, 8), 0.125)
     store = make_store(records.LENGTHS, heads=2, dim=64, page_size=16, dtype=torch.float16)
     for listed in ("dense", "query heads"):
         records.test_visits_count_every_read_of_every_query_head(ops, store, listed)

@@ -57,6 +57,10 @@ HARMLESS = {
     ("cuda/attend.cu", "copy_wait<0>"): "the loop has waited for every copy; left for whoever changes the loop",
 }
 """Barriers and waits that change no result when they go, with the reason."""
+UNSEEN = {
+    ("cuda/paged.h", "__syncthreads();"): "no schedule holds one thread of a block back until another block has ended",
+}
+"""What CUDA needs and the emulator cannot miss, with the reason: these are for ``pytest -m gpu`` and the sanitizer."""
 
 
 @pytest.fixture(scope="module")
@@ -84,4 +88,4 @@ def test_every_barrier_is_needed(sound: Path, tmp_path: Path) -> None:
         for at, planted in enumerate(mutations.sweep(f"cuda/{file.name}")):
             if mutations.caught(planted, OPS[file.stem], tmp_path / f"{file.stem}{at}") is None:
                 survivors.append((planted.file, planted.name))
-    assert [name for file, name in survivors if (file, name.split(" ", 1)[1]) not in HARMLESS] == []
+    assert [name for file, name in survivors if (file, name.split(" ", 1)[1]) not in HARMLESS | UNSEEN] == []
