@@ -32,7 +32,7 @@ ROPE = {"rope_type": "proportional", "rope_theta": 10_000.0, "partial_rotary_fac
 
 
 HEAD_DIM = 64
-SHARPER = (2.0, 1.1)
+SHARPER = (1.5, 1.1)
 """Factor on each layer's queries at export: training hardly sees the lengths at which attention dilutes."""
 MOST_ASKED = 512
 """Predictions per step that enter the loss, about."""
@@ -71,6 +71,7 @@ def stages() -> list[Stage]:
     late = {"records": 0.5, "passkey": 0.1, "chain": 0.1, "niah": 0.1, "vt": 0.15, "book": 0.05}
     last = {"records": 0.38, "passkey": 0.08, "chain": 0.1, "niah": 0.1, "vt": 0.3, "book": 0.04}
     most = {"records": 0.62, "passkey": 0.06, "chain": 0.1, "niah": 0.06, "vt": 0.14, "book": 0.02}
+    final = {"records": 0.42, "passkey": 0.06, "chain": 0.1, "niah": 0.07, "vt": 0.33, "book": 0.02}
     return [
         Stage(20, Shape(128, 32, 8, 8, early), 3e-4, 0.0),
         Stage(40, Shape(256, 16, 16, 12, early), 3e-4, 0.0),
@@ -86,6 +87,10 @@ def stages() -> list[Stage]:
         Stage(14, Shape(8192, 1, 128, 32, last), 1e-4, 0.03),
         Stage(170, Shape(2048, 2, 64, 32, most), 2e-4, 0.05),
         Stage(50, Shape(4096, 1, 128, 32, most), 1e-4, 0.06),
+        Stage(200, Shape(2048, 2, 64, 32, final), 2e-4, 0.06),
+        Stage(90, Shape(4096, 1, 128, 32, final), 1.5e-4, 0.06),
+        Stage(20, Shape(8192, 1, 128, 32, final), 1e-4, 0.06),
+        Stage(40, Shape(4096, 1, 128, 32, final), 4e-5, 0.06),
     ]
 
 
