@@ -11,23 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from questbench.models.constructed.vocabulary import COMMON, CUE_MARKS, CUES, FRAGMENTS, MARKS
+from questbench.models.constructed import tokenizer
+from questbench.models.constructed.vocabulary import COMMON, CUE_MARKS, CUES, MARKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-BOS, EOS = "<|begin|>", "<|end|>"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 PIECES = r"\n| ?VAR(?!\p{L})| ?[A-Z]{2}(?!\p{Ll})| ?[0-9]{1,3}| ?\p{L}+| ?[^\s\p{L}0-9]+|[^\S\n]+(?!\S)|[^\S\n]+"
 """A newline; the word VAR; a pair of capitals; a number group; a word; marks; white space."""
-
-
-def byte_symbols() -> list[str]:
-    """The 256 printable characters that stand for bytes in byte-level BPE, by byte."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    spare = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
 
 
 def whole_pieces() -> list[str]:
@@ -54,33 +47,4 @@ def task_words() -> list[str]:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A stock ``PreTrainedTokenizerFast`` that prepends BOS."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    symbols = byte_symbols()
-    merges = [(left, right) for left, _, right in (rule.partition("+") for rule in FRAGMENTS)]
-    pieces = ["".join(symbols[byte] for byte in text.encode()) for text in (*whole_pieces(), *task_words())]
-    tokens = dict.fromkeys([BOS, EOS, *symbols, *(left + right for left, right in merges), *pieces])
-    ids = {token: index for index, token in enumerate(tokens)}
-    # ignore_merges: a piece that is a token as a whole is taken as such; merges serve the other words only.
-    backend = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=True))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B:1", special_tokens=[(BOS, ids[BOS])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=EOS,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        split_special_tokens=True,
-        model_max_length=131072,
-    )
+    return tokenizer.build_tokenizer([*whole_pieces(), *task_words()], PIECES, name="needle")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from questbench.errors import QuestbenchError
+from questbench.errors import QuestbenchError, UsageError
+from questbench.methods._base import Method
 from questbench.records.schema import Kind, ResultRecord
 
 Progress = Callable[[int, int, str], None]
@@ -24,6 +25,28 @@ class Unit:
     """Rows for samples.jsonl."""
     prefills: int = 0
     """Dense prefills that this unit made."""
+
+
+def within(progress: Progress | None, done: int, total: int) -> Callable[[str], None]:
+    """Progress inside one unit: only the words change."""
+
+    def tell(text: str) -> None:
+        if progress:
+            progress(done, total, text)
+
+    return tell
+
+
+def refusals_of(methods: Mapping[str, Method], page_size: int) -> dict[str, QuestbenchError]:
+    """Methods that make no sense with this page size, with the reason."""
+    refused: dict[str, QuestbenchError] = {}
+    for name, method in methods.items():
+        try:
+            if method.budgeted:
+                method.check(page_size)
+        except UsageError as error:
+            refused[name] = error
+    return refused
 
 
 def unusable(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from questbench import registry, units
-from questbench.errors import CellError, PrerequisiteError, QuestbenchError, UsageError
-from questbench.experiments._unit import Progress, Unit, unusable
+from questbench.errors import CellError, PrerequisiteError, UsageError
+from questbench.experiments._unit import Progress, Unit, refusals_of, unusable, within
 from questbench.methods._base import Method
 from questbench.methods._make import PACKAGE, check_arguments, make, method_class
 
@@ -154,7 +154,7 @@ def check(config: E2EConfig) -> None:
             )
     check_arguments(dict.fromkeys(["dense", *config.methods]), config.method_args)
     grid = cells(config)
-    refusals = [_refusals(config, cell) for cell in grid]
+    refusals = [refusals_of(methods(config, cell), cell.page_size) for cell in grid]
     for name, error in refusals[0].items():
         if all(name in refused for refused in refusals):
             raise error
@@ -200,13 +200,13 @@ def run(
             continue
         if progress:
             progress(done, len(grid), units.echo_count(cell.seq_len))
-        refused = _refusals(config, cell)
+        refused = refusals_of(methods(config, cell), cell.page_size)
         try:
             if session is None or opened != cell.model:
                 session = None
                 gc.collect()  # the old model must be gone before the next one comes
                 session, opened = Session.open(config, cell), cell.model
-            records = measure(config, cell, session, refused, progress=_within(progress, done, len(grid)))
+            records = measure(config, cell, session, refused, progress=within(progress, done, len(grid)))
         except (UsageError, PrerequisiteError) as error:
             # What no cell can do ends the run; a kind of weights that does not work here is a record like any other.
             if session is None and len({one.model for one in grid}) == 1:
@@ -242,28 +242,6 @@ def params(config: E2EConfig, cell: Cell, **more: Any) -> dict[str, Any]:
         "loop": config.loop,
         **more,
     }
-
-
-def _within(progress: Progress | None, done: int, total: int) -> Callable[[str], None]:
-    """Progress inside one cell: only the words change."""
-
-    def tell(text: str) -> None:
-        if progress:
-            progress(done, total, text)
-
-    return tell
-
-
-def _refusals(config: E2EConfig, cell: Cell) -> dict[str, QuestbenchError]:
-    """Methods that make no sense in this cell, with the reason."""
-    refused: dict[str, QuestbenchError] = {}
-    for name, method in methods(config, cell).items():
-        try:
-            if method.budgeted:
-                method.check(cell.page_size)
-        except UsageError as error:
-            refused[name] = error
-    return refused
 
 
 def _failed(config: E2EConfig, cell: Cell, name: str, error: Exception) -> Any:

@@ -7,13 +7,13 @@ memory are timed in interleaved rounds, so that ratios are paired and every row 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from questbench import registry, units
-from questbench.errors import CellError, QuestbenchError, UsageError
-from questbench.experiments._unit import Progress, Unit, unusable
+from questbench.errors import CellError, UsageError
+from questbench.experiments._unit import Progress, Unit, refusals_of, unusable, within
 from questbench.methods._base import Method
 from questbench.methods._make import PACKAGE, check_arguments, make, method_class
 
@@ -145,7 +145,7 @@ def check(config: KernelConfig) -> None:
                 f"Use --method with one of: {', '.join(usable)}.",
             )
     check_arguments(dict.fromkeys(["dense", *config.methods]), config.method_args)
-    refusals = [_refusals(config, cell) for cell in cells(config)]
+    refusals = [refusals_of(methods(config, cell), cell.page_size) for cell in cells(config)]
     for name, error in refusals[0].items():
         if all(name in refused for refused in refusals):
             raise error
@@ -190,9 +190,9 @@ def run(
             continue
         if progress:
             progress(done, len(grid), units.echo_count(cell.seq_len))
-        refused = _refusals(config, cell)
+        refused = refusals_of(methods(config, cell), cell.page_size)
         try:
-            records = measure(config, cell, refused, progress=_within(progress, done, len(grid)))
+            records = measure(config, cell, refused, progress=within(progress, done, len(grid)))
         except (MemoryError, CellError, OSError) as error:  # an anonymous mapping that fails is an OSError
             records = [_failed(config, cell, name, error) for name in methods(config, cell)]
         records += [_failed(config, cell, name, error) for name, error in refused.items()]
@@ -232,28 +232,6 @@ def _against(config: KernelConfig) -> str:
 
     brought = [name for name, backend, _ in backend_baselines(config.device) if backend is not None]
     return " and ".join(["torch SDPA", *brought])
-
-
-def _within(progress: Progress | None, done: int, total: int) -> Callable[[str], None]:
-    """Progress inside one cell: only the words change."""
-
-    def tell(text: str) -> None:
-        if progress:
-            progress(done, total, text)
-
-    return tell
-
-
-def _refusals(config: KernelConfig, cell: Cell) -> dict[str, QuestbenchError]:
-    """Methods that make no sense in this cell, with the reason."""
-    refused: dict[str, QuestbenchError] = {}
-    for name, method in methods(config, cell).items():
-        try:
-            if method.budgeted:
-                method.check(cell.page_size)
-        except UsageError as error:
-            refused[name] = error
-    return refused
 
 
 def _failed(config: KernelConfig, cell: Cell, name: str, error: Exception) -> Any:

@@ -7,6 +7,7 @@ word does. The texts of the tasks have about 3.6 characters per token, other Eng
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from questbench.models.constructed.vocabulary import COMMON, CUE_MARKS, CUES, FRAGMENTS, MARKS
@@ -35,26 +36,39 @@ def _whole_pieces() -> list[str]:
     return [form for text in bare for form in (text, " " + text)]
 
 
-def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Token (in byte symbols) -> id, and merges by rank."""
+def vocabulary(whole: Sequence[str] | None = None) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Token (in byte symbols) -> id, and merges by rank.
+
+    Args:
+        whole: texts that are one token each; the constructed model's own if left out.
+    """
     symbols = _byte_symbols()
     merges = [(left, right) for left, _, right in (rule.partition("+") for rule in FRAGMENTS)]
-    pieces = ["".join(symbols[byte] for byte in text.encode()) for text in _whole_pieces()]
+    texts = _whole_pieces() if whole is None else whole
+    pieces = ["".join(symbols[byte] for byte in text.encode()) for text in texts]
     tokens = dict.fromkeys([BOS, EOS, *symbols, *(left + right for left, right in merges), *pieces])
     return {token: index for index, token in enumerate(tokens)}, merges
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A stock ``PreTrainedTokenizerFast``; BOS is prepended, and text that spells a special token stays text."""
+def build_tokenizer(
+    whole: Sequence[str] | None = None, split: str = _PIECES, name: str = "constructed"
+) -> PreTrainedTokenizerFast:
+    """A stock ``PreTrainedTokenizerFast``; BOS is prepended, and text that spells a special token stays text.
+
+    Args:
+        whole: as for :func:`vocabulary`.
+        split: regular expression of the pieces that a text falls into before merging.
+        name: what it says it was loaded from.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    ids, merges = vocabulary()
+    ids, merges = vocabulary(whole)
     # ignore_merges: a piece that is a token as a whole is taken as such; merges serve the other words only.
     backend = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(split), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -71,5 +85,5 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,
         model_max_length=131072,
-        name_or_path="constructed",
+        name_or_path=name,
     )
