@@ -94,9 +94,12 @@ def split_inputs(frame: pd.DataFrame, names: Sequence[str], always: Sequence[str
 
 
 def shared_line(frame: pd.DataFrame, names: Sequence[str]) -> str:
-    """``shape llama-3.1-8b, heads 32, dtype bf16``."""
+    """``Shape llama-3.1-8b, heads 32, dtype bf16``."""
     known = {name: next((value for value in column(frame, name) if value is not None), None) for name in names}
-    return ", ".join(f"{name.replace('_', ' ')} {inputs(name, value)}" for name, value in known.items() if value)
+    text = ", ".join(
+        f"{name.replace('_', ' ')} {inputs(name, value)}" for name, value in known.items() if value not in (None, "")
+    )
+    return text[:1].upper() + text[1:]
 
 
 def origin_line(frame: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers,
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,18 @@ from typing import TYPE_CHECKING, Any
 from questbench import units
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 SHEET = Path(__file__).with_name("questbench.mplstyle")
 COLUMN, PAGE = 3.3, 6.8
 """Widths in inches: one column of a paper, and its page."""
+LONG = 20
+"""Characters from which on a label is broken into lines, or moved from the end of its line to the legend."""
+_CHARACTER = 0.052
+"""Inches that a character of a label takes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +73,8 @@ STAGES = {
     "evict": ("#CC79A7", "\\\\\\"),
 }
 """Colour and hatch of each stage of a step, in the order in which they run."""
+LIMIT: dict[str, Any] = {"linestyle": "-", "linewidth": 0.7, "alpha": 0.45}
+"""Lines of what no measurement can beat: paler than every method, and without markers."""
 
 
 def looks(labels: Iterable[str], yardsticks: Iterable[str] = ()) -> dict[str, Look]:
@@ -99,13 +108,30 @@ def drawing_order(labels: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(labels), key=lambda label: rank.get(label.split(" ")[0], 2))
 
 
+def broken(label: str) -> str:
+    """A label for the side of a bar: long ones in lines."""
+    import textwrap
+
+    return "\n".join(textwrap.wrap(label, LONG + 4, break_long_words=False)) if len(label) > LONG else label
+
+
+def spread(value: pd.Series[float], low: pd.Series[float], high: pd.Series[float]) -> list[pd.Series[float]]:
+    """Error bars around ``value``, downwards and upwards; none where an end is missing."""
+    return [(value - low.fillna(value)).clip(lower=0), (high.fillna(value) - value).clip(lower=0)]
+
+
+def leftmost(axes: Axes) -> bool:
+    """Whether the panel stands in the first column, where the name of the y axis belongs."""
+    return bool(axes.get_subplotspec().is_first_col())  # type: ignore[union-attr]
+
+
 def count_axis(axes: Axes, values: Iterable[float], label: str) -> None:
     """A logarithmic x axis of token counts with a tick, such as ``8k``, at every power of two that is needed."""
-    import math
-
     present = sorted(values)
     axes.set_xscale("log", base=2)
-    first, last = math.floor(math.log2(present[0])), math.ceil(math.log2(present[-1]))
+    first, last = math.ceil(math.log2(present[0])), math.floor(math.log2(present[-1]))
+    if last <= first:  # no two powers of two in between: those around
+        first, last = math.floor(math.log2(present[0])), math.ceil(math.log2(present[-1]))
     step = max(1, math.ceil((last - first + 1) / 7))
     ticks = [2**power for power in range(first, last + 1, step)]
     whole = [int(value) for value in present if float(value).is_integer()]
@@ -113,6 +139,9 @@ def count_axis(axes: Axes, values: Iterable[float], label: str) -> None:
         ticks = whole  # few measured points: their own values are the best ticks
     axes.set_xticks(ticks, [units.count(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
+    low, high = (math.log2(function(*ticks, *present)) for function in (min, max))
+    margin = max(0.06 * (high - low), 0.3)
+    axes.set_xlim(2 ** (low - margin), 2 ** (high + margin))
     axes.set_xlabel(label)
 
 
@@ -128,17 +157,38 @@ def panels(figure: Figure, count: int, *, height: float = 2.0, columns: int = 3,
     return flat[:count]
 
 
-def legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend above all panels, every label once."""
+def legend(figure: Figure, axes: Sequence[Axes], leave_out: Iterable[str] = ()) -> None:
+    """One legend above all panels, every label once: bars and methods first, plain lines and marks behind them."""
+    from matplotlib.lines import Line2D
+
     handles: dict[str, Any] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    width = figure.get_size_inches()[0]
-    fitting = max(1, int(width / 1.1))
-    rows = -(-len(handles) // fitting)
-    across = -(-len(handles) // rows)
-    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=across)
+    labels = [label for label in handles if label not in set(leave_out)]
+    labels.sort(key=lambda label: isinstance(handles[label], Line2D))
+    column = _CHARACTER * max(map(len, labels)) + 0.42  # inches, with the handle and the gap
+    fitting = max(1, int(figure.get_size_inches()[0] / column))
+    rows = -(-len(labels) // fitting)
+    across = -(-len(labels) // rows)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.16 * (rows - 1))  # the panels keep their height
+    figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=across)
+
+
+def name_lines(figure: Figure, axes: Sequence[Axes], ends: dict[str, tuple[float, str]]) -> None:
+    """Names at the ends of the lines of a single panel while they are short; a legend for whatever has none there.
+
+    Args:
+        axes: all panels, with their final scales and limits.
+        ends: label -> (y of the line's last point, colour), of the single panel.
+    """
+    direct = len(axes) == 1 and max(map(len, ends)) <= LONG
+    if direct:
+        direct_labels(axes[0], ends)
+    labels = {label for one in axes for label in one.get_legend_handles_labels()[1]}
+    if not direct or labels - set(ends):
+        legend(figure, axes, leave_out=ends if direct else ())
 
 
 def direct_labels(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
@@ -173,16 +223,41 @@ def small_print(figure: Figure, text: str) -> None:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(rect=(0, room, 1, 1 - room))  # type: ignore[call-arg]
-    figure.text(0.01, 0.01, "\n".join(lines), fontsize=5.5, color="0.35", va="bottom", linespacing=1.15)
+    figure.text(
+        0.01,
+        0.02 / figure.get_size_inches()[1],
+        "\n".join(lines),
+        fontsize=5.5,
+        color="0.35",
+        va="bottom",
+        linespacing=1.15,
+    )
 
 
-def plain_log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with numbers rather than powers: 1, 2, 5, 10."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+def plain_log_axis(axes: Axes, *, most: int = 7) -> None:
+    """A logarithmic y axis with numbers rather than powers (1, 2, 5, 10): as many as fit, ``most`` at most."""
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     low, high = axes.get_ylim()
-    subs = (1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0) if high / low < 2000 else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if high < 1.5 * low:  # hardly any difference: do not blow it up
+        low, high = low / 1.25, high * 1.25
+        axes.set_ylim(low, high)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in _STEPS:
+        ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if len(ticks) <= most:
+            break
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axes.yaxis)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Numbers as the tables write them: 100,000 and 0.5."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"))
+
+
+_STEPS = ((1.0, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8), (1.0, 1.5, 2, 3, 4, 6, 8), (1.0, 2, 5), (1.0, 3), (1.0,))
+"""Where a logarithmic axis may have its ticks within a power of ten, the finest first."""

@@ -5,7 +5,8 @@ A plot is a module in this folder with::
     KIND = "kernel"                       the experiment whose cells it draws
     TITLE = "..."                         its caption
     AXES = ("seq_len", "budget")          inputs that it shows; where another one varies, each value gets a figure
-    def draw(frame, figure) -> DataFrame  draws on the empty figure and returns exactly what is drawn
+    def draw(frame, figure) -> DataFrame  draws on the empty figure and returns exactly what is drawn;
+                                          attrs[REMARK] of it is printed below the figure
 
 ``frame`` has one row per cell of one machine (columns: ``questbench.report.frame``). ``draw`` is a pure function of it
 and raises :class:`NothingToDraw` rather than leave an empty figure.
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PACKAGE = "questbench.report.plots"
+REMARK = "remark"
+"""Key of ``DataFrame.attrs``: what a reader of this one figure must know besides; printed below it."""
 
 
 class NothingToDraw(Exception):
@@ -120,7 +123,8 @@ def _write(plot: Plot, name: str, frame: pd.DataFrame, inputs: Sequence[str], ou
     with blank() as figure:
         data = plot.draw(frame.reset_index(drop=True), figure)
         _, shared = fmt.split_inputs(frame, [column for column in inputs if column not in plot.AXES])
-        style.small_print(figure, f"{fmt.origin_line(frame)}. {fmt.shared_line(frame, shared)}")
+        lines = [f"{fmt.origin_line(frame)}. {fmt.shared_line(frame, shared)}.", data.attrs.get(REMARK, "")]
+        style.small_print(figure, "\n".join(filter(None, lines)))
         name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", name)
         drawn = Drawn(name, plot.TITLE, *(out / f"{name}.{kind}" for kind in ("png", "pdf", "csv")))
         try:

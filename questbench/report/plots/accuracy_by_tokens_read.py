@@ -17,4 +17,4 @@ AXES = ("task", "seq_len", "budget")
 
 def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
     """A line per method, a panel per task and length."""
-    return _accuracy.draw(frame, figure, "tokens_read", "entries read per step")
+    return _accuracy.draw(frame, figure, "tokens_read", "entries read per KV head and step")

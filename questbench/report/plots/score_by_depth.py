@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from questbench import units
 from questbench.report import style
 from questbench.report.frame import BASELINES
-from questbench.report.plots._base import NothingToDraw
+from questbench.report.plots._base import REMARK, NothingToDraw
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,9 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
     data = _fields(frame)
     baseline = data["method"].isin(BASELINES)
     labels = list(dict.fromkeys([*data.loc[baseline, "label"], *data.loc[~baseline, "label"]]))
-    budgets = sorted(data.loc[~baseline, "budget"].unique())[:MOST_ROWS] or [None]
+    known = sorted(data.loc[~baseline, "budget"].unique())
+    budgets = known[:MOST_ROWS] or [None]
+    data = data[data["budget"].isin(budgets) | baseline]
     lengths = sorted(data["seq_len"].unique())
     depths = sorted(data["depth"].unique())
     figure.set_size_inches(style.PAGE if len(labels) > 2 else style.COLUMN * 1.2, 0.7 + 1.55 * len(budgets))
@@ -52,13 +54,17 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
                 axes.set_title(f"{label}\n(yardstick)" if own["yardstick"].any() else label, fontsize=7)
         place = "depth (%)"
         grid[row][0].set_ylabel(place if budget is None else f"budget {units.count(int(budget))}\n{place}")
+    narrow = figure.get_size_inches()[0] / (len(labels) * len(lengths)) < 0.4
     for axes in grid[-1]:
-        axes.set_xticks(range(len(lengths)), [units.count(int(length)) for length in lengths], rotation=90)
+        names = [units.count(int(length)) for length in lengths]
+        axes.set_xticks(range(len(lengths)), names, rotation=90 if narrow else 0)
     shown = range(0, len(depths), max(1, math.ceil(len(depths) / 6)))
     grid[0][0].set_yticks(list(shown), [f"{depths[place] * 100:.0f}" for place in shown])
     grid[-1][len(labels) // 2].set_xlabel("length of the text (tokens)")
     bar = figure.colorbar(image, ax=list(grid.flat), shrink=0.8, aspect=30, pad=0.01)
     bar.set_label("score (%)")
+    if left_out := len(known) - len(budgets):
+        data.attrs[REMARK] = f"{left_out} more budgets are not drawn; report runs of fewer budgets to see them."
     return data
 
 
@@ -74,7 +80,7 @@ def _panel(axes: Axes, own: pd.DataFrame, lengths: list[Any], depths: list[float
             hits = field["score"] * field["samples"]
             text = f"{hits:.0f}/{field['samples']:.0f}" if math.isclose(hits, round(hits)) else f"{scores[place]:.0f}"
             colour = "black" if field["score"] > 0.55 else "white"
-            axes.text(place[1], place[0], text, ha="center", va="center", fontsize=4.5, color=colour)
+            axes.text(place[1], place[0], text, ha="center", va="center", fontsize=5, color=colour)
     axes.set_facecolor("white")
     axes.grid(False)
     return axes.imshow(scores, cmap=COLOURS, vmin=0, vmax=100, aspect="auto", interpolation="nearest")

@@ -1,0 +1,156 @@
+"""What the plots of times share: a panel per budget with lines over the length, or with stacked bars of parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from questbench import units
+from questbench.report import _format as fmt
+from questbench.report import style
+from questbench.report.frame import BASELINES
+from questbench.report.plots._base import NothingToDraw
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LIMIT = "bound by bytes"
+"""Legend of the lines that say what the bytes alone would take."""
+
+
+def honest(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Cells with a value in ``column`` that are no dense fallback.
+
+    Raises:
+        NothingToDraw: there are none.
+    """
+    if column not in frame or frame[column].isna().all():
+        raise NothingToDraw(f"no {column.replace('.', ' ')} in the records")
+    kept = frame[~frame["fallback"] & frame[column].notna()]
+    if kept.empty:
+        raise NothingToDraw("only dense fallbacks")
+    return kept
+
+
+def by_budget(frame: pd.DataFrame, figure: Figure, **panels: Any) -> Iterator[tuple[Axes, pd.DataFrame]]:
+    """A panel for every budget."""
+    budgets = sorted(frame["budget"].dropna().unique())
+    for axes, budget in zip(style.panels(figure, len(budgets), **panels), budgets, strict=True):
+        axes.set_title(f"budget {units.count(int(budget))}")
+        yield axes, frame[frame["budget"] == budget]
+
+
+def over_length(
+    frame: pd.DataFrame, figure: Figure, metric: str, *, name: str, verb: str, bound: str | None = None
+) -> pd.DataFrame:
+    """A time over the length of the text: a line per method, medians with p20 to p80.
+
+    Args:
+        metric: column of the time, in seconds.
+        name: what the y axis calls it, without its unit.
+        verb: the command that measures more lengths.
+        bound: column of the time that the bytes alone would take; drawn pale below its method.
+
+    Raises:
+        NothingToDraw: no times, or of one length only.
+    """
+    cells = honest(frame, metric)
+    if cells["seq_len"].nunique() < 2:
+        raise NothingToDraw(f"needs two or more lengths: questbench {verb} --seq-len 8k,16k,32k")
+    divisor, unit = fmt.scale(cells[metric], "s")
+    keys, times = (
+        ["budget", "label", "seq_len"],
+        [metric, f"{metric}.p20", f"{metric}.p80", *([bound] if bound else [])],
+    )
+    cells = cells.reindex(columns=[*keys, *times]).sort_values(keys, kind="stable")
+    looks = style.looks(cells["label"])
+    axes_list = []
+    for axes, part in by_budget(cells, figure):
+        axes_list.append(axes)
+        ends = {}
+        for label in style.drawing_order(part["label"]):
+            line = part[part["label"] == label]
+            value = line[metric] / divisor
+            spread = style.spread(value, *(line[f"{metric}.{end}"] / divisor for end in ("p20", "p80")))
+            axes.errorbar(line["seq_len"], value, yerr=spread, label=label, **looks[label].line())
+            if bound:
+                axes.plot(line["seq_len"], line[bound] / divisor, color=looks[label].colour, **style.LIMIT)
+            ends[label] = (float(value.iloc[-1]), looks[label].colour)
+        axes.set_yscale("log")
+        style.count_axis(axes, part["seq_len"].unique(), "text length (tokens)")
+        if style.leftmost(axes):
+            axes.set_ylabel(f"{name} ({unit})")
+    for axes in axes_list:
+        style.plain_log_axis(axes)
+    if bound:
+        axes_list[0].plot([], [], color="black", label=LIMIT, **style.LIMIT)
+    style.name_lines(figure, axes_list, ends)
+    return cells.rename(columns={column: f"{column}_seconds" for column in times})
+
+
+def stacked(
+    frame: pd.DataFrame, figure: Figure, metric: str, parts: Mapping[str, tuple[str, str]], *, whole: str
+) -> pd.DataFrame:
+    """Bars of the parts of a time at the longest text: a bar per method, and a diamond for the time of the whole.
+
+    Args:
+        metric: column of the whole, in seconds; a part is a column of that name and its own behind a dot.
+        parts: colour and hatch of every part, in the order in which they run.
+        whole: what the legend calls the diamond.
+
+    Raises:
+        NothingToDraw: no parts in the records.
+    """
+    known = [part for part in parts if f"{metric}.{part}" in frame]
+    if not known:
+        raise NothingToDraw("no parts of a step in the records")
+    columns = [f"{metric}.{part}" for part in known]
+    cells = frame[~frame["fallback"] & frame[columns].notna().any(axis=1)]
+    if cells.empty:
+        raise NothingToDraw("only dense fallbacks")
+    length = cells["seq_len"].max()
+    cells = cells[cells["seq_len"] == length].reindex(columns=["seq_len", "budget", "label", *columns, metric])
+    divisor, unit = fmt.scale(cells[metric], "s")
+    limit = _limit(cells, columns, metric) / divisor
+    labels = style.drawing_order(cells["label"])
+    rows = {label: len(labels) - 1 - index for index, label in enumerate(labels)}
+    names = {label: style.broken(label) for label in labels}
+    lines = max(name.count("\n") + 1 for name in names.values())
+    axes_list = []
+    for axes, part in by_budget(cells, figure, height=(0.13 * lines + 0.11) * len(labels) + 0.75):
+        axes_list.append(axes)
+        y = part["label"].map(rows)
+        left = part[metric].fillna(0.0) * 0.0
+        for name, column in zip(known, columns, strict=True):
+            colour, hatch = parts[name]
+            size = part[column].fillna(0.0) / divisor
+            look: dict[str, Any] = {"facecolor": colour, "edgecolor": "white", "linewidth": 0.3, "hatch": hatch}
+            axes.barh(y, size, 0.68, left=left, label=name, **look)
+            left = left + size
+        axes.plot(part[metric] / divisor, y, "D", color="black", markersize=3, label=whole)
+        for at, size, mark in zip(y, left, part[metric] / divisor, strict=True):
+            if size > limit:  # written out, since the bar does not end within the panel
+                end = mark - 0.03 * limit if 0.6 * limit < mark < limit else 0.97 * limit
+                text = f"{units.significant(size)} {unit} »"
+                axes.annotate(text, (end, at), ha="right", va="center", color="white", fontsize=7)
+        axes.set_yticks(list(rows.values()), [names[label] for label in rows])
+        axes.grid(visible=True, axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.set_xlim(0, limit)
+        style.plain_ticks(axes.xaxis)
+        axes.set_xlabel(f"time ({unit})")
+        axes.set_title(f"{axes.get_title()}, length {units.count(int(length))}")
+    style.legend(figure, axes_list)
+    drawn: pd.DataFrame = cells.rename(columns={column: f"{column}_seconds" for column in [*columns, metric]})
+    return drawn
+
+
+def _limit(cells: pd.DataFrame, columns: list[str], metric: str) -> float:
+    """End of the time axis: the longest sparse step; dense bars may leave the panel if they dwarf it."""
+    total = cells[columns].sum(axis=1).combine(cells[metric].fillna(0.0), max)
+    sparse = total[~cells["label"].isin(BASELINES)]
+    longest, most = float(total.max()), 2.0 * float(sparse.max()) if len(sparse) else math.inf
+    return (most if longest > 1.5 * most else longest) * 1.05
