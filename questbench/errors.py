@@ -60,9 +60,3 @@ class SkipCell(QuestbenchError):
     """One cell of a sweep makes no sense here; it becomes a skipped record with this reason."""
 
     exit_code = ExitCode.CELLS_FAILED
-
-
-class RegressionFound(QuestbenchError):
-    """A comparison found a significant regression (exit 5)."""
-
-    exit_code = ExitCode.REGRESSION

@@ -18,6 +18,8 @@ from typing import TypeVar
 from questbench.errors import UsageError
 
 T = TypeVar("T")
+LISTED = {"method": "methods", "task": "tasks", "backend": "backends", "shape": "models", "plot": "plots"}
+"""Kinds of names that ``questbench ls`` knows, and what it calls them."""
 
 
 def _search_path(package: str) -> list[str]:
@@ -41,8 +43,11 @@ def names(package: str) -> list[str]:
 def unknown(kind: str, name: str, known: list[str]) -> UsageError:
     """The error for an unknown name: lists the known ones and guesses what was meant."""
     close = difflib.get_close_matches(name, known, n=1)
-    guess = f"Did you mean '{close[0]}'? " if close else ""
-    return UsageError(f"Unknown {kind} '{name}'. Known: {', '.join(known)}.", f"{guess}List them with: questbench ls")
+    guess = [f"Did you mean '{close[0]}'?"] if close else []
+    more = [f"List them with: questbench ls {LISTED[kind]}"] if kind in LISTED else []
+    return UsageError(
+        f"Unknown {kind} '{name}'. Known: {', '.join(known)}.", " ".join(guess + more) or "Use one of them."
+    )
 
 
 def load_module(package: str, name: str, *, kind: str) -> ModuleType:

@@ -112,3 +112,15 @@ def test_entry_points_of_another_package(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "theirs" in registry.names("questbench.methods")
     assert registry.load_module("questbench.methods", "theirs", kind="method").__name__ == "their_method"
+
+
+def test_unknown_names_point_to_a_list_that_has_them() -> None:
+    from questbench import registry
+    from questbench.cli.ls import KINDS
+
+    assert set(registry.LISTED.values()) == set(KINDS)
+    for kind, plural in registry.LISTED.items():
+        assert f"questbench ls {plural}" in (registry.unknown(kind, "x", ["quest"]).hint or "")
+    hint = registry.unknown("loop", "grph", ["auto", "graph"]).hint
+    assert hint == "Did you mean 'graph'?", "no list has loops"
+    assert registry.unknown("loop", "x", ["auto", "graph"]).hint == "Use one of them."

@@ -65,5 +65,6 @@ def _literal(node: ast.expr) -> str:
 
 
 def _first_sentence(doc: str) -> str:
-    """The first sentence of the first line, without the citation that may follow in brackets."""
-    return re.split(r" \(|\.\s+(?=[A-Z])", doc.partition("\n")[0])[0].rstrip(".,;: ")
+    """The first sentence of the first line, without markup, and without the link that may follow a name in brackets."""
+    line = re.sub(r" \(\S*https?://[^)]*\)", "", doc.partition("\n")[0]).replace("``", "")
+    return re.split(r" \(|\.\s+(?=[A-Z])", line)[0].rstrip(".,;: ")

@@ -16,8 +16,8 @@ MACHINE = "Machine"
 RUN = "Run"
 
 
-def flag(*names: str, help: str, panel: str, metavar: str | None = None) -> Any:
-    """A flag in a panel of the help page."""
+def flag(*names: str, help: str, panel: str, metavar: str = "") -> Any:
+    """A flag in a panel of the help page; one without ``metavar`` takes no value."""
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
 
 

@@ -129,14 +129,16 @@ def _close(records: list[ResultRecord], code: ExitCode, writer: RunWriter, outpu
         output.say(f"Records: {writer.path}. Plots and tables: questbench report {writer.path}")
         return
     gone = [record for record in records if record.status != "ok"]
-    verb = "failed" if code is ExitCode.CELLS_FAILED else "were skipped"
+    verb = "failed" if code is ExitCode.CELLS_FAILED else "skipped"
     why: dict[str, list[str]] = {}
     for record in gone:
         why.setdefault((record.reason or "no reason was given").partition("\n")[0], []).append(record.method)
     for reason, methods in list(why.items())[:5]:
         output.say(f"  {', '.join(dict.fromkeys(methods))}: {reason}")
     cells = {record.cell() for record in gone}
-    output.error(f"{len(cells)} cells {verb}; their reasons stand in the records.", _again(writer))
+    some = f"{len(cells)} cell{'s' * (len(cells) > 1)}"
+    hint = f"Mend what the reasons name. To try again what did not end well: {_again(writer)}"
+    output.error(f"{some} {verb}; the reasons stand in the records.", hint)
 
 
 def _again(writer: RunWriter) -> str:

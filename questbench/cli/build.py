@@ -15,8 +15,10 @@ DEVICES = ("cpu", "cuda")
 
 def build(
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="Whose kernels: cpu or cuda.")] = "cpu",
-    force: Annotated[bool, typer.Option("--force", help="Compile even if the kernels are in the cache.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the compiler says.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", metavar="", help="Compile even if the kernels are in the cache.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", metavar="", help="Show what the compiler says.")] = False,
 ) -> int:
     """Compile the kernels for this machine and keep them in the cache.
 

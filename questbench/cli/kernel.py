@@ -23,9 +23,15 @@ Lengths = Annotated[str, opt.flag("--seq-len", metavar="TOKENS", help="Tokens in
 Batch = Annotated[str, opt.flag("--batch", metavar="N", help="Rows per step.", panel=opt.AXES)]
 Dtypes = Annotated[str, opt.flag("--dtype", metavar="NAMES", help="bf16, fp16, fp32.", panel=opt.AXES)]
 Shape = Annotated[str, opt.flag("--shape", metavar="NAME", help="Whose attention is timed: ls models.", panel=SHAPE)]
-Heads = Annotated[str | None, opt.flag("--heads", metavar="N", help="Query heads, not the shape's.", panel=SHAPE)]
-KvHeads = Annotated[str | None, opt.flag("--kv-heads", metavar="N", help="KV heads, not the shape's.", panel=SHAPE)]
-HeadDim = Annotated[str | None, opt.flag("--head-dim", metavar="N", help="Head size, not the shape's.", panel=SHAPE)]
+Heads = Annotated[
+    str | None, opt.flag("--heads", metavar="N", help="Query heads, instead of the shape's.", panel=SHAPE)
+]
+KvHeads = Annotated[
+    str | None, opt.flag("--kv-heads", metavar="N", help="KV heads, instead of the shape's.", panel=SHAPE)
+]
+HeadDim = Annotated[
+    str | None, opt.flag("--head-dim", metavar="N", help="Head size, instead of the shape's.", panel=SHAPE)
+]
 CacheState = Annotated[str, opt.flag("--cache", metavar="STATE", help=CACHE, panel=HOW)]
 Timing = Annotated[str | None, opt.flag("--timing", metavar="WAY", help=TIMING, panel=HOW)]
 Rounds = Annotated[str, opt.flag("--rounds", metavar="N", help="Least number of rounds per cell.", panel=HOW)]

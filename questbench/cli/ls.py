@@ -18,8 +18,8 @@ EXAMPLES = ("questbench ls methods", "questbench ls tasks --json")
 What = Annotated[
     str | None, typer.Argument(metavar="WHAT", help="methods, tasks, backends, models or plots; all if left out.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Markdown tables.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object per line.")]
+Markdown = Annotated[bool, typer.Option("--markdown", metavar="", help="Markdown tables.")]
 
 Rows = list[dict[str, Any]]
 
@@ -51,6 +51,7 @@ def _table(kind: str, rows: Rows) -> Table:
         text_columns=frozenset(HEADERS.get(key, key.replace("_", " ")) for key in keys if key not in numbers),
         rows=texts,
         setup=[REMARKS[kind]] if kind in REMARKS else [],
+        optional=("source", "KV bytes per token (bf16)", "context"),
     )
     return table.without_empty_columns() if rows else table
 

@@ -36,6 +36,17 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *(f"$ {line}" for line in lines)])
 
 
+class Verb(TyperCommand):
+    """A verb with its flags."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """``--help``, which takes no value, whatever the help page would print behind it."""
+        option: Any = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
 class VerbGroup(TyperGroup):
     """Shows the verbs' summaries without importing them; imports the one that is used."""
 
@@ -60,7 +71,10 @@ class VerbGroup(TyperGroup):
         verb = typer.Typer(add_completion=False, rich_markup_mode="rich")
         settings = {"help_option_names": ["-h", "--help"]}
         function = getattr(module, args[0])
-        verb.command(args[0], epilog=examples(*module.EXAMPLES), context_settings=settings)(function)
+        # The help page breaks lines by itself; the source's own line breaks would show in the middle of its lines.
+        about = "\n\n".join(" ".join(part.split()) for part in (function.__doc__ or "").split("\n\n"))
+        end = examples(*module.EXAMPLES)
+        verb.command(args[0], cls=Verb, help=about, epilog=end, context_settings=settings)(function)
         return args[0], typer.main.get_command(verb), args[1:]
 
 

@@ -11,7 +11,7 @@ from questbench.cli import _options as opt
 from questbench.cli._output import Output
 from questbench.errors import PrerequisiteError
 
-EXAMPLES = ("questbench report --compare paper", "questbench report results/new --compare results/old --no-plots")
+EXAMPLES = ("questbench report --compare paper", "questbench report NEW_RUN --compare OLD_RUN --no-plots")
 
 Runs = Annotated[list[Path] | None, typer.Argument(metavar="RUN", help="Run folders; every run in --out if left out.")]
 Compare = Annotated[
@@ -23,9 +23,9 @@ Compare = Annotated[
     ),
 ]
 Plots = Annotated[str | None, typer.Option("--plot", metavar="NAMES", help="Plots to draw: ls plots; all if left out.")]
-NoPlots = Annotated[bool, typer.Option("--no-plots", help="Tables only.")]
-Formats = Annotated[str, typer.Option("--format", metavar="NAMES", help="Files to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Compare even runs of another machine or data type.")]
+NoPlots = Annotated[bool, typer.Option("--no-plots", metavar="", help="Tables only.")]
+Formats = Annotated[str, typer.Option("--format", metavar="NAMES", help="Files to write: md, html.")]
+Force = Annotated[bool, typer.Option("--force", metavar="", help="Compare even runs of another machine or data type.")]
 To = Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Folder of the report; OUT/report if left out.")]
 
 

@@ -36,11 +36,6 @@ def ideal_speedup(seq_len: int, budget: int, page_size: int) -> float:
     return 1 / read_fraction(seq_len, budget, page_size)
 
 
-def seconds_at(traffic: float, bandwidth: float) -> float:
-    """Seconds that reading ``traffic`` bytes takes at ``bandwidth`` bytes per second."""
-    return traffic / bandwidth
-
-
 def bandwidth_fraction(traffic: float, seconds: float, bandwidth: float) -> float:
     """Share of ``bandwidth`` (bytes per second) that reading ``traffic`` bytes in ``seconds`` amounts to."""
     return traffic / seconds / bandwidth

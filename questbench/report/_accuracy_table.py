@@ -32,9 +32,12 @@ def _table(frame: pd.DataFrame, names: list[str]) -> Table:
     keys, shared = fmt.split_inputs(frame, names, always=("seq_len", "budget"))
     # The budget of the text-long methods is nothing to sort by: they lead their block.
     rank = {method: number for number, method in enumerate(dict.fromkeys([*BASELINES, *frame["method"]]))}
-    order = frame.assign(_rank=frame["method"].map(rank), _baseline=~frame["method"].isin(BASELINES))
+    order = frame.assign(_rank=frame["method"].map(rank), _sparse=~frame["method"].isin(BASELINES))
     rest = [key for key in keys if key not in ("seq_len", "budget")]
-    by = [key for key in ("seq_len", "_baseline", *rest, "budget", "_rank") if key in order]
+    # What dense has too (another model, say) divides the table before it divides the methods from dense.
+    shared_by_all = [key for key in rest if order.loc[~order["_sparse"], key].notna().all()]
+    rest = [key for key in rest if key not in shared_by_all]
+    by = [key for key in ("seq_len", *shared_by_all, "_sparse", *rest, "budget", "_rank") if key in order]
     frame = order.sort_values(by, kind="stable").reset_index(drop=True)
     protocol = fmt.column(frame, "protocol")[0]
     layout = texts.layout(frame) if texts.is_text(frame) else _scores(frame)
@@ -102,6 +105,13 @@ def _scores(frame: pd.DataFrame) -> Layout:
     counts = [int(value) for value in fmt.column(frame, "score.n") if value is not None]
     if counts and min(counts) < FEW:
         setup.append(f"Illustrative, n < {FEW}: differences below the resolvable one mean nothing.")
+    dense = [
+        value for value, method in zip(fmt.column(frame, "score"), frame["method"], strict=True) if method == "dense"
+    ]
+    if dense and not any(dense) and None not in dense:
+        setup.append(
+            "Dense scores 0: this model does not do the task, so that nothing can be lost. Try another --model."
+        )
     return Layout(
         metric="score",
         columns=[

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STAGES = ("weights", "append", "score", "select", "attend", "evict", "rest")
-OPTIONAL = ("tokens\nread", "slope\n(ms)", "prefill peak\n(GiB)", "decode peak\n(GiB)", "bounds\n(GiB)", "p99", "p90")
+BYTES = ("kv_bytes", "bounds_bytes", "weights_bytes", "peak_memory.prefill", "peak_memory.decode")
 FIRST = "dense"
 
 
@@ -27,30 +27,43 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
 
 def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
     divisor, unit = fmt.scale(fmt.column(frame, "tpot"), "s")
-    giga = float(1 << 30)
+    held = [value for name in BYTES for value in fmt.column(frame, name) if value is not None]
+    size, size_unit = fmt.scale([max(held, default=0)], "B")
+    slope, memory = f"slope\n({unit})", [f"{name}\n({size_unit})" for name in ("KV", "bounds", "weights")]
+    peaks = [f"{name} peak\n({size_unit})" for name in ("prefill", "decode")]
     columns = [
         f"time per token ({unit})\nmedian [p20–p80]",
-        "p90",
-        "p99",
-        f"slope\n({unit})",
+        f"p90\n({unit})",
+        f"p99\n({unit})",
+        slope,
         "tokens/s",
         f"bound\n({unit})",
         "% of\nbandwidth",
         "x dense",
         "ideal x\nvs dense",
         "TTFT (s)",
-        "KV\n(GiB)",
-        "bounds\n(GiB)",
-        "weights\n(GiB)",
-        "prefill peak\n(GiB)",
-        "decode peak\n(GiB)",
+        *memory,
+        *peaks,
         "tokens\nread",
     ]
     table = Table(
         title="End to end: the whole model, one token after the other",
         columns=[*(key.replace("_", " ") for key in keys), "method", *columns],
         text_columns=frozenset({"method"}),
-        optional=tuple(name.replace("(ms)", f"({unit})") for name in OPTIONAL),
+        optional=(
+            "tokens\nread",
+            slope,
+            *peaks,
+            memory[1],
+            f"p99\n({unit})",
+            f"p90\n({unit})",
+            memory[2],
+            "tokens/s",
+            "% of\nbandwidth",
+            memory[0],
+            f"bound\n({unit})",
+            "ideal x\nvs dense",
+        ),
         keys=len(keys),
         setup=[
             fmt.shared_line(frame, shared),
@@ -72,8 +85,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         cells.append(_share(table, row))
         cells += _speedup(table, row)
         cells.append(fmt.number(row.get("ttft")))
-        cells += [fmt.number(row.get(name), giga) for name in ("kv_bytes", "bounds_bytes", "weights_bytes")]
-        cells += [fmt.number(row.get(f"peak_memory.{stage}"), giga) for stage in ("prefill", "decode")]
+        cells += [fmt.number(row.get(name), size) for name in BYTES]
         cells.append(fmt.tokens(row.get("tokens_read")))
         table.rows.append([Cell(str(text)) for text in cells])
     return table
@@ -112,8 +124,10 @@ def _rivals(frame: pd.DataFrame, keys: list[str]) -> list[str]:
                     level = fmt.number(row.get(f"{column}.normalised"))
                     lines.append(
                         f"Our dense loop against transformers' {name} cache ({where}): {fmt.number(row[column])}x, "
-                        f"{level}x at equal bandwidth (one cache in memory at a time, so not in the same rounds)"
+                        f"{level}x at equal bandwidth"
                     )
+    if lines:
+        lines.append("Caches of transformers are timed one at a time, so not in the same rounds as ours.")
     return lines
 
 

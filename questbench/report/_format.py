@@ -123,20 +123,26 @@ def gap(table: Table, row: Any) -> str:
 
 def list_warnings(frame: pd.DataFrame, keys: Sequence[str], limit: int = 8) -> list[str]:
     """Each kind of warning once, with the cells it is about; warnings that differ in numbers only are one kind."""
-    kinds: dict[str, tuple[str, list[str]]] = {}
+    kinds: dict[str, dict[str, str]] = {}
     for _, row in frame.iterrows():
-        name = " ".join([str(row["label"]), *(inputs(key, row[key]) for key in keys if not missing(row[key]))])
+        # The first inputs find the cell; a list of all of them would be longer than the warning.
+        name = " ".join([str(row["label"]), *(inputs(key, row[key]) for key in keys[:3] if not missing(row[key]))])
         for text in row["warnings"]:
-            _, cells = kinds.setdefault(re.sub(r"\d[\d.,]*", "#", text), (text, []))
-            if name not in cells:
-                cells.append(name)
+            kinds.setdefault(_NUMBER.sub("#", text), {}).setdefault(name, text)
     lines = []
-    for text, cells in kinds.values():
-        more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
-        named = "all cells" if len(cells) == len(frame) > 1 else f"{', '.join(cells[:3])}{more}"
-        lines.append(f"{text.rstrip('.')} ({named})")
+    for cells in kinds.values():
+        first, *others = cells
+        alike = len(set(cells.values())) == 1
+        more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+        also = f"{', ' if alike else '; likewise '}{', '.join(others[:2])}{more}" if others else ""
+        named = "all cells" if alike and len(cells) == len(frame) > 1 else f"{first}{also}"
+        lines.append(f"{cells[first].rstrip('.')} ({named})")
     hidden = len(lines) - limit
     return lines[:limit] + ([f"{hidden} more kinds of warning stand in the records"] if hidden > 0 else [])
+
+
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*(?: (?:s|ms|us|ns)\b)?")
+"""A number with its unit of time, which may differ between two warnings of one kind."""
 
 
 def embolden(rows: list[list[Cell]], where: Iterable[tuple[int, int]]) -> None:

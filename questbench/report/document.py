@@ -14,6 +14,7 @@ from questbench.records.schema import RunManifest
 from questbench.report.frame import commit
 from questbench.report.plots._base import Drawn
 from questbench.report.render import Cell, Table, to_html, to_markdown
+from questbench.report.style import DPI
 
 _CSS = """
 body { font: 16px/1.5 Georgia, "Times New Roman", serif; color: #1a1a1a; max-width: 72rem }
@@ -24,7 +25,16 @@ th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bo
 th { border-bottom: 1.5px solid #444; vertical-align: bottom } .text { text-align: left; white-space: normal }
 .setup, .note { font-size: .85rem; color: #444; margin: .15rem 0 }
 figure { margin: 1.5rem 0 } figure img { max-width: 100%; height: auto } figcaption { font-size: .875rem; color: #333 }
+@page { size: A4 landscape; margin: 12mm }
+@media print {
+  body { max-width: none; margin: 0; padding: 0; font-size: 10pt }
+  .table { overflow: visible } table { font-size: 7pt } th, td { padding: 1px 3px; white-space: normal }
+  tr, figure, .setup, .note { break-inside: avoid } thead { display: table-header-group }
+  h1, h2, h3, .setup { break-after: avoid } figure img { max-height: 160mm; width: auto }
+}
 """
+ENLARGED = 1.5
+"""Figures are made for paper; a screen is read from farther away."""
 
 
 @dataclasses.dataclass
@@ -106,7 +116,6 @@ def _markdown(document: Document, out: Path) -> str:
 
 
 def _page(document: Document, out: Path) -> str:
-    del out  # everything is inside the page
     parts = ["<h1>questbench report</h1>", "<ul>"]
     known = card(document.manifests) if document.manifests else []
     parts += [f"<li><strong>{name}</strong>: {html.escape(value)}</li>" for name, value in known if value]
@@ -120,14 +129,22 @@ def _page(document: Document, out: Path) -> str:
     for figure in document.drawn:
         image = base64.b64encode(figure.png.read_bytes()).decode()
         caption = html.escape(figure.caption)
-        source = f'<img alt="{html.escape(figure.name)}" src="data:image/png;base64,{image}">'
-        parts.append(f"<figure>{source}<figcaption>{caption}</figcaption></figure>")
+        width = f"{inches(figure.png) * ENLARGED:.2f}in"
+        source = f'<img alt="{html.escape(figure.name)}" style="width: {width}" src="data:image/png;base64,{image}">'
+        files = ", ".join(f'<a href="{_below(path, out)}">{path.suffix[1:]}</a>' for path in figure.paths)
+        parts.append(f"<figure>{source}<figcaption>{caption} ({files})</figcaption></figure>")
     if document.manifests:
         parts.append(to_html(run_table(document.manifests), level=2))
     body = "\n".join(parts)
-    head = f'<meta charset="utf-8"><title>questbench report</title><style>{_CSS}</style>'
+    screen = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{screen}<title>questbench report</title><style>{_CSS}</style>'
     foot = f"<p class='note'>Made by questbench {__version__} from stored records.</p>"
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n{foot}\n</body></html>\n'
+
+
+def inches(png: Path) -> float:
+    """Width of a figure on paper: pixels of its PNG header over the resolution that figures are saved with."""
+    return int.from_bytes(png.read_bytes()[16:20], "big") / DPI
 
 
 def _below(path: Path, out: Path) -> str:

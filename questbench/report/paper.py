@@ -46,6 +46,8 @@ ABOUT = {
     "timer": "timer",
     "seq_len": "length",
 }
+FEW = 100
+"""Fewer samples than this are said beside the number."""
 MOST = 4
 """Own set-ups shown per number of the paper; the ones with the fewest differences."""
 _WORDS = {
@@ -116,11 +118,11 @@ def _choose(only: Sequence[str]) -> list[Entry]:
     entries: list[Entry] = load()["entries"]
     if not only:
         return entries
-    wanted = {name.lower().replace(" ", "").removeprefix("figure").removeprefix("fig") for name in only}
+    wanted = {name.lower().replace(" ", "").removeprefix("figure").removeprefix("fig"): name for name in only}
     known = {figure: figure.lower().replace(" ", "").removeprefix("fig") for figure in figures()}
-    if unknown := wanted - set(known.values()):
+    if unknown := [name for figure, name in wanted.items() if figure not in known.values()]:
         names = ", ".join(figure.lower().replace(" ", "") for figure in known)
-        raise UsageError(f"The paper's numbers have no '{sorted(unknown)[0]}'.", f"There are: {names}.")
+        raise UsageError(f"The paper's numbers have no '{unknown[0]}'.", f"There are: {names}.")
     return [entry for entry in entries if known[entry["figure"]] in wanted]
 
 
@@ -195,6 +197,12 @@ def _differences(row: Any, entry: Entry) -> list[str]:
         if str(fmt.inputs(key, ours)).lower() != str(fmt.inputs(key, theirs)).lower():
             shown = "unknown" if fmt.missing(ours) else fmt.inputs(key, ours)
             found.append(f"{name} {shown}, paper {fmt.inputs(key, theirs)}")
+    # The paper's accuracies are masked dense attention behind a flash prefill, which leaves no probabilities.
+    if entry["kind"] == "accuracy" and row["args"].get("score_from") == "prefill":
+        found.append("scores from prefill, paper decode")
+    samples = row.get("score.n")
+    if not fmt.missing(samples) and samples < FEW:
+        found.append(f"only {samples:.0f} samples")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 NONE = "—"
 """Shown where there is no value."""
+WORDS = 30
+"""Characters that a column of words needs; longer texts are broken into lines."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +72,12 @@ class Table:
         return table, hidden
 
     def width(self) -> int:
-        """Characters of the widest line in a terminal, two between columns."""
+        """Characters of the widest line in a terminal, two between columns; long words may be broken into lines."""
         widths = [max(map(len, header.split("\n"))) for header in self.columns]
+        most = [WORDS if header in self.text_columns else math.inf for header in self.columns]
         for row in self.rows:
-            widths = [max(width, len(cell.text)) for width, cell in zip(widths, row, strict=True)]
+            lengths = [min(len(cell.text), limit) for cell, limit in zip(row, most, strict=True)]
+            widths = [max(width, int(length)) for width, length in zip(widths, lengths, strict=True)]
         return sum(widths) + 2 * len(widths)
 
     def _keep(self, indices: list[int]) -> Table:
@@ -111,7 +116,7 @@ class ForTerminal:
         yield from (Text(line, style="dim") for line in table.setup)
         yield from (Text(line) for line in table.below())
         if hidden:
-            yield Text(f"Left out for lack of width: {', '.join(hidden)}; report.md has them.", style="dim")
+            yield Text(f"Left out for lack of width: {', '.join(hidden)}. COLUMNS=200 shows more.", style="dim")
         yield Text("")
 
 

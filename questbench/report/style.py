@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SHEET = Path(__file__).with_name("questbench.mplstyle")
 COLUMN, PAGE = 3.3, 6.8
 """Widths in inches: one column of a paper, and its page."""
+DPI = 300
+"""Of the PNG files."""
 LONG = 20
 """Characters from which on a label is broken into lines, or moved from the end of its line to the legend."""
 _CHARACTER = 0.052

@@ -38,7 +38,7 @@ VALUES: dict[str, tuple[str, int, str]] = {
     "list": ("ls parrots", USAGE, "Known: methods"),
     "plot": ("report --plot pie", USAGE, "Unknown plot 'pie'"),
     "report format": ("report --format docx", USAGE, "Unknown report format 'docx'"),
-    "figure of the paper": ("report --compare paper:fig99", USAGE, "no '99'"),
+    "figure of the paper": ("report --compare paper:fig99", USAGE, "no 'fig99'"),
     # impossible values
     "heads that do not divide": ("kernel --heads 32 --kv-heads 5", USAGE, "cannot share 5 KV heads"),
     "more KV heads than heads": ("kernel --heads 4 --kv-heads 8", USAGE, "cannot share 8 KV heads"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,17 @@ def test_help_ends_with_two_examples(verb: str, flag: str, questbench: Callable[
         "Examples:",
         *(f"$ {line}" for line in importlib.import_module(f"questbench.cli.{verb}").EXAMPLES),
     ]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_can_be_read(verb: str, questbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    page = questbench(verb, "--help").out
+    assert "<bool>" not in page, "a switch takes no value"
+    lines = [line.strip() for line in page.partition("╭")[0].splitlines()]
+    for line, following in itertools.pairwise(lines):
+        if line and following and not line.startswith("Usage"):
+            assert len(line) + 1 + len(following.split()[0]) > 76, f"broken too early: {line!r}"
 
 
 @pytest.mark.parametrize("verb", VERBS)

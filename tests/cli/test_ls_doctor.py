@@ -40,6 +40,23 @@ def test_parameters_are_the_fields(questbench: Callable[..., Any]) -> None:
     assert "yardstick" not in methods["quest"]["summary"]
 
 
+def test_summaries_are_plain_sentences(questbench: Callable[..., Any]) -> None:
+    backends = {row["name"]: row["summary"] for row in rows(questbench("ls", "backends", "--json").out)}
+    assert not any("`" in text for text in backends.values())
+    assert backends["flashinfer"].startswith("FlashInfer: "), "what is behind the link belongs to the sentence"
+
+
+def test_a_narrow_terminal_keeps_what_tells_plug_ins_apart(
+    questbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = questbench("ls", "methods").out
+    assert "arxiv" not in narrow
+    assert "Left out for lack of width: source" in narrow
+    monkeypatch.setenv("COLUMNS", "160")
+    assert "arxiv" in questbench("ls", "methods").out
+
+
 def test_models_are_the_shapes(questbench: Callable[..., Any]) -> None:
     from questbench.models.shapes import SHAPES
 

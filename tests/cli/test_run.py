@@ -97,6 +97,11 @@ def test_all_cells_alike(fake: Fake, kernel: Callable[..., Any], tmp_path: Path,
         assert "--resume" in ended.err
 
 
+def test_one_failed_cell_is_one_cell(fake: Fake, kernel: Callable[..., Any]) -> None:
+    fake.does = {4096: "failed"}
+    assert "error: 1 cell failed;" in kernel("--seq-len", "4k").err
+
+
 def test_one_skipped_cell_is_fine_and_one_failed_is_not(fake: Fake, kernel: Callable[..., Any]) -> None:
     fake.does = {4096: "skipped"}
     assert kernel("--seq-len", "4k,8k").code == 0

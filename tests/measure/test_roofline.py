@@ -36,8 +36,7 @@ def test_senseless_lengths_are_refused() -> None:
             roofline.read_fraction(*values)
 
 
-def test_bytes_and_time() -> None:
-    assert roofline.seconds_at(36.5e9, 36.5e9) == 1.0
+def test_bandwidth_fraction() -> None:
     assert roofline.bandwidth_fraction(18e9, 1.0, 36e9) == 0.5
 
 

@@ -159,3 +159,19 @@ def test_no_depths_no_heat_map(tmp_path: Path) -> None:
     frame = cell_frame(texts())
     with pytest.raises(_base.NothingToDraw, match="at depths"):
         list(_base.draw("score_by_depth", frame, ["task"], tmp_path))
+
+
+def test_a_model_that_cannot_do_the_task_is_named() -> None:
+    can = golden.accuracy((256,))
+    cannot = [dataclasses.replace(record, value=0.0, samples=[0.0] * len(record.samples)) for record in can]
+    assert any("Dense scores 0" in line for line in one(cannot).setup)
+    assert not any("Dense scores 0" in line for line in one(can).setup)
+
+
+def test_dense_leads_the_rows_of_its_own_model() -> None:
+    records = golden.accuracy((64, 256), model="constructed") + golden.accuracy((64, 256), model="needle")
+    table = one(records)
+    place = [name.replace("\n", " ") for name in table.columns].index("model")
+    models = [cells[place].text for cells in table.rows]
+    assert models == sorted(models)
+    assert [cells[place + 1].text for cells in table.rows].index("dense") == 0

@@ -63,3 +63,16 @@ def test_faster_than_the_bytes_allow_is_marked():
 )
 def test_crossing(points, text):
     assert crossing(points) == text
+
+
+def test_small_models_are_shown_in_a_unit_that_fits_them():
+    sizes = {"kv_bytes": 1 << 20, "bounds_bytes": 32 << 10, "weights_bytes": 5 << 20}
+    records = golden.e2e((2048,))
+    extra = [
+        dataclasses.replace(record, metric=metric, unit="B", value=float(size))
+        for metric, size in sizes.items()
+        for record in records
+        if record.metric == "bytes"
+    ]
+    row = texts(tables(records + extra)[0])[0]
+    assert (row["KV\n(MiB)"], row["bounds\n(MiB)"], row["weights\n(MiB)"]) == ("1.00", "0.0312", "5.00")

@@ -127,3 +127,18 @@ def test_figures_by_name() -> None:
         assert all(table.title.startswith("Fig 9") for table in tables)
     with pytest.raises(UsageError, match="12"):
         paper.compare([], only=["fig12"])
+
+
+def test_accuracy_names_few_samples_and_other_variants() -> None:
+    records = [
+        dataclasses.replace(record, method_args={**record.method_args, "score_from": "prefill"})
+        if record.method == "h2o"
+        else record
+        for record in golden.accuracy((64,), samples=20)
+    ]
+    tables, _ = compare(records, "table1")
+    for table in tables:
+        marks = {line[0].text: table.footnotes[int(line[-1].text.strip("[]")) - 1] for line in table.rows}
+        assert all("only 20 samples" in text for text in marks.values())
+        assert "scores from prefill, paper decode" in marks["h2o"]
+        assert "paper decode" not in marks["tova"]

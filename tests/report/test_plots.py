@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -122,3 +123,96 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
     assert "traffic_by_length" in _base.names()
     (drawn,) = draw("traffic_by_length", RECORDS["kernel"], tmp_path / "out")
     assert not pd.read_csv(drawn.csv).empty
+
+
+@pytest.mark.parametrize(("low", "high"), [(70, 280), (170, 700_000), (100, 101), (200, 5000), (0.02, 3)])
+def test_a_logarithmic_axis_has_ticks_that_fit(low: float, high: float) -> None:
+    with _base.blank() as figure:
+        axes = figure.subplots()
+        axes.set_yscale("log")
+        axes.set_ylim(low, high)
+        style.plain_log_axis(axes)
+        figure.canvas.draw()
+        shown = [text.get_text() for text in axes.get_yticklabels()]
+        assert 3 <= len(shown) <= 7
+        assert len(set(shown)) == len(shown)
+        assert all("e" not in text for text in shown)
+
+
+def test_names_that_are_too_long_for_the_line_go_into_the_legend() -> None:
+    arguments = {"select_by": "kv_head", "group_merge": "sum_softmax"}
+    records = [
+        dataclasses.replace(record, method_args={**record.method_args, **extra})
+        for extra in (arguments, {"select_by": "q_head", "group_merge": "max"})
+        for record in golden.kernel(budgets=(2048,))
+        if record.method in ("dense", "quest")
+    ]
+    frame = cell_frame(records)
+    for name in ("latency_by_length", "speedup_vs_ideal", "stage_breakdown"):
+        with _base.blank() as figure:
+            _base.load(name).draw(frame, figure)
+            figure.canvas.draw()
+            (axes,) = figure.axes
+            (legend,) = figure.legends
+            assert legend.get_window_extent().x0 >= 0
+            assert legend.get_window_extent().x1 <= figure.bbox.x1
+            assert axes.get_position().width > 0.5, "the panel keeps its room"
+
+
+def test_small_print_stays_below_tall_figures() -> None:
+    records = golden.accuracy((64, 256), (4096, 8192, 16384, 32768), ("passkey", "kv", "niah", "vt"))
+    with _base.blank() as figure:
+        _base.load("accuracy_by_budget").draw(cell_frame(records), figure)
+        style.small_print(figure, "Some machine.\nSome remark.")
+        figure.canvas.draw()
+        below = figure.texts[-1].get_window_extent().y1
+        assert below < min(axes.get_tightbbox().y0 for axes in figure.axes if axes.get_visible())
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    records = golden.accuracy((64,), (4096, 8192), tuple(f"task{number}" for number in range(13)))
+    with _base.blank() as figure:
+        data = _base.load("accuracy_by_budget").draw(cell_frame(records), figure)
+        assert len(figure.axes) == 24
+        assert data.attrs[_base.REMARK].startswith("2 more set-ups")
+    with _base.blank() as figure:
+        records = golden.accuracy(tuple(2**power for power in range(5, 13)))
+        data = _base.load("score_by_depth").draw(cell_frame(records), figure)
+        assert data.attrs[_base.REMARK].startswith("2 more budgets")
+        assert data.loc[data["method"] != "dense", "budget"].nunique() == 6
+
+
+def places(name: str, x: str) -> dict[str, list[float]]:
+    """Where the points of every method are drawn, and whether the data say the same."""
+    with _base.blank() as figure:
+        data = _base.load(name).draw(cell_frame(golden.accuracy((64, 256))), figure)
+        drawn = {}
+        for bars in figure.axes[0].containers:
+            line = data[(data["label"] == bars.get_label()) & data["score"].notna()]
+            if len(line):
+                drawn[bars.get_label()] = [bars[0].get_xdata()[0], line[x].iloc[0]]
+        return drawn
+
+
+def test_methods_of_one_budget_stand_side_by_side() -> None:
+    found = places("accuracy_by_budget", "budget")
+    assert len({at for at, _ in found.values()}) == len(found) == 4
+    assert all(at == pytest.approx(value, rel=0.12) for at, value in found.values())
+
+
+def test_measured_counts_are_not_moved() -> None:
+    assert all(at == value for at, value in places("accuracy_by_tokens_read", "tokens_read").values())
+
+
+def test_speed_ups_over_many_lengths_are_logarithmic() -> None:
+    for lengths, scale in (((8192, 32768), "linear"), ((1024, 8192, 131072), "log")):
+        with _base.blank() as figure:
+            _base.load("speedup_vs_ideal").draw(cell_frame(golden.kernel(lengths, (1024,))), figure)
+            assert figure.axes[0].get_yscale() == scale
+
+
+def test_bars_leave_the_panel_only_where_they_would_dwarf_the_rest() -> None:
+    for records, clipped in ((golden.kernel((8192,), (4096,)), False), (golden.kernel((131072,), (1024,)), True)):
+        with _base.blank() as figure:
+            _base.load("stage_breakdown").draw(cell_frame(records), figure)
+            assert any("»" in text.get_text() for text in figure.axes[0].texts) == clipped

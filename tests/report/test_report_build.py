@@ -52,6 +52,12 @@ def test_build_writes_everything(tmp_path: Path) -> None:
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(images) == 6
     assert base64.b64decode(images[0]).startswith(b"\x89PNG")
+    widths = [float(width) for width in re.findall(r'style="width: ([\d.]+)in"', page)]
+    assert len(widths) == len(images)
+    assert max(widths) == pytest.approx(6.8 * 1.5, abs=0.01), "figures for a page, in the size of a screen"
+    assert "@media print" in page
+    for link in re.findall(r'href="([^"]+)"', page):
+        assert (out / link).is_file()
     assert "http" not in re.sub(r"https://arxiv\S+", "", page), "the page is self-contained"
     assert len(made.renderables()) == 2
     assert store.runs(tmp_path) and out not in store.runs(tmp_path), "the report's own folder is no run"

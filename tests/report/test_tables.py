@@ -208,3 +208,12 @@ def test_markup_in_data_is_text() -> None:
 def test_no_records() -> None:
     assert tables([]) == []
     assert cell_frame([]).empty
+
+
+def test_warnings_that_differ_in_numbers_are_one_kind() -> None:
+    records = golden.kernel((8192, 32768), (2048,))
+    records = change(records, "tova", "latency", warnings=["Groups around 704 us and 1.00 ms: noisy."])
+    records = change(records, "h2o", "latency", warnings=["Groups around 1.09 ms and 3.10 ms: noisy."])
+    assert one(records).warnings == [
+        "Groups around 1.09 ms and 3.10 ms: noisy (h2o 8k 2k; likewise tova 8k 2k, h2o 32k 2k and 1 more)"
+    ]

@@ -131,7 +131,7 @@ def _write(plot: Plot, name: str, frame: pd.DataFrame, inputs: Sequence[str], ou
             out.mkdir(parents=True, exist_ok=True)
             # Without dates and versions the same records give the same bytes.
             figure.savefig(drawn.pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
-            figure.savefig(drawn.png, metadata={"Software": None})
+            figure.savefig(drawn.png, dpi=style.DPI, metadata={"Software": None})
             data.to_csv(drawn.csv, index=False, lineterminator="\n")
         except OSError as error:
             message = f"Cannot write to '{out}': {error.strerror or error}."
