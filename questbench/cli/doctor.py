@@ -153,11 +153,11 @@ def _probe() -> dict[str, Any]:
     """
     from questbench import kernels
 
-    code = _PROBE
+    done = None
     paths = os.pathsep.join(filter(None, [str(_paths.CHECKOUT), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", _PROBE],
             env={**os.environ, "PYTHONPATH": paths},
             capture_output=True,
             text=True,
@@ -166,7 +166,7 @@ def _probe() -> dict[str, Any]:
         )
         found: dict[str, Any] = jsonlib.loads(done.stdout.splitlines()[-1])
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
-        said = done.stderr.strip().splitlines() if "done" in locals() else []
+        said = done.stderr.strip().splitlines() if done is not None else []
         why = said[-1] if said else f"cannot be loaded: {error}"
         return {"backends": {name: (why, "cpu") for name in kernels.names()}, "cuda": None}
     return found

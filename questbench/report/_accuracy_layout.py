@@ -56,7 +56,7 @@ def holm_header(frame: pd.DataFrame) -> tuple[str, str]:
     """Header of the p values, and what they are."""
     families = sorted({int(value) for value in fmt.column(frame, "p_holm.family") if value is not None})
     plain = "p: paired test against dense on the same samples"
-    if not families:
+    if not families or families == [1]:  # a single comparison needs no correction
         return "p", plain
     sizes = " or ".join(map(str, families))
     return "p\n(Holm)", f"{plain}, corrected for the {sizes} comparisons of the run (Holm)"

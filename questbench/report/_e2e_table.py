@@ -20,7 +20,7 @@ FIRST = "dense"
 def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
     """Latency, parts and break-even; blocks of equal inputs hold the methods that were measured together."""
     keys, shared = fmt.split_inputs(frame, names, always=("seq_len", "budget"))
-    frame = _sorted(frame, keys)
+    frame = fmt.in_blocks(frame, keys, (FIRST,))
     tables = [_latency(frame, keys, shared), _parts(frame, keys), _break_even(frame, keys)]
     return [table.without_empty_columns() for table in tables if table.rows]
 
@@ -75,7 +75,6 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         ],
         warnings=fmt.list_warnings(frame, keys),
     )
-    table.setup = [line for line in table.setup if line]
     for _, row in frame.iterrows():
         missing = fmt.missing(row.get("tpot"))
         spread = fmt.spread(row.get("tpot"), row.get("tpot.p20"), row.get("tpot.p80"), divisor)
@@ -196,10 +195,3 @@ def crossing(points: list[tuple[float, float]]) -> str:
     (left, low), (right, high) = points[losing[-1]], points[losing[-1] + 1]
     part = (1 - low) / (high - low)
     return f"about {math.exp(math.log(left) + part * (math.log(right) - math.log(left))):,.0f}"
-
-
-def _sorted(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    rank = {method: number for number, method in enumerate(dict.fromkeys([FIRST, *frame["method"]]))}
-    by = [key for key in keys if key in frame]
-    ranked = frame.assign(_rank=frame["method"].map(rank))
-    return ranked.sort_values([*by, "_rank"], kind="stable").reset_index(drop=True)

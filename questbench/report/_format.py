@@ -93,6 +93,13 @@ def split_inputs(frame: pd.DataFrame, names: Sequence[str], always: Sequence[str
     return varying, shared
 
 
+def in_blocks(frame: pd.DataFrame, keys: Sequence[str], first: Sequence[str]) -> pd.DataFrame:
+    """Rows sorted by their inputs; within equal inputs the methods ``first``, then the others as they came."""
+    rank = {method: number for number, method in enumerate(dict.fromkeys([*first, *frame["method"]]))}
+    ranked = frame.assign(_rank=frame["method"].map(rank))
+    return ranked.sort_values([*(key for key in keys if key in frame), "_rank"], kind="stable").reset_index(drop=True)
+
+
 def shared_line(frame: pd.DataFrame, names: Sequence[str]) -> str:
     """``Shape llama-3.1-8b, heads 32, dtype bf16``."""
     known = {name: next((value for value in column(frame, name) if value is not None), None) for name in names}

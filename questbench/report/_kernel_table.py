@@ -20,7 +20,7 @@ TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine (warm 
 def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
     """One table with a row per cell; blocks of equal inputs hold the methods that were measured together."""
     keys, shared = fmt.split_inputs(frame, names, always=("seq_len", "budget"))
-    frame = _sorted(frame, keys)
+    frame = fmt.in_blocks(frame, keys, BASELINES)
     divisor, unit = fmt.scale(fmt.column(frame, "latency"), "s")
     size, size_unit = fmt.scale(fmt.column(frame, "bytes"), "B")
     headers = {key: key.replace("_", " ") for key in keys}
@@ -54,8 +54,8 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
     )
     for _, row in frame.iterrows():
         cells = [fmt.inputs(key, row[key]) for key in keys]
-        timed = fmt.missing(row.get("latency"))
-        cells += [row["label"], fmt.gap(table, row) if timed else _latency(row, divisor)]
+        untimed = fmt.missing(row.get("latency"))
+        cells += [row["label"], fmt.gap(table, row) if untimed else _latency(row, divisor)]
         cells += _limits(table, row)
         cells += [
             fmt.number(row.get("bytes"), size),
@@ -101,14 +101,6 @@ def _limits(table: Table, row: Any) -> list[str]:
         fmt.number(reached, 0.01),
         used,
     ]
-
-
-def _sorted(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    rank = {method: number for number, method in enumerate(dict.fromkeys([*BASELINES, *frame["method"]]))}
-    by = [key for key in keys if key in frame]
-    return (
-        frame.assign(_rank=frame["method"].map(rank)).sort_values([*by, "_rank"], kind="stable").reset_index(drop=True)
-    )
 
 
 def _fastest(frame: pd.DataFrame, keys: list[str]) -> list[int]:

@@ -49,6 +49,10 @@ class Table:
     keys: int = 0
     """Leading columns that name a block; a line divides blocks in the terminal."""
 
+    def __post_init__(self) -> None:
+        """Set-up lines of which nothing is known are empty, and are left out."""
+        self.setup = [line for line in self.setup if line]
+
     def mark(self, text: str) -> str:
         """The marker of a footnote, which is added if it is new."""
         if text not in self.footnotes:

@@ -56,7 +56,6 @@ def _plain(kind: str, frame: pd.DataFrame, names: list[str], metrics: Mapping[st
         setup=[fmt.shared_line(frame, shared), fmt.origin_line(frame), fmt.counts_line(frame)],
         warnings=fmt.list_warnings(frame, keys),
     )
-    table.setup = [line for line in table.setup if line]
     frame = frame.sort_values([key for key in keys if _sortable(frame[key])], kind="stable") if keys else frame
     for _, row in frame.head(LONGEST).iterrows():
         name = f"{row['label']} (yardstick)" if row["yardstick"] else str(row["label"])

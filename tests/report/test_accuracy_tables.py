@@ -117,6 +117,8 @@ def test_a_perplexity_of_a_fallback_is_not_shown() -> None:
 def test_a_model_that_knows_nothing_of_the_text() -> None:
     huge = [dataclasses.replace(r, value=1.71e22) if r.metric == "perplexity" else r for r in texts(ci_high=None)]
     assert row(one(huge), "quest")["perplexity [95% CI]"] == "1.7e+22"
+    assert any("knows nothing of the text" in line for line in one(huge).setup)
+    assert not any("knows nothing" in line for line in one(texts()).setup)
 
 
 @pytest.mark.parametrize("status", ["failed", "skipped"])
@@ -175,3 +177,10 @@ def test_dense_leads_the_rows_of_its_own_model() -> None:
     models = [cells[place].text for cells in table.rows]
     assert models == sorted(models)
     assert [cells[place + 1].text for cells in table.rows].index("dense") == 0
+
+
+def test_a_single_comparison_is_not_said_to_be_corrected() -> None:
+    records = judged(200, lossless=True)
+    alone = [dataclasses.replace(record, stats={**record.stats, "family": 1}) for record in records]
+    assert any("comparisons of the run (Holm)" in line for line in one(records).setup)
+    assert not any("Holm" in line for line in one(alone).setup)
