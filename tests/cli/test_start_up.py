@@ -34,7 +34,7 @@ def test_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: Path) -> No
     assert loaded(*arguments, cwd=tmp_path) == (0, set())
 
 
-@pytest.mark.parametrize("verb", ["kernel", "accuracy", "report", "ls", "doctor", "build"])
+@pytest.mark.parametrize("verb", ["kernel", "e2e", "accuracy", "report", "ls", "doctor", "build"])
 def test_help_of_a_verb_imports_nothing_heavy(verb: str, tmp_path: Path) -> None:
     assert loaded(verb, "--help", cwd=tmp_path) == (0, set())
 
