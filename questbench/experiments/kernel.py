@@ -153,6 +153,14 @@ def check(config: KernelConfig) -> None:
         check_machine(config.device, config.backend, dtype, config.page_sizes, config.threads)
 
 
+def _shape_name(config: KernelConfig) -> str:
+    """The shape's name, or ``custom`` where flags have made another of it: a record must not carry a model's name."""
+    from questbench.models.shapes import SHAPES
+
+    named = SHAPES[config.shape]
+    return config.shape if heads(config) == (named.heads, named.kv_heads, named.head_dim) else "custom"
+
+
 def card(config: KernelConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
     query, kv, head_dim = heads(config)
@@ -164,7 +172,7 @@ def card(config: KernelConfig) -> dict[str, str]:
         device = {"device": f"{config.device}, copies {rate} (read and written), timed by {_timing(config)}"}
     return {
         **device,
-        "shape": f"{config.shape}: {query} query heads, {kv} KV heads of {head_dim}",
+        "shape": f"{_shape_name(config)}: {query} query heads, {kv} KV heads of {head_dim}",
         "lengths": ", ".join(map(units.echo_count, config.seq_lens)),
         "budgets": ", ".join(map(units.echo_count, config.budgets)),
         "methods": ", ".join(dict.fromkeys(["dense", *config.methods])) + f" against {_against(config)}",
@@ -208,7 +216,7 @@ def params(config: KernelConfig, cell: Cell, **more: Any) -> dict[str, Any]:
         "seq_len": cell.seq_len,
         "budget": cell.budget,
         "page_size": cell.page_size,
-        "shape": config.shape,
+        "shape": _shape_name(config),
         "heads": query,
         "kv_heads": kv,
         "head_dim": head_dim,

@@ -91,6 +91,15 @@ def test_warm_is_a_cell_of_its_own(measured):
     assert not {r.cell() for r in records} & {r.cell() for r in measured}
 
 
+def test_other_heads_than_the_shapes_are_not_called_by_its_name():
+    own = KernelConfig(shape="llama-3.1-8b", heads=32, kv_heads=8, head_dim=128)
+    cell = kernel.cells(own)[0]
+    assert kernel.params(own, cell)["shape"] == "llama-3.1-8b"
+    other = KernelConfig(shape="llama-3.1-8b", heads=4, kv_heads=2)
+    assert kernel.params(other, cell)["shape"] == "custom"
+    assert kernel.card(other)["shape"].startswith("custom: 4 query heads, 2 KV heads of 128")
+
+
 def test_out_of_memory_is_a_record():
     records = records_of(methods=["quest"], seq_lens=[1 << 30], stages=False)
     assert {record.status for record in records} == {"failed"}
