@@ -88,6 +88,7 @@ QB_DEVICE void move_last(const EvictJob<T>& job, int row, int head, int slot) {
 
 template <class T>
 QB_KERNEL __launch_bounds__(kThreads) evict_kernel(EvictJob<T> job) {
+  begin_kernel();
   EvictShared& held = shared<EvictShared>();
   const int row = blockIdx.y, first = blockIdx.x, heads = job.paged.kv_heads;
   const bool full = job.paged.lengths[row] == job.capacity + 1;
@@ -107,7 +108,7 @@ template <class T>
 void evict(const EvictJob<T>& job, Stream stream) {
   if (job.paged.rows == 0) return;
   const dim3 grid(job.shared_victim ? 1 : job.paged.kv_heads, job.paged.rows);
-  launch(evict_kernel<T>, grid, dim3(kThreads), sizeof(EvictShared), stream, job);
+  launch_dependent(evict_kernel<T>, grid, dim3(kThreads), sizeof(EvictShared), stream, job);
 }
 
 template void evict(const EvictJob<half_t>&, Stream);

@@ -22,6 +22,7 @@ struct ChannelShared {
 
 template <class T, int D>
 QB_KERNEL __launch_bounds__(kThreads, 8) score_channels_kernel(ScoreJob<T> job) {
+  begin_kernel();
   const Paged<T>& paged = job.paged;
   ChannelShared<D>& held = shared<ChannelShared<D>>();
   const int query = blockIdx.y, row = blockIdx.z, head = query / (job.query_heads / paged.kv_heads);
@@ -105,7 +106,7 @@ QB_KERNEL __launch_bounds__(kThreads, 8) score_channels_kernel(ScoreJob<T> job) 
 template <class T, int D>
 void launch_blocks(const ScoreJob<T>& job, Stream stream) {
   const dim3 grid((job.paged.pages + kLanePages - 1) / kLanePages, job.query_heads, job.paged.rows);
-  launch(score_channels_kernel<T, D>, grid, dim3(kThreads), sizeof(ChannelShared<D>), stream, job);
+  launch_dependent(score_channels_kernel<T, D>, grid, dim3(kThreads), sizeof(ChannelShared<D>), stream, job);
 }
 
 }  // namespace

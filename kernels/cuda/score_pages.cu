@@ -35,6 +35,7 @@ QB_DEVICE float by_definition(const T* q, const T* bounds, int dim) {
 template <class T, int D, int kTiles>
 QB_KERNEL __launch_bounds__(kThreads) score_pages_kernel(ScoreJob<T> job) {
   constexpr int kChunks = D / 32;
+  begin_kernel();
   const Paged<T>& paged = job.paged;
   const int head = blockIdx.y, row = blockIdx.z, group = job.query_heads / paged.kv_heads;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, quad = lane / 4, part = lane % 4;
@@ -106,7 +107,7 @@ void launch_tiles(const ScoreJob<T>& job, Stream stream) {
   const dim3 grid(blocks, job.paged.kv_heads, job.paged.rows);
   const auto kernel =
       job.query_heads / job.paged.kv_heads > 8 ? score_pages_kernel<T, D, 2> : score_pages_kernel<T, D, 1>;
-  launch(kernel, grid, dim3(kThreads), 0, stream, job);
+  launch_dependent(kernel, grid, dim3(kThreads), 0, stream, job);
 }
 
 }  // namespace
