@@ -49,6 +49,8 @@ TAIL = 40
 """Lines of output that are kept of a step that fails."""
 PYTEST = ["-q", "--tb=short", "-rfE", "--maxfail=25", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
 """Not the first failure alone: a machine is there for minutes. What cannot be imported fails by itself."""
+GPU_TESTS = ("emulator", "gpu", "measure")
+"""Folders that have tests for a device: collecting all the others would take longer than running these."""
 MODULES = [
     ("bfloat16", 128, 1, True),
     ("bfloat16", 128, 4, True),
@@ -307,7 +309,7 @@ def warm_flashinfer(which: str) -> int:
 def _tests(rehearse: bool) -> list[str]:
     if rehearse:
         return ["tests/gpu/test_on_device.py", "-m", "not gpu"]
-    return ["-m", "gpu", "tests"]
+    return ["-m", "gpu", *(f"tests/{folder}" for folder in GPU_TESTS)]
 
 
 if __name__ == "__main__":

@@ -251,3 +251,9 @@ def test_the_sanitizers_run_side_by_side_and_one_that_finds_something_shows(
         shown = capsys.readouterr().out
         assert "a: clean" in shown
         assert ("b: exit code 1" in shown) == ("b" in tools) and ("c: not finished" in shown) == ("c" in tools)
+
+
+def test_every_test_for_a_device_is_in_a_folder_that_the_suite_runs(suite: ModuleType) -> None:
+    tests = Path(__file__).resolve().parent
+    marked = [path for path in tests.rglob("*.py") if "pytest.mark." + "gpu" in path.read_text(encoding="utf-8")]
+    assert {path.relative_to(tests).parts[0] for path in marked} == set(suite.GPU_TESTS)

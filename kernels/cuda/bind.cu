@@ -223,7 +223,7 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
     if (splits < 1 || splits > kMaxSplits)
       TVM_FFI_THROW(ValueError) << splits << " splits: the CUDA kernels merge 1 to " << kMaxSplits;
     job.splits = int(splits);
-    job.counters = counters(workspace, int64_t{job.paged.rows} * job.lists);
+    job.counters = counters(workspace, splits > 1 ? int64_t{job.paged.rows} * job.lists : 0);
     const int64_t queries = int64_t{job.paged.rows} * job.query_heads;
     job.partial = data<float>(workspace) + kCounters;
     const int64_t partials = splits > 1 ? queries * splits * (job.paged.head_dim + 2) : 0;

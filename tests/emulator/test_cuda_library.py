@@ -67,7 +67,7 @@ def _value(number: str) -> int:
 def test_every_kernel_begins_after_the_one_ahead_and_is_launched_so(source: Any) -> None:
     """A kernel that touches memory before, or one that is not launched as a dependent one, would break the chain."""
     text = source.read_text()
-    bodies = re.findall(r"QB_KERNEL [^{]*\{\s*((?:constexpr [^;]*;\s*)*)(\S+)", text)
+    bodies = re.findall(r"QB_KERNEL [^{]*\{\s*((?:constexpr [^;]*;[^\n]*\s*)*)(\S+)", text)
     assert bodies and all(first == "begin_kernel();" for _, first in bodies)
     assert len(re.findall(r"launch_dependent\(", text)) >= 1 and not re.findall(r"(?<![\w])launch\(", text)
 
