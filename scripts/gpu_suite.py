@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -267,6 +268,7 @@ class Suite:
         return {
             "what": "scripts/gpu_suite.py: one decode step of one layer, page 16, bf16, cold L2, CUDA graph replay",
             "rehearsal": self.rehearse,
+            "dependent_launch": os.environ.get("QUESTBENCH_DEPENDENT_LAUNCH") != "0",
             "gpu": [device.get("name") for device in facts["gpus"]],
             "commit": facts["git"],
             "environment": facts,
