@@ -12,6 +12,7 @@ namespace qb {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / kWarpSize, kBins = 256;
+constexpr int kBatch = 4;  // pages of a thread whose scores or keys are on their way at a time
 constexpr int kSharedPages = 16384;  // keys up to here stay in 64 KiB of shared memory
 
 static_assert(kMaxGroup <= kWarps, "every head of a group has a warp of its own");
@@ -60,9 +61,8 @@ QB_DEVICE void log_totals(const SelectJob& job, const float* scores, int heads, 
 }
 
 QB_DEVICE float merged(const SelectJob& job, const float* scores, int heads, int page, const SelectShared& held) {
-  float out = scores[page];
-  if (heads == 1) return out;
   if (job.merge == kMax) {
+    float out = scores[page];
     for (int g = 1; g < heads; ++g) {
       const float x = scores[int64_t{g} * job.pages + page];
       out = x > out || x != x ? x : out;
@@ -70,12 +70,16 @@ QB_DEVICE float merged(const SelectJob& job, const float* scores, int heads, int
     return out;
   }
   float top = -INFINITY, sum = 0;
+  bool unknown = false;
+#pragma unroll 4
   for (int g = 0; g < heads; ++g) {
     const float x = known(job.scale * scores[int64_t{g} * job.pages + page]);
-    if (x != x) return NAN;
+    unknown |= x != x;
     top = fmaxf(top, x - held.log_total[g]);
   }
+  if (unknown) return NAN;
   if (top == -INFINITY) return top;
+#pragma unroll 4
   for (int g = 0; g < heads; ++g)
     sum += expf(known(job.scale * scores[int64_t{g} * job.pages + page]) - held.log_total[g] - top);
   return top + logf(sum);
@@ -89,9 +93,15 @@ QB_DEVICE void find_threshold(const unsigned* keys, int pages, int wanted, Selec
     __syncthreads();  // the first time round, for the keys too
     const unsigned prefix = held.prefix;
     const int left = held.wanted;
-    for (int page = threadIdx.x; page < pages; page += kThreads) {
-      const unsigned key = keys[page];
-      if (shift == 24 || key >> (shift + 8) == prefix) atomicAdd(&held.bins[key >> shift & (kBins - 1)], 1u);
+    for (int begin = threadIdx.x; begin < pages; begin += kBatch * kThreads) {
+      unsigned key[kBatch];
+#pragma unroll
+      for (int n = 0; n < kBatch; ++n) key[n] = keys[min(begin + n * kThreads, pages - 1)];
+#pragma unroll
+      for (int n = 0; n < kBatch; ++n) {
+        const bool counts = begin + n * kThreads < pages && (shift == 24 || key[n] >> (shift + 8) == prefix);
+        if (counts) atomicAdd(&held.bins[key[n] >> shift & (kBins - 1)], 1u);
+      }
     }
     __syncthreads();
     // One warp looks for the bin where the count from above reaches what is wanted; a lane has eight bins.
@@ -160,8 +170,16 @@ QB_KERNEL __launch_bounds__(kThreads) select_kernel(SelectJob job) {
       unsigned* keys = job.pages <= kSharedPages ? reinterpret_cast<unsigned*>(shared_bytes() + sizeof(SelectShared))
                                                  : job.keys + item * job.pages;
       if (job.merge == kSumSoftmax && heads > 1) log_totals(job, scores, heads, scored, held);
-      for (int page = threadIdx.x; page < scored; page += kThreads)
-        keys[page] = order_key(merged(job, scores, heads, page, held));
+      for (int begin = threadIdx.x; begin < scored; begin += kBatch * kThreads) {
+        float score[kBatch];
+#pragma unroll
+        for (int n = 0; n < kBatch; ++n) score[n] = scores[min(begin + n * kThreads, scored - 1)];
+#pragma unroll
+        for (int n = 0; n < kBatch; ++n) {
+          const int page = begin + n * kThreads;
+          if (page < scored) keys[page] = order_key(heads == 1 ? score[n] : merged(job, scores, heads, page, held));
+        }
+      }
       find_threshold(keys, scored, chosen, held);
       write_list(keys, scored, held.prefix, held.wanted, out, held);
     }
