@@ -85,6 +85,17 @@ QB_DEVICE float merged(const SelectJob& job, const float* scores, int heads, int
   return top + logf(sum);
 }
 
+QB_DEVICE void copy_keys(const float* scores, int pages, unsigned* keys) {
+  for (int begin = threadIdx.x; begin < pages; begin += kBatch * kThreads) {
+    float score[kBatch];
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) score[n] = scores[min(begin + n * kThreads, pages - 1)];
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n)
+      if (begin + n * kThreads < pages) keys[begin + n * kThreads] = order_key(score[n]);
+  }
+}
+
 // The smallest key among the `wanted` greatest of `pages`, in held.prefix; in held.wanted how many of its equals to take.
 QB_DEVICE void find_threshold(const unsigned* keys, int pages, int wanted, SelectShared& held) {
   if (threadIdx.x == 0) held.prefix = 0, held.wanted = wanted;
@@ -170,15 +181,11 @@ QB_KERNEL __launch_bounds__(kThreads) select_kernel(SelectJob job) {
       unsigned* keys = job.pages <= kSharedPages ? reinterpret_cast<unsigned*>(shared_bytes() + sizeof(SelectShared))
                                                  : job.keys + item * job.pages;
       if (job.merge == kSumSoftmax && heads > 1) log_totals(job, scores, heads, scored, held);
-      for (int begin = threadIdx.x; begin < scored; begin += kBatch * kThreads) {
-        float score[kBatch];
-#pragma unroll
-        for (int n = 0; n < kBatch; ++n) score[n] = scores[min(begin + n * kThreads, scored - 1)];
-#pragma unroll
-        for (int n = 0; n < kBatch; ++n) {
-          const int page = begin + n * kThreads;
-          if (page < scored) keys[page] = order_key(heads == 1 ? score[n] : merged(job, scores, heads, page, held));
-        }
+      if (heads == 1) {
+        copy_keys(scores, scored, keys);
+      } else {
+        for (int page = threadIdx.x; page < scored; page += kThreads)
+          keys[page] = order_key(merged(job, scores, heads, page, held));
       }
       find_threshold(keys, scored, chosen, held);
       write_list(keys, scored, held.prefix, held.wanted, out, held);
