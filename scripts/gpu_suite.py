@@ -5,15 +5,17 @@
 
 In this order, so that what matters most is there if the time runs out:
 
-    build       the kernels; FlashInfer compiles its own meanwhile
+    build       the kernels; FlashInfer compiles its own meanwhile, several modules at once
     tests       pytest -m gpu
-    grid        the cells that the goals are about
+    goals       the cells that the goals are about
     sanitize    compute-sanitizer memcheck and racecheck (scripts/gpu_sanitize.py)
     grid        shape x length x batch x budget: own dense, FlashInfer's best dense path, torch, every method, stages
 
-The grid runs in processes of its own: a kernel that crashes loses its cell and no other. Cells that do not fit in
-memory are recorded with what they would need, and cells that there was no time for as such. The exit code is 0 if
-everything ran and passed, 1 if not; a goal that is missed is a figure, not a failure.
+--only runs some of them, and --go-on takes the cells of an earlier file over, so that several short turns on a machine
+make one result. The grid runs in processes of its own: a kernel that crashes or hangs loses its cell and no other.
+Cells that do not fit in memory are recorded with what they would need, and cells that there was no time for as such.
+What there is is written after every step and cell to NAME.partial.json, so that a suite that is killed leaves it. The
+exit code is 0 if everything ran and passed, 1 if not; a goal that is missed is a figure, not a failure.
 """
 
 from __future__ import annotations
@@ -25,80 +27,38 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from _gpu_cells import BASELINE, CELL_LEAST, Point, goals, grid, measure_cells, named, summary  # noqa: E402
+from _gpu_processes import end_group, start  # noqa: E402
+
 SECONDS = 470.0
 """The whole suite, all told."""
-LIMITS = {"build": 120.0, "tests": 150.0, "sanitize": 60.0}
-CELL_SECONDS = 1.5
-"""Timed rounds of one cell; set-up, choosing the baseline and the stages come on top."""
-CELL_LEAST = 6.0
-"""No cell is begun with less time left than this, or than the slowest cell so far took."""
-METHODS = ["dense", "quest", "h2o", "tova", "streaming_llm"]
-MHA, GQA = "llama-2-7b", "llama-3.1-8b"
-GOALS = {
-    (MHA, 32768, 1): 7.03,
-    (MHA, 131072, 1): 12.0,
-    (GQA, 32768, 1): 3.5,
-    (GQA, 131072, 1): 7.0,
-    (MHA, 32768, 8): 7.0,
-    (MHA, 32768, 32): 7.0,
-    (GQA, 32768, 8): 7.0,
-    (GQA, 32768, 32): 7.0,
-}
-"""Quest's whole step over FlashInfer's best dense path at budget 2048 and page 16, on an H200."""
-GOAL_BUDGET = 2048
-DENSE_GOAL = 0.9
-"""Own dense over FlashInfer's best: no more than 10 % slower."""
-BASELINE = "flashinfer"
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One cell of the grid."""
-
-    shape: str
-    seq_len: int
-    batch: int
-    budget: int
-
-    @property
-    def goal(self) -> float | None:
-        """What the step should reach, where there is a goal."""
-        return GOALS.get((self.shape, self.seq_len, self.batch)) if self.budget == GOAL_BUDGET else None
-
-
-def grid(rehearse: bool) -> list[Point]:
-    """All cells: those with a goal first, then the smaller before the larger, the goals' budget before the others."""
-    lengths, batches, budgets = (8192, 32768, 131072), (1, 8, 32), (1024, 2048, 4096)
-    if rehearse:
-        lengths, batches, budgets = (256, 512), (1, 2), (64, GOAL_BUDGET)
-    points = [Point(s, t, b, n) for s in (MHA, GQA) for t in lengths for b in batches for n in budgets]
-    return sorted(points, key=lambda p: (p.goal is None, p.budget != GOAL_BUDGET, p.seq_len * p.batch, p.shape))
-
-
-def config_of(point: Point, rehearse: bool) -> Any:
-    """The configuration of ``questbench kernel`` for one cell."""
-    from questbench.experiments.kernel import KernelConfig
-
-    small: dict[str, Any] = {}
-    if rehearse:
-        kv_heads = 4 if point.shape == MHA else 1
-        small = {"heads": 4, "kv_heads": kv_heads, "head_dim": 64, "threads": 1, "rounds": 3}
-    return KernelConfig(
-        methods=METHODS,
-        seq_lens=[point.seq_len],
-        budgets=[point.budget],
-        batch=[point.batch],
-        shape=point.shape,
-        device="cpu" if rehearse else "cuda",
-        max_seconds=0.2 if rehearse else CELL_SECONDS,
-        **small,
-    )
+STEPS = ("build", "tests", "goals", "sanitize", "grid")
+LIMITS = {"build": 120.0, "flashinfer": 200.0, "tests": 160.0, "sanitize": 90.0}
+"""Seconds of each step; those of ``flashinfer`` run from the beginning, beside build and tests."""
+CELL_MOST = 90.0
+"""A cell that takes longer hangs. Slow ones take some 10 s; FlashInfer may still have to compile in the first."""
+TAIL = 40
+"""Lines of output that are kept of a step that fails."""
+PYTEST = ["-q", "--tb=short", "-rfE", "--maxfail=25", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
+"""Not the first failure alone: a machine is there for minutes. What cannot be imported fails by itself."""
+GPU_TESTS = ("emulator", "gpu", "measure")
+"""Folders that have tests for a device: collecting all the others would take longer than running these."""
+MODULES = [
+    ("bfloat16", 128, 1, True),
+    ("bfloat16", 128, 4, True),
+    ("float16", 128, 1, False),
+    *((dtype, dim, 1, False) for dtype in ("float16", "bfloat16") for dim in (64, 256)),
+]
+"""Dtype, head dim, group and whether all dense paths are wanted: the grid's first, then those of tests/gpu."""
 
 
 def main() -> int:
@@ -106,15 +66,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="where the JSON goes; results/published/<gpu>_kernel.json by default")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time for everything")
+    parser.add_argument("--only", default=",".join(STEPS), help=f"some of {','.join(STEPS)}")
+    parser.add_argument("--go-on", type=Path, help="an earlier file: its cells that ended ok are taken over")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny shapes")
     parser.add_argument("--cells", help=argparse.SUPPRESS)
-    parser.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--warm", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.warm:
-        return warm_flashinfer()
+        return warm_flashinfer(options.warm)
     if options.cells:
         return measure_cells(json.loads(options.cells), options.seconds, options.rehearse)
-    return Suite(options.rehearse, options.seconds).run(options.out)
+    chosen = options.only.split(",")
+    if unknown := set(chosen) - set(STEPS):
+        print(f"error: there is no step {', '.join(sorted(unknown))}.\nnext:  --only some of {','.join(STEPS)}")
+        return 2
+    suite = Suite(options.rehearse, options.seconds)
+    if options.go_on:
+        suite.take_over(json.loads(options.go_on.read_text(encoding="utf-8")))
+    return suite.run(options.out, chosen)
 
 
 class Suite:
@@ -124,39 +93,73 @@ class Suite:
         self.rehearse, self.begin, self.seconds = rehearse, time.monotonic(), seconds
         self.steps: list[dict[str, Any]] = []
         self.cells: dict[Point, dict[str, Any]] = {}
+        self.facts: dict[str, Any] = {"gpus": [], "git": None}
+        self.progress: Path | None = None
 
     @property
     def left(self) -> float:
         """Seconds until the end."""
         return self.begin + self.seconds - time.monotonic()
 
-    def run(self, out: Path | None) -> int:
-        """All steps in order, then the file."""
+    def take_over(self, earlier: dict[str, Any]) -> None:
+        """Cells that an earlier suite has measured."""
+        names = [field.name for field in dataclasses.fields(Point)]
+        for cell in earlier["cells"]:
+            if cell["status"] == "ok":
+                self.cells[Point(*(cell[name] for name in names))] = {k: v for k, v in cell.items() if k not in names}
+
+    def run(self, out: Path | None, chosen: Sequence[str] = STEPS) -> int:
+        """The chosen steps in order, then the file."""
         from questbench.records import environment as probes
 
-        facts = probes.collect()
+        self.facts = facts = probes.collect()
         if not self.rehearse and not facts["gpus"]:
             print("error: nvidia-smi shows no GPU here.\nnext:  python scripts/gpu_suite.py --rehearse")
             return 3
-        python, device = [sys.executable], "cpu" if self.rehearse else "cuda"
-        warming = None if self.rehearse else subprocess.Popen([*python, __file__, "--warm"], env=_environment())
-        self.step("build", [*python, "-m", "questbench", "build", *([] if self.rehearse else ["--device", device])])
-        tests = ["tests/gpu/test_on_device.py", "-m", "not gpu"] if self.rehearse else ["-m", "gpu", "tests"]
-        self.step("tests", [*python, "-m", "pytest", "-q", "-x", *tests])
-        if warming is not None:
-            warming.wait()
-        points = grid(self.rehearse)
-        self.measure([point for point in points if point.goal is not None])
-        check = ["--here", "--device", "cpu"] if self.rehearse else []
-        self.step("sanitize", [*python, str(ROOT / "scripts" / "gpu_sanitize.py"), *check])
-        self.measure([point for point in points if point.goal is None])
-        result = self.result(facts)
         path = out or self.default_path(facts)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        self.progress = path.with_suffix(".partial.json")
+        try:
+            self.steps_in_order(chosen)
+        finally:
+            result = self.result(facts)
+            self.write(path, result)
+            self.progress.unlink(missing_ok=True)
         summary(result)
         print(f"{path}: {time.monotonic() - self.begin:.0f} s")
         return 0 if result["passed"] else 1
+
+    def steps_in_order(self, chosen: Sequence[str]) -> None:
+        """See the module's docstring."""
+        python, device = [sys.executable], "cpu" if self.rehearse else "cuda"
+        warming, built, log = None, True, tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        if not self.rehearse and {"tests", "goals", "grid"} & set(chosen):
+            warming = start([*python, __file__, "--warm", "all"], log)
+        try:
+            if "build" in chosen:
+                where = [] if self.rehearse else ["--device", device]
+                built = self.step("build", [*python, "-m", "questbench", "build", *where])
+            if "tests" in chosen and built:
+                self.step("tests", [*python, "-m", "pytest", *PYTEST, *_tests(self.rehearse)])
+            if warming is not None:
+                over = self.seconds - self.left
+                self.end("flashinfer", warming, max(min(LIMITS["flashinfer"] - over, self.left), 1.0), log)
+        finally:
+            log.close()
+            if warming is not None:
+                end_group(warming)
+        points = grid(self.rehearse)
+        if not built:
+            unbuilt = {"status": "not run", "reason": "the kernels were not built", "seconds": None}
+            self.cells = {**{point: dict(unbuilt) for point in points}, **self.cells}
+            return
+        if "goals" in chosen:
+            self.measure([point for point in points if point.goal is not None])
+        if "sanitize" in chosen:
+            check = ["--here", "--device", "cpu"] if self.rehearse else ["--seconds", f"{LIMITS['sanitize'] - 5:.0f}"]
+            self.step("sanitize", [*python, str(ROOT / "scripts" / "gpu_sanitize.py"), *check])
+        if "grid" in chosen:
+            self.measure([point for point in points if point.goal is None])
 
     def default_path(self, facts: dict[str, Any]) -> Path:
         """Beside the other published results, named after the GPU; a rehearsal leaves nothing there."""
@@ -166,25 +169,44 @@ class Suite:
             return Path(tempfile.mkdtemp(prefix="questbench-rehearsal-")) / "kernel.json"
         return ROOT / "results" / "published" / f"{probes.slug(facts).replace('-', '_')}_kernel.json"
 
-    def step(self, name: str, command: list[str]) -> None:
-        """Run one command within its limit; its end stands in the file."""
-        limit, start = min(LIMITS[name], max(self.left, 1.0)), time.monotonic()
+    def write(self, path: Path, result: dict[str, Any]) -> None:
+        """Whole or not at all."""
+        half = path.with_suffix(".writing")
+        half.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        half.replace(path)
+
+    def save(self) -> None:
+        """What there is so far."""
+        if self.progress is not None:
+            self.write(self.progress, self.result(self.facts))
+
+    def step(self, name: str, command: list[str]) -> bool:
+        """Run one command within its limit; its end stands in the file. Whether it ended well."""
         print(f"{name}: {' '.join(command[1:])}", flush=True)
+        return self.end(name, start(command), min(LIMITS[name], max(self.left, 1.0)))
+
+    def end(self, name: str, process: subprocess.Popen[str], limit: float, log: IO[str] | None = None) -> bool:
+        """Wait for a process, at most ``limit`` seconds; it and what it started are ended then.
+
+        Args:
+            log: where its output went, if not into a pipe.
+        """
+        begin = time.monotonic()
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=limit, check=False
-            )
-            code, text = done.returncode, done.stdout + done.stderr
-        except subprocess.TimeoutExpired as expired:
-            said = [
-                part.decode() if isinstance(part, bytes) else part or "" for part in (expired.stdout, expired.stderr)
-            ]
-            code, text = None, "".join(said)
-        seconds = time.monotonic() - start
-        tail = [line for line in text.splitlines() if line.strip()][-12:]
+            text, _ = process.communicate(timeout=limit)
+            code: int | None = process.returncode
+        except subprocess.TimeoutExpired:
+            code, text = None, end_group(process)
+        if log is not None:
+            log.seek(0)
+            text = log.read()
+        seconds = time.monotonic() - begin
         ended = "ok" if code == 0 else f"not finished within {limit:.0f} s" if code is None else f"exit code {code}"
+        tail = [line for line in text.splitlines() if line.strip()][-(12 if code == 0 else TAIL) :]
         self.steps.append({"name": name, "seconds": round(seconds, 1), "ended": ended, "tail": tail})
         print(f"{name}: {ended} ({seconds:.0f} s)" + ("" if code == 0 else "\n  " + "\n  ".join(tail)), flush=True)
+        self.save()
+        return code == 0
 
     def measure(self, points: list[Point]) -> None:
         """Measure cells in processes of their own until they are done or the time is over."""
@@ -193,25 +215,51 @@ class Suite:
             command = [sys.executable, __file__, "--seconds", f"{self.left:.1f}"]
             command += ["--cells", json.dumps([dataclasses.astuple(point) for point in missing])]
             command += ["--rehearse"] if self.rehearse else []
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment(), cwd=ROOT)
-            assert process.stdout is not None
-            current = missing[0]
-            for line in process.stdout:
-                message = json.loads(line)
-                current = Point(*message["point"])
-                if "cell" in message:
-                    self.cells[current] = message["cell"]
-                    print(
-                        f"  {_named(current)}: {message['cell']['status']}, {message['cell']['seconds']} s", flush=True
-                    )
-            code = process.wait()
+            code, current, said = self.child(command, missing[0])
             if code != 0:  # one cell took the process with it: it is not tried again
-                self.cells.setdefault(current, {"status": "crashed", "reason": f"exit code {code}", "seconds": None})
+                why = f"no end within {CELL_MOST:.0f} s" if code is None else f"exit code {code}"
+                self.cells.setdefault(current, {"status": "crashed", "reason": why, "said": said, "seconds": None})
+                print(f"  {named(current)}: crashed, {why}\n    " + "\n    ".join(said), flush=True)
+                self.save()
             missing = [point for point in missing if point not in self.cells]
             if code == 0 and missing:
                 break  # no time for them
         for point in missing:
             self.cells[point] = {"status": "not run", "reason": "the time was over", "seconds": None}
+
+    def child(self, command: list[str], current: Point) -> tuple[int | None, Point, list[str]]:
+        """One process with its cells: its end (``None``: it hung and was ended), its last cell and last words."""
+        hung = threading.Event()
+
+        def end() -> None:
+            hung.set()
+            end_group(process, at_once=True)
+
+        def watch() -> threading.Timer:
+            timer = threading.Timer(CELL_MOST, end)
+            timer.daemon = True
+            timer.start()
+            return timer
+
+        process, said = start(command), []
+        timer = watch()
+        assert process.stdout is not None
+        for line in process.stdout:
+            try:
+                message = json.loads(line)
+                current = Point(*message["point"])
+            except (ValueError, TypeError, KeyError):
+                said = [*said, line.rstrip()][-12:]  # a library, or a traceback
+                continue
+            timer.cancel()
+            timer = watch()
+            if "cell" in message:
+                self.cells[current] = message["cell"]
+                print(f"  {named(current)}: {message['cell']['status']}, {message['cell']['seconds']} s", flush=True)
+                self.save()
+        code = process.wait()
+        timer.cancel()
+        return None if hung.is_set() else code, current, said
 
     def result(self, facts: dict[str, Any]) -> dict[str, Any]:
         """What the file holds."""
@@ -220,6 +268,7 @@ class Suite:
         return {
             "what": "scripts/gpu_suite.py: one decode step of one layer, page 16, bf16, cold L2, CUDA graph replay",
             "rehearsal": self.rehearse,
+            "dependent_launch": os.environ.get("QUESTBENCH_DEPENDENT_LAUNCH") != "0",
             "gpu": [device.get("name") for device in facts["gpus"]],
             "commit": facts["git"],
             "environment": facts,
@@ -231,113 +280,40 @@ class Suite:
         }
 
 
-def goals(cells: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What was reached of every goal; ``None`` where the cell or the baseline is missing."""
-    for cell in cells:
-        point = Point(cell["shape"], cell["seq_len"], cell["batch"], cell["budget"])
-        if point.goal is None and cell["status"] != "ok":
-            continue
-        if point.goal is not None:
-            reached = _value(cell, "quest", "speedup", baseline=BASELINE)
-            yield {**dataclasses.asdict(point), "what": "quest", "goal": point.goal, "reached": reached}
-        dense = _value(cell, "dense", "speedup", baseline=BASELINE)
-        yield {**dataclasses.asdict(point), "what": "dense", "goal": DENSE_GOAL, "reached": dense}
+def warm_flashinfer(which: str) -> int:
+    """Let FlashInfer compile what the grid and the tests need, while something else is built and tested.
 
-
-def measure_cells(cells: list[list[Any]], seconds: float, rehearse: bool) -> int:
-    """In a process of its own: one JSON line when a cell begins, one when it is done."""
-    from questbench.experiments import kernel
-
-    end, slowest = time.monotonic() + seconds, CELL_LEAST
-    for fields in cells:
-        if time.monotonic() + slowest > end:
-            return 0
-        print(json.dumps({"point": fields}), flush=True)
-        start = time.monotonic()
-        config = config_of(Point(*fields), rehearse)
-        kernel.check(config)
-        records = [record for unit in kernel.run(config) for record in unit.records]
-        spent = time.monotonic() - start
-        slowest = max(slowest, spent)
-        failed = [record.reason for record in records if record.status == "failed"]
-        cell = {
-            "status": "failed" if failed else "ok",
-            "reason": failed[0] if failed else None,
-            "seconds": round(spent, 1),
-            "records": [] if failed else [_short(record) for record in records],
-        }
-        print(json.dumps({"point": fields, "cell": cell}), flush=True)
-    return 0
-
-
-def _short(record: Any) -> dict[str, Any]:
-    """A record without its raw samples and without what the cell says already."""
-    kept = {"method": record.method, "metric": record.metric, "unit": record.unit, "value": record.value}
-    kept |= {name: record.params[name] for name in ("stage", "baseline") if name in record.params}
-    names = ("p20", "p80", "n", "copies", "bandwidth", "probe", "path", "paths", "left_out")
-    kept |= {name: record.stats[name] for name in names if name in record.stats}
-    if record.status != "ok":
-        kept |= {"status": record.status, "reason": record.reason}
-    if record.warnings:
-        kept["warnings"] = record.warnings
-    return kept
-
-
-def warm_flashinfer() -> int:
-    """Let FlashInfer compile what the grid needs, while something else is built and tested."""
+    Every module is a process of its own: one after the other would take longer than everything else together.
+    """
     import torch
 
     from questbench import kernels
-    from questbench.models.shapes import SHAPES
 
-    if kernels.available().get(BASELINE) is not None:
+    if (reason := kernels.available().get(BASELINE)) is not None:
+        print(reason)
         return 0
-    for shape in (SHAPES[MHA], SHAPES[GQA]):
-        pages = torch.zeros((16, shape.kv_heads, 16, shape.head_dim), dtype=torch.bfloat16, device="cuda")
-        q = torch.zeros((1, shape.heads, shape.head_dim), dtype=torch.bfloat16, device="cuda")
-        table = torch.arange(16, dtype=torch.int32, device="cuda")[None]
-        lengths = torch.tensor([250], dtype=torch.int32, device="cuda")
-        kernels.load(BASELINE).dense_paths(q, pages, pages, table, lengths, shape.head_dim**-0.5)
+    if which == "all":
+        running = [subprocess.Popen([sys.executable, __file__, "--warm", json.dumps(made)]) for made in MODULES]
+        return max(process.wait() for process in running)
+    name, dim, group, paths = json.loads(which)
+    dtype, heads, ops = getattr(torch, name), 8, kernels.load(BASELINE)
+    pages = torch.zeros((16, heads, 16, dim), dtype=dtype, device="cuda")
+    q = torch.zeros((1, heads * group, dim), dtype=dtype, device="cuda")
+    table = torch.arange(16, dtype=torch.int32, device="cuda")[None]
+    lengths = torch.tensor([250], dtype=torch.int32, device="cuda")
+    if paths:
+        _, left_out = ops.dense_paths(q, pages, pages, table, lengths, dim**-0.5)
+        print(*(f"{way}: {why}" for way, why in left_out.items()), sep="\n")
+    else:
+        ops.attend(q, pages, pages, table, lengths, dim**-0.5)
     return 0
 
 
-def summary(result: dict[str, Any]) -> None:
-    """The goals and the whole step of every cell, as a short table."""
-    print(f"\n{'cell':<34}{'quest':>9}{'goal':>7}{'dense':>8}{'ideal':>8}{'us':>10}")
-    for cell in result["cells"]:
-        point = Point(cell["shape"], cell["seq_len"], cell["batch"], cell["budget"])
-        if cell["status"] != "ok":
-            print(f"{_named(point):<34}  {cell['status']}: {cell['reason']}")
-            continue
-        values = [
-            _value(cell, "quest", "speedup", baseline=BASELINE),
-            point.goal,
-            _value(cell, "dense", "speedup", baseline=BASELINE),
-            _value(cell, "quest", "ideal_speedup"),
-        ]
-        latency = _value(cell, "quest", "latency", stage="total")
-        shown = [f"{value:.2f}" if value is not None else "-" for value in values]
-        micro = f"{latency * 1e6:.1f}" if latency is not None else "-"
-        print(f"{_named(point):<34}{shown[0]:>9}{shown[1]:>7}{shown[2]:>8}{shown[3]:>8}{micro:>10}")
-
-
-def _value(cell: dict[str, Any], method: str, metric: str, **where: str) -> float | None:
-    for record in cell.get("records", ()):
-        if record["method"] == method and record["metric"] == metric and where.items() <= record.items():
-            return record["value"]  # type: ignore[no-any-return]
-    return None
-
-
-def _named(point: Point) -> str:
-    length = f"{point.seq_len // 1024}k" if point.seq_len >= 1024 else str(point.seq_len)
-    return f"{point.shape} {length} b{point.batch} budget {point.budget}"
-
-
-def _environment() -> dict[str, str]:
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": paths, "TRANSFORMERS_VERBOSITY": "error"}
+def _tests(rehearse: bool) -> list[str]:
+    if rehearse:
+        return ["tests/gpu/test_on_device.py", "-m", "not gpu"]
+    return ["-m", "gpu", *(f"tests/{folder}" for folder in GPU_TESTS)]
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     sys.exit(main())

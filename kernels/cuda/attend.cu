@@ -25,6 +25,7 @@ struct AttendShared {
   union Ring {
     Tile tiles[kWarps][kStages];
     float acc[kWarps][kTile][D];
+    float shares[kTile][kMaxSplits];
   } ring;
   int slots[kWarps][kStages][kTile];  // -1: no entry
   float top[kWarps][kTile], total[kWarps][kTile];
@@ -143,8 +144,56 @@ QB_DEVICE void finish(const AttendJob<T>& job, const Place& at, int head, int d,
   }
 }
 
+// The last block of a list merges what all its splits have left. Every greatest logit and sum is fetched once, at once,
+// and then the values, four channels a thread: two trips to memory, however many splits.
+template <class T, int D>
+QB_DEVICE void merge_splits(const AttendJob<T>& job, const Place& at, AttendShared<T, D>& held) {
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int64_t first = at.item * job.splits * at.heads;
+  for (int head = warp; head < at.heads; head += kWarps) {
+    const float* sums = job.partial_sums + 2 * (first + head);
+    const float sink = job.sinks ? job.sinks[at.first_query + head] * kLog2e : -INFINITY;
+    constexpr int kEach = kMaxSplits / kWarpSize;
+    float tops[kEach], totals[kEach], top = sink;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int split = i * kWarpSize + lane;
+      tops[i] = -INFINITY, totals[i] = 0;
+      if (split < job.splits) tops[i] = sums[2 * split * at.heads], totals[i] = sums[2 * split * at.heads + 1];
+      top = fmaxf(top, tops[i]);
+    }
+    for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, lanes));
+    const float base = top == -INFINITY ? 0.0f : top;
+    float total = lane == 0 ? exp2f(sink - base) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const float weight = part_weight(tops[i], totals[i], base);
+      if (i * kWarpSize + lane < job.splits) held.ring.shares[head][i * kWarpSize + lane] = weight;
+      if (!(weight < 0)) total += weight * totals[i];
+    }
+    for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) total += __shfl_xor_sync(kAllLanes, total, lanes);
+    if (lane == 0) held.top[0][head] = top, held.total[0][head] = total;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < at.heads * D / 4; i += kThreads) {
+    const int head = i / (D / 4), d = i % (D / 4) * 4;
+    const float* values = job.partial + (first + head) * D + d;
+    float sum[4] = {};
+#pragma unroll 8
+    for (int split = 0; split < job.splits; ++split) {
+      const Vec16 value = load_global(values + int64_t{split} * at.heads * D);
+      const float weight = held.ring.shares[head][split];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) sum[c] += weight < 0 ? 0.0f : weight * __uint_as_float(value.x[c]);
+    }
+#pragma unroll
+    for (int c = 0; c < 4; ++c) finish(job, at, head, d + c, {held.top[0][head], held.total[0][head], sum[c]});
+  }
+}
+
 template <class T, int D>
 QB_KERNEL __launch_bounds__(kThreads) attend_kernel(AttendJob<T> job) {
+  begin_kernel();
   using Shared = AttendShared<T, D>;
   constexpr int kStages = Shared::kStages;
   Shared& held = shared<Shared>();
@@ -190,7 +239,6 @@ QB_KERNEL __launch_bounds__(kThreads) attend_kernel(AttendJob<T> job) {
   }
   __syncthreads();
   const bool alone = job.splits == 1;
-  float* partial = job.partial + at.item * job.splits * at.heads * (D + 2);
   for (int i = threadIdx.x; i < at.heads * D; i += kThreads) {
     const int head = i / D, d = i % D;
     const float sink = alone && job.sinks ? job.sinks[at.first_query + head] * kLog2e : -INFINITY;
@@ -201,25 +249,18 @@ QB_KERNEL __launch_bounds__(kThreads) attend_kernel(AttendJob<T> job) {
       finish(job, at, head, d, merged);
       continue;
     }
-    float* own = partial + (int64_t{at.split} * at.heads + head) * (D + 2);
-    own[d] = merged.value;
-    if (d == 0) own[D] = merged.top, own[D + 1] = merged.total;
+    const int64_t own = (at.item * job.splits + at.split) * at.heads + head;
+    job.partial[own * D + d] = merged.value;
+    if (d == 0) job.partial_sums[2 * own] = merged.top, job.partial_sums[2 * own + 1] = merged.total;
   }
   if (alone || !last_to_arrive(job.counters + at.item, job.splits, &held.flag)) return;
-  for (int i = threadIdx.x; i < at.heads * D; i += kThreads) {
-    const int head = i / D, d = i % D;
-    const float sink = job.sinks ? job.sinks[at.first_query + head] * kLog2e : -INFINITY;
-    finish(job, at, head, d, merge(job.splits, sink, [&](int split) {
-      const float* one = partial + (int64_t{split} * at.heads + head) * (D + 2);
-      return Part{one[D], one[D + 1], one[d]};
-    }));
-  }
+  merge_splits(job, at, held);
 }
 
 template <class T, int D>
 void launch_splits(const AttendJob<T>& job, Stream stream) {
   const dim3 grid(job.splits, job.lists, job.paged.rows);
-  launch(attend_kernel<T, D>, grid, dim3(kThreads), sizeof(AttendShared<T, D>), stream, job);
+  launch_dependent(attend_kernel<T, D>, grid, dim3(kThreads), sizeof(AttendShared<T, D>), stream, job);
 }
 
 }  // namespace

@@ -62,6 +62,23 @@ void with_type(const TensorView& tensor, F&& f) {
   TVM_FFI_THROW(TypeError) << "the CUDA kernels store fp16 and bf16, not " << tvm::ffi::DLDataTypeToString(type);
 }
 
+// Threads read and write 16 bytes at a time: elsewhere a device would fault, and its context be lost with it.
+void check_aligned(const TensorView& tensor, const char* name) {
+  if (reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 != 0)
+    TVM_FFI_THROW(ValueError) << name << " does not begin at a multiple of 16 bytes";
+}
+// What comes in is of the type of what is stored.
+void check_type(const TensorView& given, const TensorView& stored, const char* name) {
+  const DLDataType a = given.dtype(), b = stored.dtype();
+  if (a.code != b.code || a.bits != b.bits)
+    TVM_FFI_THROW(TypeError) << name << " is " << tvm::ffi::DLDataTypeToString(a) << " where "
+                             << tvm::ffi::DLDataTypeToString(b) << " is stored";
+}
+void check_query(const TensorView& q, const TensorView& stored, const char* name) {
+  check_type(q, stored, name);
+  check_aligned(q, name);
+}
+
 template <class T>
 Paged<T> paged(const Optional<TensorView>& k, const Optional<TensorView>& v, const Optional<TensorView>& bounds,
                const TensorView& table, const TensorView& lengths, int64_t kv_heads, int64_t page_size,
@@ -72,6 +89,9 @@ Paged<T> paged(const Optional<TensorView>& k, const Optional<TensorView>& v, con
     TVM_FFI_THROW(ValueError) << "the CUDA kernels have page sizes 4, 8, ... 128, not " << page_size;
   if (k.has_value() && k.value().size(0) * kv_heads * page_size > (int64_t{1} << 32))
     TVM_FFI_THROW(ValueError) << "a pool of more than 2^32 entries";
+  if (k.has_value()) check_aligned(k.value(), "k_pages");
+  if (v.has_value()) check_aligned(v.value(), "v_pages");
+  if (bounds.has_value()) check_aligned(bounds.value(), "bounds");
   Paged<T> out{};
   out.k = data<T>(k);
   out.v = data<T>(v);
@@ -110,6 +130,8 @@ unsigned* counters(const TensorView& workspace, int64_t wanted) {
 void bind_append(TensorView k, TensorView v, TensorView k_pages, TensorView v_pages, Optional<TensorView> bounds,
                  TensorView table, TensorView lengths, Optional<TensorView> fresh, TensorView workspace) {
   const OnDevice guard(k_pages);
+  check_type(k, k_pages, "k");
+  check_type(v, k_pages, "v");
   with_type(k_pages, [&](auto kind) {
     using T = decltype(kind);
     AppendJob<T> job{};
@@ -129,6 +151,7 @@ void bind_score(TensorView q, TensorView bounds, TensorView table, TensorView le
                 bool skip_newest, TensorView scores) {
   const OnDevice guard(bounds);
   check_group(q.size(1), bounds.size(1));
+  check_query(q, bounds, "q");
   with_type(bounds, [&](auto kind) {
     using T = decltype(kind);
     const bool by_channel = bounds.ndim() == 5;
@@ -174,6 +197,8 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
   const OnDevice guard(k_pages);
   const Stream stream = stream_of(k_pages);
   check_group(q.size(1), k_pages.size(1));
+  check_query(q, k_pages, "q");
+  if (prefix_q.has_value()) check_query(prefix_q.value(), k_pages, "prefix_q");
   with_type(k_pages, [&](auto kind) {
     using T = decltype(kind);
     AttendJob<T> job{};
@@ -195,11 +220,14 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
     }
     job.visits = data<int32_t>(visits);
     job.visit_slots = visits.has_value() ? int(visits.value().size(2)) : 0;
+    if (splits < 1 || splits > kMaxSplits)
+      TVM_FFI_THROW(ValueError) << splits << " splits: the CUDA kernels merge 1 to " << kMaxSplits;
     job.splits = int(splits);
-    job.counters = counters(workspace, int64_t{job.paged.rows} * job.lists);
+    job.counters = counters(workspace, splits > 1 ? int64_t{job.paged.rows} * job.lists : 0);
     const int64_t queries = int64_t{job.paged.rows} * job.query_heads;
     job.partial = data<float>(workspace) + kCounters;
     const int64_t partials = splits > 1 ? queries * splits * (job.paged.head_dim + 2) : 0;
+    job.partial_sums = job.partial + queries * splits * job.paged.head_dim;
     if (workspace.size(0) < kCounters + partials + 2 * queries)
       TVM_FFI_THROW(ValueError) << "a workspace of " << workspace.size(0) << " words is too small";
     if (mass_out.has_value()) {

@@ -11,6 +11,7 @@ namespace qb {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
+constexpr int kBatch = 8;  // entries of a thread on their way at a time: 2048 a block
 
 struct Candidate {
   float weight;
@@ -34,24 +35,36 @@ QB_DEVICE int victim(const EvictJob<T>& job, int row, int head, EvictShared& hel
   const int heads = job.paged.kv_heads, entries = job.capacity + 1;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int32_t* positions = job.positions + (int64_t{row} * heads + head) * job.position_slots;
+  // Past the end, the last entry once more: it changes nothing, and no load waits for a branch.
+  const auto entry = [&](int begin, int n) { return min(begin + n * kThreads, entries - 1); };
   int newest = positions[0];
-  for (int t = threadIdx.x; t < entries; t += kThreads) newest = max(newest, positions[t]);
+  for (int begin = threadIdx.x; begin < entries; begin += kBatch * kThreads) {
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) newest = max(newest, positions[entry(begin, n)]);
+  }
   newest = __reduce_max_sync(kAllLanes, newest);
   if (lane == 0) held.newest[warp] = newest;
   __syncthreads();
   for (int i = 0; i < kWarps; ++i) newest = max(newest, held.newest[i]);
   const int last = newest - job.recent;
   Candidate best{0, 0, -1};
-  for (int t = threadIdx.x; t < entries; t += kThreads) {
-    if (positions[t] < job.sinks || positions[t] > last) continue;
-    float weight = 0;
-    if (job.mass != nullptr) {
-      const int others = job.shared_victim ? heads : 1, from = job.shared_victim ? 0 : head;
-      for (int i = 0; i < others; ++i)
-        weight += job.mass[(int64_t{row} * heads + from + i) * job.mass_slots + t];
-      if (weight != weight) weight = INFINITY;
+  const int others = job.shared_victim ? heads : 1, from = job.shared_victim ? 0 : head;
+  for (int begin = threadIdx.x; begin < entries; begin += kBatch * kThreads) {
+    int place[kBatch];
+    float weight[kBatch] = {};
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) place[n] = positions[entry(begin, n)];
+    for (int i = 0; job.mass != nullptr && i < others; ++i) {
+      const float* mass = job.mass + (int64_t{row} * heads + from + i) * job.mass_slots;
+#pragma unroll
+      for (int n = 0; n < kBatch; ++n) weight[n] += mass[entry(begin, n)];
     }
-    best = better(best, {weight, positions[t], t});
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) {
+      if (place[n] < job.sinks || place[n] > last) continue;
+      if (weight[n] != weight[n]) weight[n] = INFINITY;
+      best = better(best, {weight[n], place[n], entry(begin, n)});
+    }
   }
   for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
     const Candidate other{__shfl_xor_sync(kAllLanes, best.weight, lanes), __shfl_xor_sync(kAllLanes, best.position, lanes),
@@ -88,6 +101,7 @@ QB_DEVICE void move_last(const EvictJob<T>& job, int row, int head, int slot) {
 
 template <class T>
 QB_KERNEL __launch_bounds__(kThreads) evict_kernel(EvictJob<T> job) {
+  begin_kernel();
   EvictShared& held = shared<EvictShared>();
   const int row = blockIdx.y, first = blockIdx.x, heads = job.paged.kv_heads;
   const bool full = job.paged.lengths[row] == job.capacity + 1;
@@ -107,7 +121,7 @@ template <class T>
 void evict(const EvictJob<T>& job, Stream stream) {
   if (job.paged.rows == 0) return;
   const dim3 grid(job.shared_victim ? 1 : job.paged.kv_heads, job.paged.rows);
-  launch(evict_kernel<T>, grid, dim3(kThreads), sizeof(EvictShared), stream, job);
+  launch_dependent(evict_kernel<T>, grid, dim3(kThreads), sizeof(EvictShared), stream, job);
 }
 
 template void evict(const EvictJob<half_t>&, Stream);

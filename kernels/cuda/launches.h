@@ -65,7 +65,8 @@ struct AttendJob {
   int logit_slots;
   int splits;
   unsigned* counters;  // [rows, lists], zero between calls
-  float* partial;      // [rows, lists, splits, heads, head_dim + 2]
+  float* partial;      // [rows, lists, splits, heads, head_dim]: values of each split, aligned to 16 bytes
+  float* partial_sums; // [rows, lists, splits, heads, 2]: its greatest logit and its sum
   float* weights;      // [rows, query_heads, 2]: maximum and sum that normalise the logits; or null
 };
 template <class T>

@@ -10,6 +10,7 @@ namespace {
 constexpr int kThreads = 256;
 
 QB_KERNEL mass_kernel(MassJob job) {
+  begin_kernel();
   const int head = blockIdx.y, row = blockIdx.z, slot = blockIdx.x * kThreads + threadIdx.x;
   if (slot >= job.lengths[row]) return;
   const int64_t first = (int64_t{row} * job.kv_heads + head) * job.group;
@@ -23,6 +24,7 @@ QB_KERNEL mass_kernel(MassJob job) {
 }
 
 QB_KERNEL forget_kernel(float* logits, int64_t count) {
+  begin_kernel();
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += int64_t{gridDim.x} * kThreads)
     logits[i] = -INFINITY;
 }
@@ -32,13 +34,13 @@ QB_KERNEL forget_kernel(float* logits, int64_t count) {
 void mass(const MassJob& job, Stream stream) {
   if (job.rows == 0 || job.logit_slots == 0) return;
   const dim3 grid((job.logit_slots + kThreads - 1) / kThreads, job.kv_heads, job.rows);
-  launch(mass_kernel, grid, dim3(kThreads), 0, stream, job);
+  launch_dependent(mass_kernel, grid, dim3(kThreads), 0, stream, job);
 }
 
 void forget_logits(float* logits, int64_t count, Stream stream) {
   if (count == 0) return;
   const int64_t blocks = (count + kThreads - 1) / kThreads;
-  launch(forget_kernel, dim3(blocks < 4096 ? blocks : 4096), dim3(kThreads), 0, stream, logits, count);
+  launch_dependent(forget_kernel, dim3(blocks < 4096 ? blocks : 4096), dim3(kThreads), 0, stream, logits, count);
 }
 
 }  // namespace qb

@@ -10,6 +10,7 @@ namespace qb {
 
 constexpr int kLanePages = 64;   // pages of one block of bounds by channel
 constexpr int kMaxGroup = 16;    // query heads per KV head
+constexpr int kMaxSplits = 256;  // blocks that share a list
 constexpr float kLog2e = 1.4426950408889634f;
 
 // Keys, values and bounds in physical pages, and the logical pages of each row.
@@ -30,6 +31,14 @@ struct Paged {
     return first_entry(physical_page, kv_heads, head, page_shift);
   }
 };
+
+// First in every kernel, before it touches memory: its blocks may have been started while the kernel ahead in the stream
+// still ran. That one has then ended, and so, since it began like this, has every kernel before it. The next kernel's
+// blocks may come as soon as all of this one have started: they take no place that these still need.
+QB_DEVICE void begin_kernel() {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+}
 
 // The last block to arrive of `blocks` that share a counter, which is then zero again. All threads call it, after
 // their block has written what the last one is to read.

@@ -11,17 +11,33 @@ namespace qb {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
+constexpr int kStep = 4 * kWarps;  // channels that a block takes at a time, four a warp
+// Loads of a thread on their way before the first is used. They stand by themselves: none moves past the rare branch
+// for channels of the query that are zero.
+constexpr int kBatch = 4;
 
 template <int D>
 struct ChannelShared {
+  static_assert(D % (kBatch * kStep) == 0, "whole batches");
   float q[D];
   float sums[kWarps][kLanePages];
   int64_t physical[kLanePages];
   int scattered;
 };
 
+template <class T>
+QB_DEVICE void add_products(float (&sums)[8], float q, Vec16 bounds) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Float2 pair = unpack2<T>(bounds.x[i]);
+    sums[2 * i] += q * pair.x;
+    sums[2 * i + 1] += q * pair.y;
+  }
+}
+
 template <class T, int D>
 QB_KERNEL __launch_bounds__(kThreads, 8) score_channels_kernel(ScoreJob<T> job) {
+  begin_kernel();
   const Paged<T>& paged = job.paged;
   ChannelShared<D>& held = shared<ChannelShared<D>>();
   const int query = blockIdx.y, row = blockIdx.z, head = query / (job.query_heads / paged.kv_heads);
@@ -45,25 +61,20 @@ QB_KERNEL __launch_bounds__(kThreads, 8) score_channels_kernel(ScoreJob<T> job) 
     const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, part = lane % 8;
     const T* block = paged.bounds + (held.physical[0] / kLanePages * paged.kv_heads + head) * D * 2 * kLanePages;
     float sums[8] = {};
-#pragma unroll 4
-    for (int d = warp * 4 + lane / 8; d < D; d += kWarps * 4) {
-      const float q = held.q[d];
-      const T* run = block + (2 * d + (q < 0)) * kLanePages + part * 8;
-      const Vec16 bound = load_global_streaming(run);
+    for (int begin = warp * 4 + lane / 8; begin < D; begin += kBatch * kStep) {
+      Vec16 bounds[kBatch];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const Float2 pair = unpack2<T>(bound.x[i]);
-        sums[2 * i] += q * pair.x;
-        sums[2 * i + 1] += q * pair.y;
+      for (int at = 0; at < kBatch; ++at) {
+        const int d = begin + at * kStep;
+        bounds[at] = load_global_streaming(block + (2 * d + (held.q[d] < 0)) * kLanePages + part * 8);
       }
-      if (q == 0) {  // 0 times an infinite bound is undefined, whichever of the two is infinite
-        const Vec16 other = load_global_streaming(run + kLanePages);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const Float2 pair = unpack2<T>(other.x[i]);
-          sums[2 * i] += q * pair.x;
-          sums[2 * i + 1] += q * pair.y;
-        }
+      for (int at = 0; at < kBatch; ++at) {
+        const int d = begin + at * kStep;
+        add_products<T>(sums, held.q[d], bounds[at]);
+        // 0 times an infinite bound is undefined, whichever of the two is infinite.
+        if (held.q[d] == 0)
+          add_products<T>(sums, 0.0f, load_global_streaming(block + (2 * d + 1) * kLanePages + part * 8));
       }
     }
 #pragma unroll
@@ -80,14 +91,24 @@ QB_KERNEL __launch_bounds__(kThreads, 8) score_channels_kernel(ScoreJob<T> job) 
       if (page < here) {
         const int64_t at = held.physical[page];
         const T* lane = paged.bounds + (at / kLanePages * paged.kv_heads + head) * D * 2 * kLanePages + at % kLanePages;
-        for (int start = warp * 4; start < D; start += kWarps * 4) {
+        for (int begin = warp * 4; begin < D; begin += kBatch * kStep) {
+          T bounds[kBatch][4];
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int d = start + i;
-            const float q = held.q[d];
-            sums[i] += q * to_float(lane[(2 * d + (q < 0)) * kLanePages]);
-            if (q == 0) sums[i] += q * to_float(lane[(2 * d + 1) * kLanePages]);
-          }
+          for (int n = 0; n < kBatch; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const int d = begin + n * kStep + i;
+              bounds[n][i] = lane[(2 * d + (held.q[d] < 0)) * kLanePages];
+            }
+#pragma unroll
+          for (int n = 0; n < kBatch; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const int d = begin + n * kStep + i;
+              const float q = held.q[d];
+              sums[i] += q * to_float(bounds[n][i]);
+              if (q == 0) sums[i] += q * to_float(lane[(2 * d + 1) * kLanePages]);
+            }
         }
       }
       held.sums[warp][page] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
@@ -105,7 +126,7 @@ QB_KERNEL __launch_bounds__(kThreads, 8) score_channels_kernel(ScoreJob<T> job) 
 template <class T, int D>
 void launch_blocks(const ScoreJob<T>& job, Stream stream) {
   const dim3 grid((job.paged.pages + kLanePages - 1) / kLanePages, job.query_heads, job.paged.rows);
-  launch(score_channels_kernel<T, D>, grid, dim3(kThreads), sizeof(ChannelShared<D>), stream, job);
+  launch_dependent(score_channels_kernel<T, D>, grid, dim3(kThreads), sizeof(ChannelShared<D>), stream, job);
 }
 
 }  // namespace

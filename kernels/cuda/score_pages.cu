@@ -35,6 +35,8 @@ QB_DEVICE float by_definition(const T* q, const T* bounds, int dim) {
 template <class T, int D, int kTiles>
 QB_KERNEL __launch_bounds__(kThreads) score_pages_kernel(ScoreJob<T> job) {
   constexpr int kChunks = D / 32;
+  constexpr int kSides = D <= 128 ? 2 : 1;  // maxima and minima are on their way together where registers allow it
+  begin_kernel();
   const Paged<T>& paged = job.paged;
   const int head = blockIdx.y, row = blockIdx.z, group = job.query_heads / paged.kv_heads;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, quad = lane / 4, part = lane % 4;
@@ -57,28 +59,33 @@ QB_KERNEL __launch_bounds__(kThreads) score_pages_kernel(ScoreJob<T> job) {
   const T* queries = job.q + (int64_t{row} * job.query_heads + int64_t{head} * group) * D;
   float sums[kTiles][4] = {};
 #pragma unroll
-  for (int side = 0; side < 2; ++side) {
-    Vec16 loaded[2][kChunks];
+  for (int begin = 0; begin < 2; begin += kSides) {
+    Vec16 loaded[kSides][2][kChunks];
 #pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk)
+    for (int at = 0; at < kSides; ++at)
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        loaded[i][chunk] = load_global_streaming(bounds[i] + side * D + chunk * 32 + part * 8);
+      for (int chunk = 0; chunk < kChunks; ++chunk)
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const int query = tile * 8 + quad;
+        for (int i = 0; i < 2; ++i)
+          loaded[at][i][chunk] = load_global_streaming(bounds[i] + (begin + at) * D + chunk * 32 + part * 8);
 #pragma unroll
-      for (int chunk = 0; chunk < kChunks; ++chunk) {
-        Vec16 q{};
-        if (query < group) q = load_global(queries + query * D + chunk * 32 + part * 8);
+    for (int at = 0; at < kSides; ++at) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) q.x[i] = side == 0 ? positive_part(q.x[i]) : negative_part(q.x[i]);
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const int query = tile * 8 + quad;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const unsigned a[4] = {loaded[0][chunk].x[2 * half], loaded[1][chunk].x[2 * half],
-                                 loaded[0][chunk].x[2 * half + 1], loaded[1][chunk].x[2 * half + 1]};
-          const unsigned b[2] = {q.x[2 * half], q.x[2 * half + 1]};
-          mma_16x8x16<T>(sums[tile], a, b);
+        for (int chunk = 0; chunk < kChunks; ++chunk) {
+          Vec16 q{};
+          if (query < group) q = load_global(queries + query * D + chunk * 32 + part * 8);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) q.x[i] = begin + at == 0 ? positive_part(q.x[i]) : negative_part(q.x[i]);
+          const Vec16 &low = loaded[at][0][chunk], &high = loaded[at][1][chunk];  // pages `quad` and `quad + 8`
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const unsigned a[4] = {low.x[2 * half], high.x[2 * half], low.x[2 * half + 1], high.x[2 * half + 1]};
+            const unsigned b[2] = {q.x[2 * half], q.x[2 * half + 1]};
+            mma_16x8x16<T>(sums[tile], a, b);
+          }
         }
       }
     }
@@ -106,7 +113,7 @@ void launch_tiles(const ScoreJob<T>& job, Stream stream) {
   const dim3 grid(blocks, job.paged.kv_heads, job.paged.rows);
   const auto kernel =
       job.query_heads / job.paged.kv_heads > 8 ? score_pages_kernel<T, D, 2> : score_pages_kernel<T, D, 1>;
-  launch(kernel, grid, dim3(kThreads), 0, stream, job);
+  launch_dependent(kernel, grid, dim3(kThreads), 0, stream, job);
 }
 
 }  // namespace

@@ -12,59 +12,57 @@ namespace qb {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / kWarpSize, kBins = 256;
+constexpr int kBatch = 4;  // pages of a thread whose scores or keys are on their way at a time
 constexpr int kSharedPages = 16384;  // keys up to here stay in 64 KiB of shared memory
+
+static_assert(kMaxGroup <= kWarps, "every head of a group has a warp of its own");
 
 struct SelectShared {
   unsigned bins[kBins];
-  float reduced[kWarps];
+  float top[kWarps], sum[kWarps];
   float log_total[kMaxGroup];
   unsigned counted[kWarps];
   unsigned prefix;
   int wanted;
 };
 
-QB_DEVICE float block_max(float x, SelectShared& held) {
-  for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
-  __syncthreads();
-  if (threadIdx.x % kWarpSize == 0) held.reduced[threadIdx.x / kWarpSize] = x;
-  __syncthreads();
-  x = held.reduced[0];
-  for (int i = 1; i < kWarps; ++i) x = fmaxf(x, held.reduced[i]);
-  return x;
-}
-QB_DEVICE float block_sum(float x, SelectShared& held) {
-  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-  __syncthreads();
-  if (threadIdx.x % kWarpSize == 0) held.reduced[threadIdx.x / kWarpSize] = x;
-  __syncthreads();
-  x = held.reduced[0];
-  for (int i = 1; i < kWarps; ++i) x += held.reduced[i];
-  return x;
-}
-
 // A page without a finite bound ranks first (NaN) and stays out of the sums.
 QB_DEVICE float known(float scaled) { return scaled < INFINITY ? scaled : NAN; }
 
+// log of the softmax's denominator of every head. Warps share the heads, so that all scores are on their way at once.
 QB_DEVICE void log_totals(const SelectJob& job, const float* scores, int heads, int pages, SelectShared& held) {
-  for (int g = 0; g < heads; ++g) {
-    const float* own = scores + int64_t{g} * job.pages;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, parts = kWarps / heads;
+  if (warp < parts * heads) {
+    const float* own = scores + int64_t{warp / parts} * job.pages;
+    const int first = warp % parts * kWarpSize + lane, step = parts * kWarpSize;
     float top = -INFINITY, sum = 0;
-    for (int page = threadIdx.x; page < pages; page += kThreads) top = fmaxf(top, known(job.scale * own[page]));
-    top = block_max(top, held);
-    for (int page = threadIdx.x; page < pages; page += kThreads) {
+#pragma unroll 4
+    for (int page = first; page < pages; page += step) top = fmaxf(top, known(job.scale * own[page]));
+    for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, lanes));
+    const float base = top == -INFINITY ? 0.0f : top;
+#pragma unroll 4
+    for (int page = first; page < pages; page += step) {
       const float x = known(job.scale * own[page]);
-      if (x == x) sum += expf(x - top);
+      sum += x == x ? expf(x - base) : 0.0f;
     }
-    sum = block_sum(sum, held);
-    if (threadIdx.x == 0) held.log_total[g] = top + logf(sum);
+    for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
+    if (lane == 0) held.top[warp] = top, held.sum[warp] = sum;
+  }
+  __syncthreads();
+  if (int(threadIdx.x) < heads) {
+    const float* tops = held.top + threadIdx.x * parts;
+    const float* sums = held.sum + threadIdx.x * parts;
+    float top = -INFINITY, sum = 0;
+    for (int i = 0; i < parts; ++i) top = fmaxf(top, tops[i]);
+    for (int i = 0; i < parts; ++i) sum += sums[i] == 0 ? 0.0f : sums[i] * expf(tops[i] - top);
+    held.log_total[threadIdx.x] = top + logf(sum);
   }
   __syncthreads();
 }
 
 QB_DEVICE float merged(const SelectJob& job, const float* scores, int heads, int page, const SelectShared& held) {
-  float out = scores[page];
-  if (heads == 1) return out;
   if (job.merge == kMax) {
+    float out = scores[page];
     for (int g = 1; g < heads; ++g) {
       const float x = scores[int64_t{g} * job.pages + page];
       out = x > out || x != x ? x : out;
@@ -72,15 +70,30 @@ QB_DEVICE float merged(const SelectJob& job, const float* scores, int heads, int
     return out;
   }
   float top = -INFINITY, sum = 0;
+  bool unknown = false;
+#pragma unroll 4
   for (int g = 0; g < heads; ++g) {
     const float x = known(job.scale * scores[int64_t{g} * job.pages + page]);
-    if (x != x) return NAN;
+    unknown |= x != x;
     top = fmaxf(top, x - held.log_total[g]);
   }
+  if (unknown) return NAN;
   if (top == -INFINITY) return top;
+#pragma unroll 4
   for (int g = 0; g < heads; ++g)
     sum += expf(known(job.scale * scores[int64_t{g} * job.pages + page]) - held.log_total[g] - top);
   return top + logf(sum);
+}
+
+QB_DEVICE void copy_keys(const float* scores, int pages, unsigned* keys) {
+  for (int begin = threadIdx.x; begin < pages; begin += kBatch * kThreads) {
+    float score[kBatch];
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) score[n] = scores[min(begin + n * kThreads, pages - 1)];
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n)
+      if (begin + n * kThreads < pages) keys[begin + n * kThreads] = order_key(score[n]);
+  }
 }
 
 // The smallest key among the `wanted` greatest of `pages`, in held.prefix; in held.wanted how many of its equals to take.
@@ -90,14 +103,21 @@ QB_DEVICE void find_threshold(const unsigned* keys, int pages, int wanted, Selec
     for (int bin = threadIdx.x; bin < kBins; bin += kThreads) held.bins[bin] = 0;
     __syncthreads();  // the first time round, for the keys too
     const unsigned prefix = held.prefix;
-    for (int page = threadIdx.x; page < pages; page += kThreads) {
-      const unsigned key = keys[page];
-      if (shift == 24 || key >> (shift + 8) == prefix) atomicAdd(&held.bins[key >> shift & (kBins - 1)], 1u);
+    const int left = held.wanted;
+    for (int begin = threadIdx.x; begin < pages; begin += kBatch * kThreads) {
+      unsigned key[kBatch];
+#pragma unroll
+      for (int n = 0; n < kBatch; ++n) key[n] = keys[min(begin + n * kThreads, pages - 1)];
+#pragma unroll
+      for (int n = 0; n < kBatch; ++n) {
+        const bool counts = begin + n * kThreads < pages && (shift == 24 || key[n] >> (shift + 8) == prefix);
+        if (counts) atomicAdd(&held.bins[key[n] >> shift & (kBins - 1)], 1u);
+      }
     }
     __syncthreads();
     // One warp looks for the bin where the count from above reaches what is wanted; a lane has eight bins.
     if (threadIdx.x < kWarpSize) {
-      const int lane = threadIdx.x, left = held.wanted;
+      const int lane = threadIdx.x;
       unsigned own = 0;
       for (int i = 0; i < 8; ++i) own += held.bins[lane * 8 + i];
       unsigned from_here = own;
@@ -144,6 +164,7 @@ QB_DEVICE void write_list(const unsigned* keys, int pages, unsigned threshold, i
 }
 
 QB_KERNEL __launch_bounds__(kThreads) select_kernel(SelectJob job) {
+  begin_kernel();
   SelectShared& held = shared<SelectShared>();
   const int list = blockIdx.x, row = blockIdx.y, lists = gridDim.x, heads = job.query_heads / lists;
   const int size = 1 << job.page_shift, total = (job.lengths[row] + size - 1) >> job.page_shift;
@@ -160,8 +181,12 @@ QB_KERNEL __launch_bounds__(kThreads) select_kernel(SelectJob job) {
       unsigned* keys = job.pages <= kSharedPages ? reinterpret_cast<unsigned*>(shared_bytes() + sizeof(SelectShared))
                                                  : job.keys + item * job.pages;
       if (job.merge == kSumSoftmax && heads > 1) log_totals(job, scores, heads, scored, held);
-      for (int page = threadIdx.x; page < scored; page += kThreads)
-        keys[page] = order_key(merged(job, scores, heads, page, held));
+      if (heads == 1) {
+        copy_keys(scores, scored, keys);
+      } else {
+        for (int page = threadIdx.x; page < scored; page += kThreads)
+          keys[page] = order_key(merged(job, scores, heads, page, held));
+      }
       find_threshold(keys, scored, chosen, held);
       write_list(keys, scored, held.prefix, held.wanted, out, held);
     }
@@ -177,7 +202,7 @@ void select(const SelectJob& job, Stream stream) {
   const int lists = job.merge == kNone ? job.query_heads : job.query_heads / job.group;
   if (job.rows == 0) return;
   const size_t keys = job.pages <= kSharedPages ? sizeof(unsigned) * job.pages : 0;
-  launch(select_kernel, dim3(lists, job.rows), dim3(kThreads), sizeof(SelectShared) + keys, stream, job);
+  launch_dependent(select_kernel, dim3(lists, job.rows), dim3(kThreads), sizeof(SelectShared) + keys, stream, job);
 }
 
 }  // namespace qb

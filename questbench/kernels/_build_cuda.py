@@ -10,6 +10,7 @@ import concurrent.futures
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -113,6 +114,7 @@ def build_cuda(
     Raises:
         PrerequisiteError: no toolkit, no device and no architecture, or a compiler that fails.
     """
+    _need_binding()
     kit = toolkit()
     if kit is None:
         raise PrerequisiteError(
@@ -148,6 +150,7 @@ def build_emulator(
     Raises:
         PrerequisiteError: no compiler, or one that fails.
     """
+    _need_binding()
     root = root or kernel_sources()
     cxx = _build.compiler()
     if cxx is None:
@@ -227,6 +230,14 @@ def _library(
             "Set QUESTBENCH_CACHE to a writable folder.",
         ) from None
     return BuildResult(library, time.monotonic() - start, cached=False)
+
+
+def _need_binding() -> None:
+    if importlib.util.find_spec("tvm_ffi") is None:
+        raise PrerequisiteError(
+            "The compiled kernels are called through apache-tvm-ffi, which is not installed.",
+            "pip install apache-tvm-ffi",
+        )
 
 
 def _includes(root: Path) -> list[str]:

@@ -7,6 +7,9 @@ that a decode step can be captured in a CUDA graph.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import math
 from typing import Any
 
 import torch
@@ -20,6 +23,12 @@ COUNTERS = 1 << 16
 """32-bit words at the start of a workspace that count blocks (``kCounters`` in bind.cu); zero between calls."""
 TILE = 16
 """Entries that one warp takes at a time (``kTile``)."""
+SPLITS_MAX = 256
+"""Blocks that may share a list (``kMaxSplits``)."""
+SHARED_PAGES = 16384
+"""Pages whose keys select holds in shared memory (``kSharedPages``); it has no scratch for shorter texts."""
+STAGES = {64: 4, 128: 3, 256: 2}
+"""Head dim -> tiles of a warp of attend in shared memory (``stages_for``)."""
 _MASS = 12
 """Where ``mass`` stands among the arguments of ``attend``."""
 
@@ -32,7 +41,7 @@ class CudaLibrary:
     """
 
     def __init__(self, processors: int | None = None) -> None:
-        self._processors = processors
+        self._places: tuple[int, int] | None = None if processors is None else (processors, SHARED_MEMORY)
         self._workspaces: dict[tuple[torch.device, int], Tensor] = {}
 
     def load(self) -> Any:
@@ -45,24 +54,27 @@ class CudaLibrary:
             return ()
         if op == "select":
             (scores,) = arguments
-            return (torch.empty(scores.shape, dtype=torch.int32, device=scores.device),)
+            room = scores.shape if scores.shape[2] > SHARED_PAGES else (0,)
+            return (torch.empty(room, dtype=torch.int32, device=scores.device),)
         if op != "attend":
             return (self._workspace(arguments[0], 0),)
         q, k_pages, _, table, _, _, pages = arguments[:7]
         rows, heads, dim = q.shape
         lists = k_pages.shape[1] if pages is None else pages.shape[1]
         width = table.shape[1] if pages is None else pages.shape[2]
-        splits = self.splits(q.device, rows * lists, width * k_pages.shape[2])
+        splits = self.splits(q.device, rows * lists, width * k_pages.shape[2], dim)
         logits = None
         if arguments[_MASS] is not None:
             logits = torch.empty((rows, heads, width_of(table, k_pages)), dtype=torch.float32, device=q.device)
         return self._workspace(q, rows * heads * ((dim + 2) * splits + 2)), splits, logits
 
-    def splits(self, device: torch.device, lists: int, entries: int) -> int:
-        """Blocks per list: two waves of two blocks per multiprocessor, two tiles or more for each warp."""
-        if self._processors is None:
-            self._processors = torch.cuda.get_device_properties(device).multi_processor_count
-        return max(1, min(-(-4 * self._processors // max(lists, 1)), -(-entries // (8 * TILE))))
+    def splits(self, device: torch.device, lists: int, entries: int, dim: int) -> int:
+        """Blocks per list, as :func:`best_splits` says for this device."""
+        if self._places is None:
+            chip = torch.cuda.get_device_properties(device)
+            self._places = chip.multi_processor_count, getattr(chip, "shared_memory_per_multiprocessor", SHARED_MEMORY)
+        processors, shared = self._places
+        return best_splits(lists, entries, processors * resident_blocks(dim, shared))
 
     def _workspace(self, like: Tensor, words: int) -> Tensor:
         """Zeroed once per device and stream, kept for as long as the process: graphs may have captured it."""
@@ -85,6 +97,28 @@ class CudaLibrary:
 
 
 _KEPT: list[Tensor] = []
+SHARED_MEMORY = 228 << 10
+"""Bytes of a multiprocessor of sm_90 and sm_100, where torch does not tell."""
+
+
+def resident_blocks(dim: int, shared: int) -> int:
+    """Blocks of attend that a multiprocessor with ``shared`` bytes of shared memory holds at a time."""
+    tiles = 2 * TILE * dim * 2  # keys and values; queries and those of the prefix are as large
+    return max(1, shared // (tiles + 4 * STAGES.get(dim, 2) * tiles + (4 << 10)))
+
+
+@functools.cache
+def best_splits(lists: int, entries: int, places: int) -> int:
+    """Blocks that share a list of up to ``entries`` entries, where ``places`` blocks run at a time.
+
+    The time goes with the waves of blocks and with the share of a list that a block has. A last wave of a few blocks
+    leaves most of the chip idle, and more splits mean more to merge: the fewest that come within a twentieth of the
+    best are taken, each with two tiles or more for each of its four warps.
+    """
+    lists = max(lists, 1)
+    most = max(1, min(-(-entries // (8 * TILE)), max(8 * places // lists, 1), SPLITS_MAX))
+    seconds = [math.ceil(lists * splits / places) / splits for splits in range(1, most + 1)]
+    return next(at for at, spent in enumerate(seconds, start=1) if spent <= 1.05 * min(seconds))
 
 
 def width_of(table: Tensor, k_pages: Tensor) -> int:
@@ -119,6 +153,8 @@ class CudaOps(NativeOps):
             return "torch finds no CUDA device here."
         if torch.cuda.get_device_capability() < (8, 0):
             return "the CUDA kernels need compute capability 8.0 or newer."
+        if importlib.util.find_spec("tvm_ffi") is None:
+            return "the binding is not installed: pip install apache-tvm-ffi."
         if _build_cuda.toolkit() is None:
             return "no CUDA toolkit was found: set CUDA_HOME, or install one that has nvcc."
         return None

@@ -16,12 +16,14 @@ import functools
 import importlib
 import importlib.util
 import math
+import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from questbench.errors import CellError
+from questbench.kernels import _build_cuda
 from questbench.kernels._ops import MassMode, Merge, Ops
 
 if TYPE_CHECKING:
@@ -38,7 +40,13 @@ WORKSPACE_BYTES = 128 << 20
 
 @functools.cache
 def library() -> Any:
-    """The package. Its import takes seconds and may fail in ways of its own: nothing here imports it on loading."""
+    """The package. Its import takes seconds and may fail in ways of its own: nothing here imports it on loading.
+
+    It compiles with the toolkit two folders above the nvcc on PATH, which is none where that nvcc is a script: unless
+    somebody has named a toolkit, it is told the one that our own kernels are compiled with.
+    """
+    if not os.environ.get("CUDA_HOME") and not os.environ.get("CUDA_PATH") and (kit := _build_cuda.toolkit()):
+        os.environ["CUDA_HOME"] = str(kit.home)
     return importlib.import_module("flashinfer")
 
 

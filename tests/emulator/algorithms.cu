@@ -31,9 +31,12 @@ void merge(TensorView parts, double sink, TensorView out) {
   to[0] = made.top, to[1] = made.total, to[2] = made.value;
 }
 
+double weight(double top, double total, double base) { return qb::part_weight(float(top), float(total), float(base)); }
+
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(keys, keys);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(entry, entry);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(begin, begin);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(merge, merge);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(weight, weight);

@@ -108,3 +108,10 @@ def test_entries_of_minus_infinity_weigh_nothing_and_nan_shows() -> None:
     nothing = merged(torch.tensor([[-math.inf, 0.0, math.nan], [2.0, 1.5, 3.0]]), -math.inf)
     assert nothing.tolist() == [2.0, 1.5, 3.0]
     assert merged(torch.tensor([[-math.inf, math.nan, math.nan], [2.0, 1.5, 3.0]]), -math.inf)[1:].isnan().all()
+
+
+def test_a_part_without_entries_is_told_from_one_that_weighs_nothing() -> None:
+    assert algorithms().weight(-math.inf, 0.0, 3.0) == -1.0
+    assert algorithms().weight(-math.inf, math.nan, 3.0) == 0.0  # its sum is NaN and must show
+    assert algorithms().weight(3.0, 0.0, 3.0) == 1.0
+    assert algorithms().weight(1.0, 2.0, 3.0) == 0.25

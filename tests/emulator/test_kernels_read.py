@@ -13,6 +13,7 @@ from test_score import check as check_score
 
 from questbench.kernels._bounds import empty_bounds, write_bounds
 from questbench.kernels._ops import Merge, Ops
+from questbench.kernels.cuda import best_splits
 
 HALVES = (torch.float16, torch.bfloat16)
 GROUPS = (1, 2, 3, 4, 7, 8, 12, 16)
@@ -180,6 +181,14 @@ def test_attention_over_many_splits(ops: Any, dtype: torch.dtype, group: int) ->
     check_attend(ops, store, q, 0.125)
     pages, counts = random_lists(store, 2, 90)
     check_attend(ops, store, q, 0.125, pages=pages, counts=counts)
+
+
+def test_attention_over_more_splits_than_a_warp_has_lanes(ops: Any) -> None:
+    assert best_splits(2, 5200, 3 * 132) > 32
+    store = make_store([5200, 40], heads=1, dim=64, page_size=16, dtype=torch.bfloat16)
+    for page in (0, 180, 324):  # the greatest logits stand in the first split, in one beyond the 32nd, in the last
+        store.k_pages[int(store.page_table[0, page])] *= 3
+    check_attend(ops, store, make_query(store, 3), 0.125, sinks=torch.tensor([2.0, -1.0, 9.0]))
 
 
 @pytest.mark.parametrize("listed", ["dense", "kv heads", "query heads"])

@@ -6,7 +6,9 @@ FlashInfer itself runs in tests/gpu alone; here it is our side of the interface 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from kernel_cases import (
 from test_attend import ragged
 
 from questbench.errors import CellError
-from questbench.kernels import flashinfer
+from questbench.kernels import _build_cuda, flashinfer
 from questbench.kernels._ops import Ops
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -123,4 +125,19 @@ def test_it_says_why_it_does_not_work_and_how_to_get_it(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     flashinfer.library.cache_clear()
     assert "cannot be imported" in str(ops.unavailable())
+    flashinfer.library.cache_clear()
+
+
+@pytest.mark.parametrize("named", [None, "/opt/mine"])
+def test_it_compiles_with_the_toolkit_that_our_kernels_are_compiled_with(
+    monkeypatch: pytest.MonkeyPatch, named: str | None
+) -> None:
+    """FlashInfer takes the folder above the nvcc on PATH, which may be a script in /usr/local/bin."""
+    kit = _build_cuda.Toolkit(Path("/usr/local/cuda-13.0"), "13.0.88")
+    monkeypatch.setattr(flashinfer._build_cuda, "toolkit", lambda: kit)
+    monkeypatch.setattr(flashinfer.importlib, "import_module", lambda name: os.environ.get("CUDA_HOME"))
+    monkeypatch.setenv("CUDA_HOME", named or "")
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    flashinfer.library.cache_clear()
+    assert flashinfer.library() == (named or "/usr/local/cuda-13.0")
     flashinfer.library.cache_clear()

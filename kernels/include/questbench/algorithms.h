@@ -33,8 +33,14 @@ struct Part {
   float top, total, value;
 };
 
-// Parts together, in order, beside a sink logit without a value (-inf: none). A part without entries (-inf and no
-// weight) counts nothing, whatever its value says; entries of -inf alone weigh nothing.
+// What the values of a part weigh beside a greatest logit `base`; -1 for a part without entries (-inf and no weight),
+// which counts nothing, whatever its value says.
+QB_HOST_DEVICE float part_weight(float top, float total, float base) {
+  return top == -INFINITY && total == 0 ? -1.0f : exp2f(top - base);
+}
+
+// Parts together, in order, beside a sink logit without a value (-inf: none). Entries of -inf alone weigh
+// nothing.
 template <class F>
 QB_HOST_DEVICE Part merge(int count, float sink, const F& part) {
   float top = sink;
@@ -43,8 +49,8 @@ QB_HOST_DEVICE Part merge(int count, float sink, const F& part) {
   float total = exp2f(sink - base), value = 0;
   for (int i = 0; i < count; ++i) {
     const Part one = part(i);
-    if (one.top == -INFINITY && one.total == 0) continue;
-    const float share = exp2f(one.top - base);
+    const float share = part_weight(one.top, one.total, base);
+    if (share < 0) continue;
     total += share * one.total;
     value += share * one.value;
   }

@@ -7,6 +7,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -179,7 +181,13 @@ inline void allow_shared(const void* kernel, dim3 grid, dim3 block, size_t share
   bytes = shared_bytes;
 }
 
+// Devices of compute capability 9 and later have it; QUESTBENCH_DEPENDENT_LAUNCH=0 does without, to compare.
 inline bool has_dependent_launch() {
+  static const bool wanted = [] {
+    const char* const set = std::getenv("QUESTBENCH_DEPENDENT_LAUNCH");
+    return set == nullptr || std::strcmp(set, "0") != 0;
+  }();
+  if (!wanted) return false;
   thread_local std::map<int, bool> known;
   const int current = device();
   const auto found = known.find(current);

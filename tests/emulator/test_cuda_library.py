@@ -1,0 +1,106 @@
+"""The Python side of the CUDA backend: how work is split, what never reaches a device, how kernels begin."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from kernel_cases import empty_store, make_query, make_store
+
+from questbench._paths import kernel_sources
+from questbench.kernels import cuda
+
+SOURCES = sorted((kernel_sources() / "cuda").glob("*.cu"))
+H100 = 132, 228 << 10
+
+
+@pytest.mark.parametrize(("dim", "blocks"), [(64, 3), (128, 2), (256, 1)])
+def test_blocks_that_a_multiprocessor_holds(dim: int, blocks: int) -> None:
+    assert cuda.resident_blocks(dim, H100[1]) == blocks
+    assert cuda.resident_blocks(dim, 16 << 10) == 1
+
+
+@pytest.mark.parametrize("lists", [1, 8, 32, 64, 256, 300, 1024, 40_000])
+@pytest.mark.parametrize("entries", [0, 1, 100, 2048, 32768, 1 << 20])
+def test_splits_fill_whole_waves(lists: int, entries: int) -> None:
+    places = 2 * H100[0]
+    splits = cuda.best_splits(lists, entries, places)
+    most = min(cuda.SPLITS_MAX, max(1, math.ceil(entries / (8 * cuda.TILE))))
+    assert 1 <= splits <= most
+    # Of the places of all waves, how many have a block; a single wave of short lists need not be full.
+    waves = math.ceil(lists * splits / places)
+    full = lists * splits / (waves * places)
+    assert full > 0.85 or splits == most or lists * splits > 7 * places
+
+
+def test_a_step_over_lists_is_one_wave_and_dense_fills_the_chip() -> None:
+    places = 2 * H100[0]
+    assert cuda.best_splits(8, 2048, places) == 16
+    assert cuda.best_splits(32, 32768, places) == 8
+    assert cuda.best_splits(8, 131072, places) * 8 in range(252, places + 1)
+
+
+def test_constants_are_those_of_the_kernels() -> None:
+    text = "\n".join(path.read_text() for path in (*SOURCES, *(kernel_sources() / "cuda").glob("*.h")))
+    stages = re.search(r"stages_for\(int dim\) \{ return dim == 64 \? (\d) : dim == 128 \? (\d) : (\d);", text)
+    assert stages is not None and tuple(map(int, stages.groups())) == tuple(cuda.STAGES[dim] for dim in (64, 128, 256))
+    known = {
+        "kCounters": cuda.COUNTERS,
+        "kTile": cuda.TILE,
+        "kMaxSplits": cuda.SPLITS_MAX,
+        "kSharedPages": cuda.SHARED_PAGES,
+    }
+    for name, value in known.items():
+        found = re.findall(rf"\b{name} = ([\d <]+)[;,]", text)
+        assert found and all(_value(number) == value for number in found), name
+
+
+def _value(number: str) -> int:
+    base, _, shift = number.partition("<<")
+    return int(base) << int(shift or 0)
+
+
+@pytest.mark.parametrize("source", [path for path in SOURCES if path.stem != "bind"], ids=lambda path: path.stem)
+def test_every_kernel_begins_after_the_one_ahead_and_is_launched_so(source: Any) -> None:
+    """A kernel that touches memory before, or one that is not launched as a dependent one, would break the chain."""
+    text = source.read_text()
+    bodies = re.findall(r"QB_KERNEL [^{]*\{\s*((?:constexpr [^;]*;[^\n]*\s*)*)(\S+)", text)
+    assert bodies and all(first == "begin_kernel();" for _, first in bodies)
+    assert len(re.findall(r"launch_dependent\(", text)) >= 1 and not re.findall(r"(?<![\w])launch\(", text)
+
+
+def test_queries_of_another_type_or_place_are_refused(ops: Any) -> None:
+    store = make_store([20], heads=2, dim=64, page_size=16, dtype=torch.bfloat16)
+    q = make_query(store, 1)
+    rest = store.page_table, store.lengths
+    shifted = torch.cat([q.flatten(), q.flatten()[:8]])[1 : 1 + q.numel()].view(q.shape)
+    for wrong, error in ((q.half(), "float16 where bfloat16"), (shifted, "multiple of 16 bytes")):
+        with pytest.raises((TypeError, ValueError), match=error):
+            ops.attend(wrong, store.k_pages, store.v_pages, *rest, 0.1)
+        with pytest.raises((TypeError, ValueError), match=error):
+            ops.score(wrong, store.bounds, *rest, 16, skip_newest=True)
+
+
+def test_entries_of_another_type_are_refused(ops: Any) -> None:
+    store = empty_store(1, 2, heads=2, dim=64, page_size=16, dtype=torch.bfloat16)
+    k = torch.zeros((1, 2, 1, 64), dtype=torch.bfloat16)
+    for wrong in ((k.half(), k), (k, k.float())):
+        with pytest.raises(TypeError, match="is stored"):
+            ops.append(*wrong, store.k_pages, store.v_pages, store.bounds, store.page_table, store.lengths)
+
+
+def test_without_the_binding_the_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from questbench.errors import PrerequisiteError
+    from questbench.kernels import _build_cuda
+
+    for module in (cuda, _build_cuda):
+        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert "pip install apache-tvm-ffi" in str(cuda.CudaOps().unavailable())
+    for build in (_build_cuda.build_cuda, _build_cuda.build_emulator):
+        with pytest.raises(PrerequisiteError, match="apache-tvm-ffi"):
+            build()
