@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -56,6 +57,20 @@ def is_built() -> bool:
     return False
 
 
+def has_binding() -> bool:
+    """Whether apache-tvm-ffi is installed, through which the compiled kernels are called."""
+    return importlib.util.find_spec("tvm_ffi") is not None
+
+
+def need_binding() -> None:
+    """Raise :class:`PrerequisiteError` without :func:`has_binding`."""
+    if not has_binding():
+        raise PrerequisiteError(
+            "The compiled kernels are called through apache-tvm-ffi, which is not installed.",
+            "pip install apache-tvm-ffi",
+        )
+
+
 def build_cpu(force: bool = False, verbose: bool = False) -> BuildResult:
     """Compile the CPU kernels if they are not in the cache. Safe under several processes at once.
 
@@ -64,8 +79,9 @@ def build_cpu(force: bool = False, verbose: bool = False) -> BuildResult:
         verbose: leave the compiler's output on stderr.
 
     Raises:
-        PrerequisiteError: no compiler, a compiler that fails, or a cache folder that cannot be written.
+        PrerequisiteError: no compiler, a compiler that fails, no binding, or a cache folder that cannot be written.
     """
+    need_binding()
     if compiler() is None:
         raise PrerequisiteError(
             f"The CPU kernels need a C++ compiler and there is none: '{os.environ.get('CXX', 'g++')}' was not found.",
@@ -96,10 +112,11 @@ def build_cpu(force: bool = False, verbose: bool = False) -> BuildResult:
 @functools.cache
 def load_cpu() -> Any:
     """The compiled module; its functions take torch tensors. Compiles on first use, raises as :func:`build_cpu`."""
+    built = build_cpu()
     import torch  # noqa: F401  # first, so that the kernels share its OpenMP runtime and obey torch.set_num_threads
     import tvm_ffi
 
-    return tvm_ffi.load_module(str(build_cpu().path))
+    return tvm_ffi.load_module(str(built.path))
 
 
 def load_cuda() -> Any:

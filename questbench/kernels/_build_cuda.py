@@ -10,7 +10,6 @@ import concurrent.futures
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import re
 import shutil
@@ -114,7 +113,7 @@ def build_cuda(
     Raises:
         PrerequisiteError: no toolkit, no device and no architecture, or a compiler that fails.
     """
-    _need_binding()
+    _build.need_binding()
     kit = toolkit()
     if kit is None:
         raise PrerequisiteError(
@@ -150,7 +149,7 @@ def build_emulator(
     Raises:
         PrerequisiteError: no compiler, or one that fails.
     """
-    _need_binding()
+    _build.need_binding()
     root = root or kernel_sources()
     cxx = _build.compiler()
     if cxx is None:
@@ -230,14 +229,6 @@ def _library(
             "Set QUESTBENCH_CACHE to a writable folder.",
         ) from None
     return BuildResult(library, time.monotonic() - start, cached=False)
-
-
-def _need_binding() -> None:
-    if importlib.util.find_spec("tvm_ffi") is None:
-        raise PrerequisiteError(
-            "The compiled kernels are called through apache-tvm-ffi, which is not installed.",
-            "pip install apache-tvm-ffi",
-        )
 
 
 def _includes(root: Path) -> list[str]:

@@ -32,7 +32,9 @@ class CpuOps(NativeOps):
         super().__init__(_EAGER, "questbench_cpu")
 
     def unavailable(self) -> str | None:
-        """A compiler, or a library that was built before."""
+        """The binding, and a compiler or a library that was built before."""
+        if not _build.has_binding():
+            return "the binding is not installed: pip install apache-tvm-ffi."
         if _build.is_built() or _build.compiler() is not None:
             return None
         return "no C++ compiler was found and no compiled kernels are in the cache; install g++."

@@ -8,14 +8,13 @@ that a decode step can be captured in a CUDA graph.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from questbench.kernels import _build_cuda
+from questbench.kernels import _build, _build_cuda
 from questbench.kernels._native import Library, NativeOps, functions, register
 from questbench.kernels._ops import Ops
 
@@ -153,7 +152,7 @@ class CudaOps(NativeOps):
             return "torch finds no CUDA device here."
         if torch.cuda.get_device_capability() < (8, 0):
             return "the CUDA kernels need compute capability 8.0 or newer."
-        if importlib.util.find_spec("tvm_ffi") is None:
+        if not _build.has_binding():
             return "the binding is not installed: pip install apache-tvm-ffi."
         if _build_cuda.toolkit() is None:
             return "no CUDA toolkit was found: set CUDA_HOME, or install one that has nvcc."

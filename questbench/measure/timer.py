@@ -73,9 +73,10 @@ class CudaEvents:
         device: the CUDA device; the current one by default.
     """
 
-    AHEAD = 400_000
-    """Clock cycles (about 0.2 ms) that the device is kept busy while the calls are queued: without them the gap
-    between the first event and the first launch would be timed as well."""
+    AHEAD = 4_000_000
+    """Clock cycles (about 2 ms) that the device is kept busy while the calls are queued: without them the gap
+    between the first event and the first launch would be timed as well. A graph of hundreds of kernels takes the
+    better part of a millisecond to launch."""
 
     def __init__(self, device: torch.device | str | None = None) -> None:
         import torch

@@ -92,15 +92,15 @@ def test_entries_of_another_type_are_refused(ops: Any) -> None:
             ops.append(*wrong, store.k_pages, store.v_pages, store.bounds, store.page_table, store.lengths)
 
 
-def test_without_the_binding_the_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_binding_the_backends_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     from questbench.errors import PrerequisiteError
-    from questbench.kernels import _build_cuda
+    from questbench.kernels import _build, _build_cuda, cpu
 
-    for module in (cuda, _build_cuda):
-        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_build, "has_binding", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert "pip install apache-tvm-ffi" in str(cuda.CudaOps().unavailable())
-    for build in (_build_cuda.build_cuda, _build_cuda.build_emulator):
+    for ops in (cuda.CudaOps(), cpu.CpuOps()):
+        assert "pip install apache-tvm-ffi" in str(ops.unavailable())
+    for build in (_build.build_cpu, _build_cuda.build_cuda, _build_cuda.build_emulator):
         with pytest.raises(PrerequisiteError, match="apache-tvm-ffi"):
             build()
