@@ -46,7 +46,7 @@ class Sample:
     needles: tuple[tuple[int, int], ...] = ()
     """Character spans of ``context`` that hold the answer's evidence, for needle residency and recall."""
     needles_needed: Literal["any", "all"] = "any"
-    """Whether one of ``needles`` is enough for the answer or each holds a part of it."""
+    """Whether one of ``needles`` is enough for the answer or each holds a part of it: recall and residency go by it."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Depth, number of records and the like; goes to samples.jsonl."""
     max_new_tokens: int | None = None

@@ -317,11 +317,14 @@ def test_stop_tokens_are_all_that_the_model_and_its_tokenizer_name(monkeypatch):
 
 
 def test_truncation_keeps_both_ends_and_the_question():
-    prompt = Prompt(tuple(range(100)), (200, 201), ((1, 2), (50, 51), (97,)), (Steps((300,), ((98, 99), (44, 45))),))
+    needles = ((1, 2), (50, 51), (97,))
+    later = Steps((300,), (((98, 99),), ((44, 45),)))
+    prompt = Prompt(tuple(range(100)), (200, 201), (needles,), (later,))
     cut = shorten(prompt, 42)
     assert cut.length == 42 and cut.removed == 60 and cut.steps == prompt.steps
     assert cut.prefill == tuple(range(20)) + tuple(range(80, 100))
-    assert cut.needles == ((1, 2), (37,)) and cut.later[0] == Steps((300,), ((38, 39),))
+    assert cut.needles == (((1, 2), (37,)),)
+    assert cut.later[0] == Steps((300,), (((38, 39),), ())), "a needle that was cut away can be read by nobody"
     assert shorten(prompt, 102) == prompt
     with pytest.raises(CellError, match="does not fit"):
         shorten(prompt, 3)
