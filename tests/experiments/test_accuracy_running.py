@@ -380,3 +380,16 @@ def test_a_batch_that_ends_at_once():
 def test_unknown_tasks_are_named():
     with pytest.raises(UsageError):
         _make.make_task("no_such_task")
+
+
+def test_a_task_that_dense_cannot_do_says_so(monkeypatch):
+    """Otherwise a row of zeros reads "+0 to dense"."""
+    helpers.use(helpers.random_model(), monkeypatch)
+    settings = {"tasks": ["passkey"], "seq_lens": [256], "samples": 2, "budgets": [64], "model": "random"}
+    records, *_ = helpers.run(**settings, methods=["dense", "quest"])
+    scores = [record for record in records if record.metric == "score"]
+    assert [record.value for record in scores] == [0.0, 0.0]
+    assert all("the comparison says nothing" in " ".join(record.warnings) for record in scores)
+    monkeypatch.undo()
+    records, *_ = helpers.run(**settings | {"model": "constructed"}, methods=["dense"])
+    assert records[0].value == 1.0 and "says nothing" not in " ".join(records[0].warnings)
