@@ -147,7 +147,8 @@ class Requests:
     def rolling(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of whole texts: dense up to the budget, then token by token.
 
-        A text longer than the model takes is judged in windows; each is as full of context as it can be.
+        A text longer than the model takes is judged in lm-eval's windows, the last one as full of context as it can be.
+        Its text alone is judged: lm-eval's own model for transformers also judges a BOS that the tokenizer adds.
         """
         totals = []
         for text in texts:
