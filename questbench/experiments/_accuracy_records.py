@@ -149,7 +149,8 @@ def _score(
             "lossless_reason": verdict.reason,
         }
     if len(scores) < lossless.SAMPLES:
-        warnings.append(f"{len(scores)} samples illustrate; use --samples {lossless.SAMPLES} or more to conclude.")
+        what = f"{len(scores)} samples illustrate" if len(scores) > 1 else "1 sample illustrates"
+        warnings.append(f"{what}; use --samples {lossless.SAMPLES} or more to conclude.")
     return {
         "metric": "score",
         "unit": "fraction",

@@ -264,6 +264,11 @@ def run(
         return
     session = Session.open(config)
     total, done = sum(one.samples for one, _, _ in work) + len(work), 0
+    for one, _, _ in work:
+        # What cannot be used is found before hours were spent on what stands in front of it.
+        for index in range(one.samples if one.task.uneven else 1):
+            if one.unit(index) not in finished:
+                session.prepare(one, index)
     left = TimeLeft([(one.spec, one.length, one.samples) for one, _, _ in work])
     compared: list[ResultRecord] = []
     for one, usable, refused in work:
