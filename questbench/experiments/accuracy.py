@@ -119,7 +119,8 @@ class Work:
 
 def cells(config: AccuracyConfig) -> tuple[list[Cell], list[Refused]]:
     """The grid over methods, budgets and page sizes. Dense has no budget and comes first, once."""
-    usable = [Cell(make("dense", 0), config.page_sizes[0], "dense")]
+    # The smallest, not the first: the order of a sweep is no part of its records.
+    usable = [Cell(make("dense", 0), min(config.page_sizes), "dense")]
     refused = []
     for page_size in config.page_sizes:
         for name in config.methods:

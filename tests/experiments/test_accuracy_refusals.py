@@ -1,4 +1,4 @@
-"""What cannot be used is refused before anything is run, not when its turn comes."""
+"""What cannot be used is refused before anything is run; what says nothing is marked."""
 
 from __future__ import annotations
 
@@ -63,3 +63,16 @@ def test_a_parameter_without_a_value_is_told_from_an_unknown_one():
         assert "kv:records=VALUE" in str(caught.value.hint)
     with pytest.raises(UsageError, match="no parameter 'size'"):
         make_task("kv:size=3")
+
+
+def test_a_task_that_dense_cannot_do_says_so(monkeypatch):
+    """Otherwise a row of zeros reads "+0 to dense"."""
+    helpers.use(helpers.random_model(), monkeypatch)
+    settings = {"tasks": ["passkey"], "seq_lens": [256], "samples": 2, "budgets": [64], "model": "random"}
+    records, *_ = helpers.run(**settings, methods=["dense", "quest"])
+    scores = [record for record in records if record.metric == "score"]
+    assert [record.value for record in scores] == [0.0, 0.0]
+    assert all("the comparison says nothing" in " ".join(record.warnings) for record in scores)
+    monkeypatch.undo()
+    records, *_ = helpers.run(**settings | {"model": "constructed"}, methods=["dense"])
+    assert records[0].value == 1.0 and "says nothing" not in " ".join(records[0].warnings)

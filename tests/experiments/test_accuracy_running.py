@@ -231,13 +231,22 @@ def test_resume_in_the_middle_of_batches(uneven):
 
 
 def test_cells_in_another_order_give_the_same_records(uneven):
-    settings = SHAPE | {"tasks": ["uneven", "turns"], "samples": 2, "seq_lens": [200, 120]}
-    records, *_ = helpers.run(**settings)
-    other, *_ = helpers.run(
-        **settings | {"methods": METHODS[::-1], "tasks": ["turns", "uneven"], "seq_lens": [120, 200]}
-    )
+    axes = {
+        "tasks": ["uneven", "turns"],
+        "seq_lens": [200, 120],
+        "methods": METHODS,
+        "budgets": [32, 48],
+        "page_sizes": [16, 8],
+    }
+    settings = SHAPE | {"samples": 2}
+    records, rows, _ = helpers.run(**settings | axes)
+    other, others, _ = helpers.run(**settings | {name: values[::-1] for name, values in axes.items()})
     key = lambda record: (record.cell(), record.metric)  # noqa: E731
     assert sorted(records, key=key) == sorted(other, key=key)
+    place = lambda row: (row["unit"], row["cell"])  # noqa: E731
+    assert sorted(map(helpers.plain, rows), key=place) == sorted(map(helpers.plain, others), key=place)
+    again, twice, _ = helpers.run(**settings | axes)
+    assert again == records and [*map(helpers.plain, twice)] == [*map(helpers.plain, rows)]
 
 
 TEMPLATE = (
@@ -380,16 +389,3 @@ def test_a_batch_that_ends_at_once():
 def test_unknown_tasks_are_named():
     with pytest.raises(UsageError):
         _make.make_task("no_such_task")
-
-
-def test_a_task_that_dense_cannot_do_says_so(monkeypatch):
-    """Otherwise a row of zeros reads "+0 to dense"."""
-    helpers.use(helpers.random_model(), monkeypatch)
-    settings = {"tasks": ["passkey"], "seq_lens": [256], "samples": 2, "budgets": [64], "model": "random"}
-    records, *_ = helpers.run(**settings, methods=["dense", "quest"])
-    scores = [record for record in records if record.metric == "score"]
-    assert [record.value for record in scores] == [0.0, 0.0]
-    assert all("the comparison says nothing" in " ".join(record.warnings) for record in scores)
-    monkeypatch.undo()
-    records, *_ = helpers.run(**settings | {"model": "constructed"}, methods=["dense"])
-    assert records[0].value == 1.0 and "says nothing" not in " ".join(records[0].warnings)
