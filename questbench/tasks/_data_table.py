@@ -32,6 +32,8 @@ class Table:
     """Line on which each row begins; empty where rows have no lines."""
     array: bool = False
     """Rows are elements of a JSON array: a line may hold several, or all."""
+    files: Sequence[str] = ()
+    """Name of the file that each row is, where every row is one."""
     kept: Sequence[int] | None = None
     """Rows that a selection keeps; all if ``None``."""
 
@@ -46,6 +48,8 @@ class Table:
     def where(self, index: int) -> str:
         """How messages name a row: its line, or its number from 1, or both."""
         index = index if self.kept is None else self.kept[index]
+        if self.files:
+            return self.files[index]
         if not self.lines:
             return f"{self.name}, row {index + 1}"
         line = f"line {self.lines[index]}"
@@ -72,7 +76,8 @@ def read(place: Place) -> Table:
     if suffix == ".txt":
         for path in place.paths:
             rows.append({"text": _text(place, path), "title": PurePosixPath(place.member or path.name).stem})
-        return _checked(Table(rows, place.name, place.sha256))
+        files = [place.name] if place.member else [path.name for path in place.paths]
+        return _checked(Table(rows, place.name, place.sha256, files=files))
     array = False
     try:
         for path in place.paths:

@@ -14,11 +14,13 @@ from data_helpers import (
     hotpot,
     hotpot_flat,
     jsonl,
+    lines,
     longbench_rows,
     parquet,
     ruler_copy_row,
     ruler_row,
     squad_flat,
+    zipped,
 )
 
 from questbench.errors import PrerequisiteError
@@ -84,7 +86,21 @@ MIXED: dict[str, tuple[str, list[dict[str, Any]], str, Any, str]] = {
     "no titles": (HOTPOT, hotpot_flat(), "supporting_facts", {"title": None}, "supporting_facts: 'title' is null"),
     "title of the hub's": (HOTPOT, hotpot_flat(), "supporting_facts", {"title": [1]}, "title[0] is a number"),
 }
-WRITERS: dict[str, Callable[[Path, Rows], Path]] = {"x.jsonl": jsonl, "x.json": indented, "x.parquet": parquet}
+
+
+def archive(path: Path, rows: Rows) -> Path:
+    """A zip file with the rows under every name that a task looks for."""
+    names = ("data/qasper.jsonl", "data/trec.jsonl", "niah_multivalue.jsonl", "pg19.jsonl")
+    arrays = ("dev-v2.0.json", "hotpotqa.json")
+    return zipped(path, {name: lines(rows) for name in names} | {name: json.dumps(list(rows)) for name in arrays})
+
+
+WRITERS: dict[str, Callable[[Path, Rows], Path]] = {
+    "x.jsonl": jsonl,
+    "x.json": indented,
+    "x.parquet": parquet,
+    "x.zip": archive,
+}
 
 
 # A column of parquet has one type, so that what mixes them cannot be written.
@@ -100,9 +116,11 @@ def test_row_and_field_are_named(case: str, name: str, tmp_path: Path) -> None:
         "x.jsonl": lambda: "line 3",
         "x.json": lambda: f"row 3 (line {line_of(path, rows, 2)})",
         "x.parquet": lambda: "row 3",
+        "x.zip": lambda: "row 3 (line 1)" if spec in (SQUAD, HOTPOT) else "line 3",
     }[name]()
     found = refused(path, spec)
-    assert f"{name}, {where}" in found, found
+    assert found.startswith(f"{name}: " if name == "x.zip" else f"{name}, "), found
+    assert f", {where}" in found, found
     assert message in found, found
 
 
@@ -152,3 +170,10 @@ def test_rows_without_a_set_are_taken(tmp_path: Path) -> None:
     rows = [{**row, "dataset": None} for row in LONGBENCH]
     task = make_task("longbench:set=qasper", {"*": str(jsonl(tmp_path / "x.jsonl", rows))})
     assert isinstance(task, DataTask) and len(task.table(1024)) == 3
+
+
+def test_of_a_folder_of_texts_the_file_is_named(tmp_path: Path) -> None:
+    for name, text in (("a", "A book."), ("b", " \n"), ("c", "Another one.")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    assert refused(tmp_path, "pg19").startswith("b.txt: 'text' is an empty text")
+    assert refused(zipped(tmp_path / "x.zip", {"a.txt": ""}), "pg19").startswith("x.zip: a.txt: 'text' is an empty")
