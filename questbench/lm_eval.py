@@ -227,7 +227,8 @@ def _table(found: Sequence[Mapping[str, Any]]) -> str:
                         f"{spread:.4f}" if isinstance(spread, (int, float)) else "-",
                         str(proof["decode_steps"]),
                         str(proof["limited_steps"]),
-                        f"{proof.get('tokens_read', float('nan')):.1f}" + (" DENSE-FALLBACK" * proof["dense_fallback"]),
+                        (f"{proof['tokens_read']:.1f}" if "tokens_read" in proof else "-")
+                        + (" DENSE-FALLBACK" * proof["dense_fallback"]),
                     )
                 )
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]

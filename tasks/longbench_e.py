@@ -45,6 +45,6 @@ class LongBenchE(base.LongBench):
         """``longbench_e:set=qasper``, with the bucket where there is one."""
         return super().label + ("" if self.bucket == "all" else f":bucket={self.bucket}")
 
-    def keep(self, row: Mapping[str, Any]) -> bool:
+    def keep(self, row: Mapping[str, Any], where: str) -> bool:
         """Rows of the bucket."""
-        return super().keep(row) and self.bucket in ("all", base.bucket(row["length"]))
+        return super().keep(row, where) and self.bucket in ("all", base.bucket(row["length"]))

@@ -37,6 +37,7 @@ class PG19(StreamTask, DataTask):
 
     default_length: ClassVar[int] = 32768
     default_samples: ClassVar[int] = 4
+    uneven: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse shares that leave nothing to prefill or nothing to predict."""
@@ -76,7 +77,7 @@ class PG19(StreamTask, DataTask):
         if reached < 0.95 * length:
             raise UsageError(
                 f"{self.name}: book {index} of {origin['data']['file']} has only {reached:,} tokens.",
-                f"Use --seq-len {reached}, or fewer --samples.",
+                f"Use --seq-len {reached} or less{f', or --samples {index}' if index else ''}.",
             )
         if self.prefill is not None and self.prefill >= reached:
             raise UsageError(

@@ -21,7 +21,7 @@ from questbench import registry
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.tasks._base import Sample, Tokenizer
 from questbench.tasks._data import DataTask, Fetch
-from questbench.tasks._data_schema import FULL_TEXT, TEXT, TEXTS, Schema
+from questbench.tasks._data_schema import FULL_TEXT, FULL_TEXTS, TEXT, TEXT_OR_NULL, Schema
 from questbench.tasks._haystack import tokens
 from questbench.tasks._metrics_ruler import string_match_all, string_match_part
 
@@ -41,10 +41,10 @@ QUESTIONS = {
     "qa": r"Answer the question based on the given documents",
 }
 """Where the question begins in a prompt: at the last of these, which no context holds behind its own example."""
-OWN = Schema("RULER's jsonl", {"input": FULL_TEXT, "outputs": TEXTS})
+OWN = Schema("RULER's jsonl", {"input": FULL_TEXT, "outputs": FULL_TEXTS}, {"answer_prefix": TEXT_OR_NULL})
 COPY = Schema(
     "the hub's copy of RULER",
-    {"context": FULL_TEXT, "question": FULL_TEXT, "answer_prefix": TEXT, "answer": TEXTS, "task": TEXT},
+    {"context": FULL_TEXT, "question": FULL_TEXT, "answer_prefix": TEXT, "answer": FULL_TEXTS, "task": TEXT},
 )
 LEAST, MOST = 0.5, 1.25
 """A prompt's tokens over --seq-len; tokenizers differ by less."""
@@ -104,15 +104,20 @@ class Ruler(DataTask):
         """RULER's own and the copy's."""
         return (OWN, COPY)
 
-    def keep(self, row: Mapping[str, Any]) -> bool:
+    def keep(self, row: Mapping[str, Any], where: str) -> bool:
         """Rows of this set, where rows say which they are of."""
+        if "input" in row and not re.search(QUESTIONS[self.kind], row["input"]):
+            raise PrerequisiteError(
+                f"{where}: 'input' has no question of {self.label} ('{QUESTIONS[self.kind]}').",
+                "Name the file of this set with --data.",
+            )
         return bool(row.get("task", self.set) == self.set)
 
     def sample(self, index: int, *, length: int, tokenizer: Tokenizer, rng: random.Random) -> Sample:
         """Row ``index`` as it is."""
         del rng
         row, origin = self.row(index, length)
-        context, question = self._split(row, index, length)
+        context, question = self._split(row)
         references = list(row["outputs"] if "outputs" in row else row["answer"])
         reached = tokens(tokenizer, context + question)
         if not LEAST * length <= reached <= MOST * length:
@@ -136,18 +141,11 @@ class Ruler(DataTask):
         match = string_match_part if self.kind == "qa" else string_match_all
         return match(completion, sample.meta["references"])
 
-    def _split(self, row: Mapping[str, Any], index: int, length: int) -> tuple[str, str]:
+    def _split(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """Context and question of a row; the question has its separator and the beginning of the answer."""
         if "input" in row:
             prompt, prefix = row["input"], row.get("answer_prefix") or ""
-            found = list(re.finditer(QUESTIONS[self.kind], prompt))
-            if not found:
-                where = self.table(length).where(index)
-                raise PrerequisiteError(
-                    f"{where}: 'input' has no question of {self.label} ('{QUESTIONS[self.kind]}').",
-                    "Name the file of this set with --data.",
-                )
-            border = found[-1].start()
+            border = list(re.finditer(QUESTIONS[self.kind], prompt))[-1].start()
             given = prompt.rstrip().endswith(prefix.strip())  # older generators leave it in the prompt
             prompt = prompt if given else prompt + prefix
         else:

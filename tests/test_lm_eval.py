@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import copy
+import dataclasses
 import json
 import math
 import sys
@@ -140,8 +142,9 @@ def test_contexts_are_cut_on_the_left_and_counted(monkeypatch):
     monkeypatch.setattr(helpers.random_model().model.config, "max_position_embeddings", 60)
     asked = requests()
     ((value, _),) = asked.loglikelihood([(TEXT, " blue")])
+    # As in lm-eval: 60 tokens are fed, and the last one, which is only judged, comes on top.
     ids = helpers.random_model().tokenizer.encode(TEXT + " blue")
-    assert value == pytest.approx(-float(losses(ids[-60:])[-1]), rel=1e-4)
+    assert value == pytest.approx(-float(losses(ids[-61:])[-1]), rel=1e-4)
     assert asked.proof.truncated == 1
     with pytest.raises(UsageError, match="does not fit"):
         asked.loglikelihood([("a", TEXT)])
@@ -163,6 +166,22 @@ def test_bad_requests():
         requests().loglikelihood([(TEXT, "")])
     with pytest.raises(UsageError, match="fewer than two"):
         requests().generate([("", [], 3)])
+
+
+def test_a_context_that_begins_with_the_bos_gets_no_second_one(monkeypatch):
+    """A chat template writes it; the tokenizer would add its own in front of it."""
+    loaded = helpers.random_model()
+    tokenizer = copy.deepcopy(loaded.tokenizer)
+    tokenizer.split_special_tokens = False  # special tokens are known where a text spells them, as hub tokenizers do
+    asked = Requests(dataclasses.replace(loaded, tokenizer=tokenizer), make("dense", 0), load("cpu"))
+    plain = tokenizer.encode(TEXT)
+    first = tokenizer.bos_token_id
+    assert plain[0] == first and tokenizer.encode(tokenizer.bos_token + TEXT)[:2] == [first, first]
+    for text in (TEXT, tokenizer.bos_token + TEXT):
+        assert list(asked._context(text, room=4)) == plain
+        assert list(asked._pair(text, " blue")[0]) == plain
+    (chat, bare) = asked.loglikelihood([(tokenizer.bos_token + TEXT, " blue"), (TEXT, " blue")])
+    assert chat == bare
 
 
 class Base:
@@ -273,5 +292,6 @@ def test_a_real_run_of_lm_eval_on_a_local_task(tmp_path, monkeypatch, capsys):
         bits = found[method, "local_text"]["results"]["local_text"]["bits_per_byte,none"]
         assert bits == pytest.approx(nats / size / math.log(2))
     assert found["quest", "local_words"]["proof"]["limited_steps"] > 0
-    assert "limited" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "limited" in table and "nan" not in table, "a text that dense only prefills has no decode steps"
     assert bridge.main(["--tasks", "no_such_task", *arguments[2:]]) == ExitCode.USAGE

@@ -31,6 +31,7 @@ def summary(session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[
     """
     by_cell = {cell.key: sorted((r for r in rows if r["cell"] == cell.key), key=_unit) for cell in cells}
     dense = by_cell[cells[0].key]
+    floor = _floor(dense)
     records = []
     for cell in cells:
         own = by_cell[cell.key]
@@ -40,6 +41,7 @@ def summary(session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[
             records.append(_unusable(session, work, cell.name, cell.page_size, _budget(cell), failure))
             continue
         details, warnings = _shared(session, cell, own)
+        warnings += floor
         against = [] if any("error" in row for row in dense) or not cell.method.budgeted else dense
         if cell.method.budgeted and not against:
             warnings.append("dense failed on some sample, so that there is nothing to compare with.")
@@ -147,7 +149,8 @@ def _score(
             "lossless_reason": verdict.reason,
         }
     if len(scores) < lossless.SAMPLES:
-        warnings.append(f"{len(scores)} samples illustrate; use --samples {lossless.SAMPLES} or more to conclude.")
+        what = f"{len(scores)} samples illustrate" if len(scores) > 1 else "1 sample illustrates"
+        warnings.append(f"{what}; use --samples {lossless.SAMPLES} or more to conclude.")
     return {
         "metric": "score",
         "unit": "fraction",
@@ -156,6 +159,15 @@ def _score(
         "stats": details,
         "warnings": warnings,
     }
+
+
+def _floor(dense: Sequence[Row]) -> list[str]:
+    """A warning where dense does not answer: methods that cannot be worse than it are not as good as it."""
+    scores = [row["score"] for row in dense if "score" in row]
+    if not scores or math.fsum(scores) / len(scores) > lossless.MARGIN:
+        return []
+    share = f"{100 * math.fsum(scores) / len(scores):.2g} %"
+    return [f"dense itself scores {share} here: no method can lose anything, so that the comparison says nothing."]
 
 
 def _by_depth(rows: Sequence[Row]) -> list[list[float]]:
@@ -214,7 +226,7 @@ def _budget(cell: Cell) -> int | None:
 def _interval(task: Task, scores: Sequence[float], seed: int) -> tuple[float, float]:
     if task.binary:
         return stats.wilson(sum(score == 1.0 for score in scores), len(scores))
-    return stats.bootstrap_mean(scores, seed=seed)
+    return stats.bounded_mean(scores, 0.0, 1.0, seed=seed)
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

@@ -11,7 +11,7 @@ from questbench.measure import blocks
 if TYPE_CHECKING:
     from questbench.experiments._accuracy_sample import Prepared
     from questbench.experiments._accuracy_scripts import Reply, Taught
-    from questbench.experiments._counting import ReadCounter
+    from questbench.experiments._counting import ReadCounter, Reads
     from questbench.experiments.accuracy import Cell, Work
 
 SERIES = 64
@@ -61,17 +61,16 @@ def answered(work: Work, prepared: Prepared, replies: Sequence[Reply], counter: 
         "score": math.fsum(scores) / len(scores),
     }
     reading = [(reply, counter.steps[reply.first : reply.last + 1]) for reply in replies]
-    seen = [[reads.needle_read for step in steps for reads in step] for _, steps in reading]
-    known = [[share for share in shares if share is not None] for shares in seen]
-    if any(known):
-        flat = [share for shares in known for share in shares]
-        row["needle_read"] = math.fsum(flat) / len(flat)
+    recalls = [_recall(steps) for _, steps in reading]
+    known = [share for share in recalls if share is not None]
+    if known:
+        row["needle_read"] = math.fsum(known) / len(known)
     if sample.turns:
         row["turns"] = [
-            {"completion": reply.text, "score": score, "stop": reply.stop, "needle_read": _mean(shares)}
-            for reply, score, shares in zip(replies, scores, known, strict=True)
+            {"completion": reply.text, "score": score, "stop": reply.stop, "needle_read": share}
+            for reply, score, share in zip(replies, scores, recalls, strict=True)
         ]
-    elif known[0]:
+    elif known:
         steps = reading[0][1]
         # An upper and a lower bound of a hit: parts of the needle at the first step, all of it up to the last.
         row["needle_resident_first"] = all(reads.needle_present for reads in steps[0])
@@ -107,6 +106,27 @@ def reads(counter: ReadCounter) -> dict[str, Any]:
         "tokens_scored": counter.mean("scored"),
         "dense_fallback": counter.fallback,
     }
+
+
+def _recall(steps: Sequence[Sequence[Reads]]) -> float | None:
+    """Share of the evidence that was read while answering, mean over the sparse layers.
+
+    Of a single needle the mean over the steps. Of several that are all needed an answer takes one after the other, so
+    that each counts with the step that read most of it.
+    """
+    shares = [[reads.needle_read for reads in step] for step in steps]
+    # [step][needle], mean over layers
+    means = [
+        [math.fsum(of_one) / len(of_one) for of_one in zip(*(layer for layer in step if layer), strict=True)]
+        for step in shares
+        if all(layer is not None for layer in step)
+    ]
+    if not means or not means[0]:
+        return None
+    of_needles = list(zip(*means, strict=True))
+    if len(of_needles) == 1:
+        return math.fsum(of_needles[0]) / len(of_needles[0])
+    return math.fsum(max(of_one) for of_one in of_needles) / len(of_needles)
 
 
 def _mean(values: Sequence[float]) -> float | None:

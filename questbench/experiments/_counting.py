@@ -29,12 +29,12 @@ class Reads:
     """Keys read only to decide what to attend (yardsticks)."""
     everything: bool
     """Every KV head attended the whole text although it was longer than the budget."""
-    needle_read: float | None
-    """Share of the best mention of the answer that was read, mean over KV heads."""
+    needle_read: tuple[float, ...] | None
+    """Per needle, the share of its best mention that was read, mean over KV heads."""
     needle_resident: bool | None
-    """Some mention of the answer was resident, in whole, in every KV head: enough to answer."""
+    """Of every needle some mention was resident, in whole, in every KV head: enough to answer."""
     needle_present: bool | None
-    """Every part of some mention was resident in some KV head: without that there is no answer."""
+    """Of every needle each part of some mention was resident in some KV head: without that there is no answer."""
 
 
 @dataclass
@@ -44,12 +44,12 @@ class ReadCounter:
     Args:
         query_heads: query heads of the model.
         first_layer: layers before it are dense under every method and not counted.
-        needles: text positions of each mention of the answer; any one of them is enough to answer.
+        needles: text positions of the evidence: needles that are all needed, each as mentions of which one is enough.
     """
 
     query_heads: int
     first_layer: int
-    needles: Sequence[Sequence[int]] = ()
+    needles: Sequence[Sequence[Sequence[int]]] = ()
     """May be replaced between steps, for another question about the same text."""
     steps: list[list[Reads]] = field(default_factory=list)
     """Per decode step, one entry per counted layer."""
@@ -98,23 +98,18 @@ class ReadCounter:
         """Some counted layer ran dense in some step without its method asking for it."""
         return any(reads.everything for step in self.steps for reads in step)
 
-    def _evidence(self, layer: LayerCache, read: Tensor, row: int) -> tuple[float | None, bool | None, bool | None]:
-        """(share of the best mention that was read, a mention is whole, a mention is somewhere)."""
+    def _evidence(
+        self, layer: LayerCache, read: Tensor, row: int
+    ) -> tuple[tuple[float, ...] | None, bool | None, bool | None]:
+        """(per needle the share of its best mention that was read, all are whole, all are somewhere)."""
         if not self.needles:
             return None, None, None
-        best_read, whole, present = 0.0, False, False
-        for span in self.needles:
-            if layer.positions is None:
-                best_read = max(best_read, float(read[:, list(span)].float().mean()))
-                whole = present = True
-                continue
-            place = layer.positions[row, :, : read.shape[1]]
-            held = [place == position for position in span]
-            share = sum(float((slots & read).any(1).float().mean()) for slots in held) / len(span)
-            best_read = max(best_read, share)
-            whole |= all(bool(slots.any(1).all()) for slots in held)
-            present |= all(bool(slots.any()) for slots in held)
-        return best_read, whole, present
+        needles = [[_mention(layer, read, row, span) for span in mentions] for mentions in self.needles]
+        return (
+            tuple(max((share for share, _, _ in mentions), default=0.0) for mentions in needles),
+            all(any(whole for _, whole, _ in mentions) for mentions in needles),
+            all(any(present for _, _, present in mentions) for mentions in needles),
+        )
 
 
 @dataclass
@@ -133,6 +128,19 @@ class RowCounters:
         """See :class:`questbench.attention.Observer`."""
         for row, sample in enumerate(self.active):
             self.counters[sample].count(layer, visits, row)
+
+
+def _mention(layer: LayerCache, read: Tensor, row: int, span: Sequence[int]) -> tuple[float, bool, bool]:
+    """(share of the tokens that was read, all are in every KV head, each is in some KV head)."""
+    if layer.positions is None:
+        return float(read[:, list(span)].float().mean()), True, True
+    place = layer.positions[row, :, : read.shape[1]]
+    held = [place == position for position in span]
+    return (
+        sum(float((slots & read).any(1).float().mean()) for slots in held) / len(span),
+        all(bool(slots.any(1).all()) for slots in held),
+        all(bool(slots.any()) for slots in held),
+    )
 
 
 def _pages(read: Tensor, page_size: int) -> int:

@@ -18,6 +18,8 @@ PROTOCOLS = {
     "stream": "a given text: prefilled dense up to the largest budget, then every token with the method active",
 }
 STREAM = "stream"
+Needles = tuple[tuple[tuple[int, ...], ...], ...]
+"""The evidence: needles that are all needed, each as its mentions, of which one is enough, each as text positions."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Steps:
     """Tokens fed one by one, and where the evidence for the answer behind them lies."""
 
     tokens: tuple[int, ...]
-    needles: tuple[tuple[int, ...], ...] = ()
-    """Token positions of each mention of the answer in the evidence; any one is enough."""
+    needles: Needles = ()
+    """Where the evidence lies; empty where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Prompt:
     prefill: tuple[int, ...]
     steps: tuple[int, ...]
     """At least one token: its logits give the first answer token. Under ``prefill`` the last token of the prompt."""
-    needles: tuple[tuple[int, ...], ...] = ()
+    needles: Needles = ()
     """See :class:`Steps`."""
     later: tuple[Steps, ...] = ()
     """Questions of further turns."""
@@ -129,7 +131,8 @@ def split_stream(sample: Sample, tokenizer: Any, behind: int) -> Prompt:
 def shorten(prompt: Prompt, limit: int) -> Prompt:
     """Cut the middle out of the prefill so that the prompt has ``limit`` tokens (LongBench's rule, on token ids).
 
-    What is fed token by token stays whole. A needle that loses a token is no needle any more.
+    What is fed token by token stays whole. A mention that loses a token is none any more; a needle may lose all of its
+    mentions, and is then one that nobody can read.
 
     Raises:
         CellError: there is no room for any of the context.
@@ -146,9 +149,12 @@ def shorten(prompt: Prompt, limit: int) -> Prompt:
     head = kept - kept // 2
     tail = head + too_many
 
-    def moved(needles: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-        whole = [span for span in needles if not any(head <= place < tail for place in span)]
+    def mentions(spans: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+        whole = [span for span in spans if not any(head <= place < tail for place in span)]
         return tuple(tuple(place if place < head else place - too_many for place in span) for span in whole)
+
+    def moved(needles: Needles) -> Needles:
+        return tuple(mentions(spans) for spans in needles)
 
     return dataclasses.replace(
         prompt,
@@ -183,13 +189,19 @@ def _offsets_by_decoding(tokenizer: Any, ids: Sequence[int], text: str) -> list[
     return spans
 
 
-def _needles(sample: Sample, spans: Sequence[tuple[int, int]], limit: int) -> tuple[tuple[int, ...], ...]:
+def _needles(sample: Sample, spans: Sequence[tuple[int, int]], limit: int) -> Needles:
     """Tokens of every mention of the answer in the evidence; of the whole evidence where it is not spelled out."""
     text, answer = sample.context, sample.answers[0]
-    found = []
+    needles = []
     for first, last in sample.needles:
-        mentions = [match.start() for match in re.finditer(re.escape(answer), text[first:last])]
-        for begin, end in [(first + at, first + at + len(answer)) for at in mentions] or [(first, last)]:
-            if end <= limit:
-                found.append(tuple(i for i, (start, stop) in enumerate(spans) if start < end and stop > begin))
-    return tuple(span for span in found if span)
+        starts = [first + match.start() for match in re.finditer(re.escape(answer), text[first:last])]
+        mentions = [(start, start + len(answer)) for start in starts] or [(first, last)]
+        places = [
+            tuple(i for i, (start, stop) in enumerate(spans) if start < end and stop > begin)
+            for begin, end in mentions
+            if end <= limit
+        ]
+        needles.append(tuple(span for span in places if span))
+    if sample.needles_needed == "any":
+        needles = [tuple(span for mentions in needles for span in mentions)]
+    return tuple(mentions for mentions in needles if mentions)

@@ -147,7 +147,8 @@ class Requests:
     def rolling(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of whole texts: dense up to the budget, then token by token.
 
-        A text longer than the model takes is judged in windows; each is as full of context as it can be.
+        A text longer than the model takes is judged in lm-eval's windows, the last one as full of context as it can be.
+        Its text alone is judged: lm-eval's own model for transformers also judges a BOS that the tokenizer adds.
         """
         totals = []
         for text in texts:
@@ -189,23 +190,30 @@ class Requests:
 
     def _pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Tokens of both; they are tokenised together, and white space between them belongs to the continuation."""
-        tokenizer = self.loaded.tokenizer
+        head: tuple[int, ...]
         bare = context.rstrip()
         if not bare:
-            ids = tuple(tokenizer.encode(context + continuation, add_special_tokens=False))
-            head, tail = (self.prefix,), ids[1:] if ids[:1] == (self.prefix,) else ids
+            whole = tuple(self.loaded.tokenizer.encode(context + continuation, add_special_tokens=False))
+            head, tail = (self.prefix,), whole[1:] if whole[:1] == (self.prefix,) else whole
         else:
-            whole = tuple(tokenizer.encode(context + continuation))
-            border = len(tokenizer.encode(bare))
+            whole = self._encode(context + continuation)
+            border = len(self._encode(bare))
             head, tail = whole[:border], whole[border:]
         if not tail:
             raise UsageError(f"The continuation '{continuation}' has no tokens of its own.", "Look at the task.")
-        if len(tail) >= self.max_length:
+        if len(tail) > self.max_length:
             raise UsageError(f"A continuation of {len(tail):,} tokens does not fit {self.max_length:,}.")
-        return self._cut(head, self.max_length - len(tail)), tail
+        # The last token of a continuation is judged and never fed.
+        return self._cut(head, self.max_length + 1 - len(tail)), tail
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a prompt; one that begins with the BOS, as a chat template writes it, gets no second one."""
+        ids = tuple(self.loaded.tokenizer.encode(text))
+        first = self.loaded.tokenizer.bos_token_id
+        return ids[1:] if first is not None and ids[:2] == (first, first) else ids
 
     def _context(self, context: str, *, room: int) -> tuple[int, ...]:
-        ids = tuple(self.loaded.tokenizer.encode(context))
+        ids = self._encode(context)
         if len(ids) < 2:
             raise UsageError("A context of fewer than two tokens cannot be continued.", "Look at the task's prompt.")
         if self.max_length - room < 2:

@@ -119,7 +119,8 @@ class Work:
 
 def cells(config: AccuracyConfig) -> tuple[list[Cell], list[Refused]]:
     """The grid over methods, budgets and page sizes. Dense has no budget and comes first, once."""
-    usable = [Cell(make("dense", 0), config.page_sizes[0], "dense")]
+    # The smallest, not the first: the order of a sweep is no part of its records.
+    usable = [Cell(make("dense", 0), min(config.page_sizes), "dense")]
     refused = []
     for page_size in config.page_sizes:
         for name in config.methods:
@@ -264,6 +265,11 @@ def run(
         return
     session = Session.open(config)
     total, done = sum(one.samples for one, _, _ in work) + len(work), 0
+    for one, _, _ in work:
+        # What cannot be used is found before hours were spent on what stands in front of it.
+        for index in range(one.samples if one.task.uneven else 1):
+            if one.unit(index) not in finished:
+                session.prepare(one, index)
     left = TimeLeft([(one.spec, one.length, one.samples) for one, _, _ in work])
     compared: list[ResultRecord] = []
     for one, usable, refused in work:

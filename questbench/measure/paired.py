@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questbench.errors import UsageError
-from questbench.measure.stats import RESAMPLES, Z95, bootstrap_mean
+from questbench.measure.stats import RESAMPLES, Z95, bounded_mean
 from questbench.seeding import derive
 
 ALPHA = 0.05
@@ -76,7 +76,9 @@ def compare(
         low, high = matched_interval(losses, gains, n)
         p_value, detectable = mcnemar(losses, gains), smallest_resolvable(n)
     else:
-        low, high = bootstrap_mean(differences, seed=seed, resamples=resamples)
+        # Others may differ as much as the largest one seen; where none differs, by all of a score.
+        most = max(map(abs, differences)) or 1.0
+        low, high = bounded_mean(differences, -most, most, seed=seed, resamples=resamples)
         p_value, detectable = sign_flip(differences, seed=seed, flips=resamples), _graded_resolvable(differences)
     return PairedComparison(n, math.fsum(differences) / n, low, high, p_value, losses, gains, detectable)
 

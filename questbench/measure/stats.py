@@ -18,6 +18,7 @@ __all__ = [
     "Z95",
     "Ratios",
     "bootstrap_mean",
+    "bounded_mean",
     "median",
     "median_interval",
     "paired_ratios",
@@ -77,7 +78,8 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = R
     """Percentile bootstrap 95 % interval of a mean (B. Efron, Ann. Statist. 7, 1979).
 
     The same values in the same order with the same seed give the same interval. It has no width where all values are
-    equal, which says nothing about samples not drawn; prefer :func:`wilson` for scores of 0 and 1.
+    equal, which says nothing about samples not drawn; prefer :func:`wilson` for scores of 0 and 1, and
+    :func:`bounded_mean` for others.
     """
     if not values:
         raise UsageError("There are no samples to resample.", "Ask for at least one sample.")
@@ -92,6 +94,23 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = R
         part[:] = data[rng.integers(0, n, (len(part), n))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def bounded_mean(
+    values: Sequence[float], lowest: float, highest: float, *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """95 % interval of the mean of graded values, such as scores or their differences.
+
+    The bootstrap knows only what was drawn: where one value in twenty is far from the others, its interval of 20
+    samples misses the mean as often as it covers it. So the interval also reaches as far as ``z^2`` further samples
+    at either end would move the mean, which for values of 0 and 1 that are all alike is Wilson's interval.
+
+    Args:
+        lowest, highest: what a value that was not drawn might be.
+    """
+    low, high = bootstrap_mean(values, seed=seed, resamples=resamples)
+    total, n, z2 = math.fsum(values), len(values), Z95**2
+    return min(low, (total + z2 * lowest) / (n + z2)), max(high, (total + z2 * highest) / (n + z2))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Sample:
     needles: tuple[tuple[int, int], ...] = ()
     """Character spans of ``context`` that hold the answer's evidence, for needle residency and recall."""
     needles_needed: Literal["any", "all"] = "any"
-    """Whether one of ``needles`` is enough for the answer or each holds a part of it."""
+    """Whether one of ``needles`` is enough for the answer or each holds a part of it: recall and residency go by it."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Depth, number of records and the like; goes to samples.jsonl."""
     max_new_tokens: int | None = None
@@ -80,6 +80,8 @@ class Task(ABC):
     """Protocol ``quest-paper``: this many last characters of the prompt are fed token by token."""
     chat: ClassVar[bool] = True
     """Whether a chat model's template may stand around the prompt; few-shot prompts and code are continued instead."""
+    uneven: ClassVar[bool] = False
+    """One sample may fit a length and the next one not: all of them are made once before the first one is run."""
     protocols: ClassVar[tuple[str, ...]] = ("stepwise", "prefill", "quest-paper")
     """Protocols that make sense for the task; the first is its default."""
 

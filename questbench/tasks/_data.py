@@ -76,9 +76,16 @@ class DataTask(Task):
     def schemas(self) -> tuple[Schema, ...]:
         """Columns that rows must have, in each of the forms in which the data is around."""
 
-    def keep(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row belongs to this task; a file may hold those of others."""
-        del row
+    def keep(self, row: Mapping[str, Any], where: str) -> bool:
+        """Whether a row belongs to this task; a file may hold those of others.
+
+        Args:
+            where: names file and row, for messages.
+
+        Raises:
+            PrerequisiteError: the row belongs here and cannot be used.
+        """
+        del row, where
         return True
 
     def prepare(self, table: Table) -> Table:
@@ -169,7 +176,7 @@ def _table(task: DataTask, place: Place) -> Table:
     if key not in _tables:
         table = task.prepare(read(place))
         check(table, task.schemas(), task.label)
-        kept = [index for index in range(len(table)) if task.keep(table[index])]
+        kept = [index for index in range(len(table)) if task.keep(table[index], table.where(index))]
         if not kept:
             raise PrerequisiteError(
                 f"{table.name} has {len(table):,} rows, none of them for {task.label}.",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from questbench.errors import PrerequisiteError
@@ -26,8 +27,17 @@ def _texts(value: Any) -> bool:
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 FULL_TEXT = Kind("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()))
 TEXTS = Kind("a list of one or more texts", lambda value: _texts(value) and len(value) > 0)
+FULL_TEXTS = Kind(
+    "a list of one or more texts, none of them empty",
+    lambda value: _texts(value) and len(value) > 0 and all(text.strip() for text in value),
+)
+"""For references that are looked for in a completion: the empty text is in any."""
+TEXT_OR_NULL = Kind("a text or null", lambda value: value is None or isinstance(value, str))
 TEXTS_OR_NULL = Kind("a list of texts or null", lambda value: value is None or _texts(value))
-NUMBER = Kind("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))
+NUMBER = Kind(
+    "a finite number",
+    lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+)
 OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
 LIST = Kind("a list", lambda value: isinstance(value, list | tuple))
 
@@ -39,6 +49,8 @@ class Schema:
     name: str
     columns: Mapping[str, Kind]
     """Columns that must be there; others are ignored."""
+    optional: Mapping[str, Kind] = field(default_factory=dict)
+    """Columns that are read where they are there."""
 
 
 def choose(table: Table, schemas: tuple[Schema, ...], label: str) -> Schema:
@@ -76,17 +88,39 @@ def check(table: Table, schemas: tuple[Schema, ...], label: str) -> Schema:
                 raise PrerequisiteError(
                     f"{table.where(index)} lacks '{column}', which other rows have.", "Repair or replace the file."
                 )
-            if not kind.holds(row[column]):
-                raise PrerequisiteError(
-                    f"{table.where(index)}: '{column}' is {_said(row[column])}, but must be {kind.words}.",
-                    "Repair or replace the file.",
-                )
+            held(row[column], kind, f"{table.where(index)}: '{column}'")
+        for column, kind in schema.optional.items():
+            if column in row:
+                held(row[column], kind, f"{table.where(index)}: '{column}'")
     return schema
 
 
-def _said(value: Any) -> str:
+def held(value: Any, kind: Kind, what: str) -> Any:
+    """``value``, if it is of its kind.
+
+    Args:
+        what: names it in the message: file, row and column.
+
+    Raises:
+        PrerequisiteError: it is not.
+    """
+    if not kind.holds(value):
+        said = _said(value, listed=kind in (TEXTS, FULL_TEXTS, TEXTS_OR_NULL))
+        raise PrerequisiteError(f"{what} is {said}, but must be {kind.words}.", "Repair or replace the file.")
+    return value
+
+
+def _said(value: Any, *, listed: bool) -> str:
     if isinstance(value, str) and not value.strip():
         return "an empty text"
     if isinstance(value, list | tuple) and not value:
         return "an empty list"
+    if listed and isinstance(value, list | tuple):
+        empty = [place for place, item in enumerate(value) if isinstance(item, str) and not item.strip()]
+        odd = [place for place, item in enumerate(value) if not isinstance(item, str)]
+        if odd:
+            return f"a list whose item {odd[0]} is {describe(value[odd[0]])}"
+        return f"a list whose item {empty[0]} is an empty text" if empty else describe(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}"
     return describe(value)

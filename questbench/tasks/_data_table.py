@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zipfile
 import zlib
@@ -14,6 +15,7 @@ from questbench import _paths
 from questbench.errors import PrerequisiteError
 from questbench.tasks._data_files import Place
 
+_BLANKS = " \t\n\r"
 AGAIN = "Download the file again, or name another one with --data."
 Row = Mapping[str, Any]
 
@@ -27,7 +29,11 @@ class Table:
     """File, and member of a zip file."""
     sha256: str
     lines: Sequence[int] = ()
-    """Line of each row in a text file; empty where rows have no lines."""
+    """Line on which each row begins; empty where rows have no lines."""
+    array: bool = False
+    """Rows are elements of a JSON array: a line may hold several, or all."""
+    files: Sequence[str] = ()
+    """Name of the file that each row is, where every row is one."""
     kept: Sequence[int] | None = None
     """Rows that a selection keeps; all if ``None``."""
 
@@ -40,13 +46,18 @@ class Table:
         return self.rows[index if self.kept is None else self.kept[index]]
 
     def where(self, index: int) -> str:
-        """How messages name a row: its line, or its number from 1."""
+        """How messages name a row: its line, or its number from 1, or both."""
         index = index if self.kept is None else self.kept[index]
-        return f"{self.name}, line {self.lines[index]}" if self.lines else f"{self.name}, row {index + 1}"
+        if self.files:
+            return self.files[index]
+        if not self.lines:
+            return f"{self.name}, row {index + 1}"
+        line = f"line {self.lines[index]}"
+        return f"{self.name}, row {index + 1} ({line})" if self.array else f"{self.name}, {line}"
 
     def select(self, kept: Sequence[int]) -> Table:
         """The table of some of the rows."""
-        return Table(self.rows, self.name, self.sha256, self.lines, kept)
+        return dataclasses.replace(self, kept=kept)
 
 
 def read(place: Place) -> Table:
@@ -65,14 +76,19 @@ def read(place: Place) -> Table:
     if suffix == ".txt":
         for path in place.paths:
             rows.append({"text": _text(place, path), "title": PurePosixPath(place.member or path.name).stem})
-        return _checked(Table(rows, place.name, place.sha256))
-    for path in place.paths:
-        text = _text(place, path)
-        if suffix == ".jsonl":
-            _read_lines(text, place.name, rows, lines)
-        else:
-            _read_json(text, place.name, rows, lines)
-    return _checked(Table(rows, place.name, place.sha256, lines))
+        files = [place.name] if place.member else [path.name for path in place.paths]
+        return _checked(Table(rows, place.name, place.sha256, files=files))
+    array = False
+    try:
+        for path in place.paths:
+            text = _text(place, path)
+            if suffix == ".jsonl":
+                _read_lines(text, place.name, rows, lines)
+            else:
+                array |= _read_json(text, place.name, rows, lines)
+    except RecursionError as error:
+        raise PrerequisiteError(f"{place.name} is nested too deeply to be data.", AGAIN) from error
+    return _checked(Table(rows, place.name, place.sha256, lines, array))
 
 
 def _checked(table: Table) -> Table:
@@ -109,32 +125,66 @@ def _read_lines(text: str, name: str, rows: list[Row], lines: list[int]) -> None
             row = json.loads(line)
         except ValueError as error:
             raise PrerequisiteError(f"{name}, line {number} is not JSON: {error}.", AGAIN) from error
-        if not isinstance(row, dict):
-            raise PrerequisiteError(
-                f"{name}, line {number} is {describe(row)}, but must be an object with a field per column.", AGAIN
-            )
-        rows.append(row)
+        rows.append(_object(row, f"{name}, line {number}"))
         lines.append(number)
 
 
-def _read_json(text: str, name: str, rows: list[Row], lines: list[int]) -> None:
-    """A JSON array of rows, one object (a row of its own), or JSON lines under the name .json."""
-    if not text.strip():
-        return
+def _read_json(text: str, name: str, rows: list[Row], lines: list[int]) -> bool:
+    """A JSON array of rows, one object (a row of its own), or JSON lines under the name .json.
+
+    Returns:
+        Whether it is an array.
+    """
     try:
-        found = json.loads(text)
+        if text.lstrip(_BLANKS).startswith("["):
+            _read_array(text, name, rows, lines)
+            return True
+        if text.strip():
+            rows.append(_object(json.loads(text), f"{name}, row 1"))
+            lines.append(1)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # a second value behind the first: lines
+        if error.msg == "Extra data" and not rows:  # a second value behind the first: lines
             _read_lines(text, name, rows, lines)
-            return
+            return False
         raise PrerequisiteError(f"{name}, line {error.lineno} is not JSON: {error.msg}.", AGAIN) from error
-    except RecursionError as error:
-        raise PrerequisiteError(f"{name} is nested too deeply to be data.", AGAIN) from error
-    listed = found if isinstance(found, list) else [found]
-    for number, row in enumerate(listed, 1):
-        if not isinstance(row, dict):
-            raise PrerequisiteError(f"{name}, row {number} is {describe(row)}, but must be an object.", AGAIN)
-        rows.append(row)
+    return False
+
+
+def _read_array(text: str, name: str, rows: list[Row], lines: list[int]) -> None:
+    """The elements one by one, so that the line on which each begins is known.
+
+    Raises:
+        json.JSONDecodeError: it is no array.
+    """
+    decoder = json.JSONDecoder()
+    line, counted = 1, 0
+    place = _behind(text, text.index("[") + 1)
+    more = text[place : place + 1] != "]"
+    while more:
+        line, counted = line + text.count("\n", counted, place), place
+        row, place = decoder.raw_decode(text, place)
+        rows.append(_object(row, f"{name}, row {len(rows) + 1} (line {line})"))
+        lines.append(line)
+        place = _behind(text, place)
+        more = text[place : place + 1] == ","
+        place = _behind(text, place + 1) if more else place
+    if text[place : place + 1] != "]":
+        raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
+    if (rest := _behind(text, place + 1)) != len(text):
+        raise json.JSONDecodeError("Text behind the array", text, rest)
+
+
+def _behind(text: str, place: int) -> int:
+    """The first place from ``place`` on that is not blank."""
+    while place < len(text) and text[place] in _BLANKS:
+        place += 1
+    return place
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise PrerequisiteError(f"{where} is {describe(row)}, but must be an object with a field per column.", AGAIN)
+    return row
 
 
 def _parquet(place: Place) -> Sequence[Row]:
@@ -151,11 +201,14 @@ def _parquet(place: Place) -> Sequence[Row]:
         ) from error
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
+    heard = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is said once, by us
     try:
         return datasets.Dataset.from_parquet([str(path) for path in place.paths], cache_dir=str(cache))  # type: ignore[no-any-return]
     except Exception as error:
         raise PrerequisiteError(f"{place.name} cannot be read as parquet: {_cause(error)}", AGAIN) from error
     finally:
+        datasets.logging.set_verbosity(heard)
         if shown:
             datasets.enable_progress_bars()
 

@@ -19,7 +19,7 @@ from questbench.tasks import _metrics_rouge as rouge
 from questbench.tasks import _metrics_text as text
 from questbench.tasks._base import Sample, Tokenizer
 from questbench.tasks._data import DataTask, Fetch
-from questbench.tasks._data_schema import FULL_TEXT, NUMBER, TEXT, TEXTS, TEXTS_OR_NULL, Schema
+from questbench.tasks._data_schema import FULL_TEXT, NUMBER, TEXT, TEXT_OR_NULL, TEXTS, TEXTS_OR_NULL, Schema
 from questbench.tasks._truncate import middle
 
 Metric = Callable[[str, str, Sequence[str]], float]
@@ -231,18 +231,19 @@ class LongBench(DataTask):
 
     def schemas(self) -> tuple[Schema, ...]:
         """LongBench's own columns."""
-        return (Schema("LongBench v1", COLUMNS),)
+        return (Schema("LongBench v1", COLUMNS, {"dataset": TEXT_OR_NULL}),)
 
-    def keep(self, row: Mapping[str, Any]) -> bool:
+    def keep(self, row: Mapping[str, Any], where: str) -> bool:
         """Rows say which set they are of; rows of another one mean a wrong file."""
-        own = str(row.get("dataset", self.set)).removesuffix("_e")
+        own = (row.get("dataset") or self.set).removesuffix("_e")
         if own != self.set:
+            other = f"{self.name}:set={own}, or another file" if own in self.sets() else "another file"
             raise PrerequisiteError(
-                f"The data of {self.label} has rows of the set '{own}'.", f"Use {self.name}:set={own}, or another file."
+                f"{where}: 'dataset' is '{own}': the data of {self.label} has rows of another set.", f"Use {other}."
             )
         if self.facts.metric is text.classification and not row["all_classes"]:
             raise PrerequisiteError(
-                f"The data of {self.label} has a row whose 'all_classes' is empty: it cannot be scored.",
+                f"{where}: 'all_classes' is empty, so that a row of {self.label} cannot be scored.",
                 "Download the file again.",
             )
         return True

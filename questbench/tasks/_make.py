@@ -69,8 +69,10 @@ def _with_settings(kind: type[Task], name: str, settings: str) -> Task:
     names: list[str] = [item.name for item in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
     chosen: dict[str, Any] = {}
     for setting in settings.split(":"):
-        key, equals, text = setting.partition("=")
-        if key not in names or not equals:
+        key, _, text = setting.partition("=")
+        if key in names and not text:
+            raise UsageError(f"Parameter '{key}' of task '{name}' has no value.", f"Write --task {name}:{key}=VALUE.")
+        if key not in names:
             raise UsageError(
                 f"Task '{name}' has no parameter '{key}'.", f"Its parameters are: {', '.join(names) or 'none'}."
             )

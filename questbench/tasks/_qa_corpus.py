@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from questbench.errors import PrerequisiteError
-from questbench.tasks._data_schema import FULL_TEXT, LIST, OBJECT, TEXT, TEXTS, Kind, Schema, check, choose
+from questbench.tasks._data_schema import FULL_TEXT, LIST, OBJECT, TEXT, TEXTS, Kind, Schema, check, choose, held
 from questbench.tasks._data_table import Row, Table, describe
 
 QUESTIONS = Schema("questions", {"question": FULL_TEXT, "answers": TEXTS, "gold": LIST, "near": LIST, "docs": LIST})
@@ -21,8 +21,10 @@ QUESTIONS = Schema("questions", {"question": FULL_TEXT, "answers": TEXTS, "gold"
 """
 SQUAD = Schema("SQuAD 2.0 (dev-v2.0.json)", {"data": LIST})
 SQUAD_FLAT = Schema("SQuAD of the hub", {"title": TEXT, "context": FULL_TEXT, "question": TEXT, "answers": OBJECT})
-HOTPOT = Schema("HotpotQA (hotpot_dev_distractor_v1.json)", {"question": FULL_TEXT, "answer": TEXT, "context": LIST})
-HOTPOT_FLAT = Schema("HotpotQA of the hub", {"question": FULL_TEXT, "answer": TEXT, "context": OBJECT})
+HOTPOT = Schema(
+    "HotpotQA (hotpot_dev_distractor_v1.json)", {"question": FULL_TEXT, "answer": FULL_TEXT, "context": LIST}
+)
+HOTPOT_FLAT = Schema("HotpotQA of the hub", {"question": FULL_TEXT, "answer": FULL_TEXT, "context": OBJECT})
 
 
 def squad(table: Table, label: str) -> Table:
@@ -67,9 +69,7 @@ def hotpotqa(table: Table, label: str) -> Table:
     for index in range(len(table)):
         row = table[index]
         titled = _titled(row, table.where(index))
-        supporting = row.get("supporting_facts") or ()
-        titles = supporting.get("title", ()) if isinstance(supporting, Mapping) else [fact[0] for fact in supporting]
-        found.append((row, titled, frozenset(titles)))
+        found.append((row, titled, _supporting(row, table.where(index))))
     docs = sorted({text for _, titled, _ in found for _, text in titled})
     number = {text: index for index, text in enumerate(docs)}
     rows: list[Row] = [
@@ -117,8 +117,28 @@ def _squad_flat(table: Table) -> Iterator[tuple[str, str, str, list[str]]]:
     """The same of one row per question; no answer means that there is none."""
     for index in range(len(table)):
         row = table[index]
-        texts = list(_get(row["answers"], "text", LIST, f"{table.where(index)}: answers"))
-        yield row["title"], row["context"], row["question"], texts
+        where = f"{table.where(index)}: answers"
+        texts = _get(row["answers"], "text", LIST, where)
+        listed = [held(text, FULL_TEXT, f"{where}.text[{n}]") for n, text in enumerate(texts)]
+        yield row["title"], row["context"], row["question"], listed
+
+
+def _supporting(row: Row, where: str) -> frozenset[str]:
+    """Titles of the paragraphs that hold the answer; none where the file does not say."""
+    facts = row.get("supporting_facts")
+    if facts is None:
+        return frozenset()
+    if isinstance(facts, Mapping):
+        titles = _get(facts, "title", LIST, f"{where}: supporting_facts")
+        return frozenset(held(title, TEXT, f"{where}: supporting_facts.title[{n}]") for n, title in enumerate(titles))
+    pairs = held(facts, LIST, f"{where}: 'supporting_facts'")
+    for number, pair in enumerate(pairs):
+        if not (isinstance(pair, list | tuple) and pair and isinstance(pair[0], str)):
+            raise PrerequisiteError(
+                f"{where}: supporting_facts[{number}] is {describe(pair)}, but must be a title and a number.",
+                "Repair or replace the file.",
+            )
+    return frozenset(pair[0] for pair in pairs)
 
 
 def _titled(row: Row, where: str) -> list[tuple[str, str]]:
@@ -152,8 +172,4 @@ def _get(value: Any, key: str, kind: Kind, where: str) -> Any:
         raise PrerequisiteError(f"{where} is {describe(value)}, but must be an object.", "Repair or replace the file.")
     if key not in value:
         raise PrerequisiteError(f"{where} lacks '{key}'.", "Repair or replace the file.")
-    if not kind.holds(value[key]):
-        raise PrerequisiteError(
-            f"{where}: '{key}' is {describe(value[key])}, but must be {kind.words}.", "Repair or replace the file."
-        )
-    return value[key]
+    return held(value[key], kind, f"{where}: '{key}'")

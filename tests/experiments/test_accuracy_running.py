@@ -231,13 +231,22 @@ def test_resume_in_the_middle_of_batches(uneven):
 
 
 def test_cells_in_another_order_give_the_same_records(uneven):
-    settings = SHAPE | {"tasks": ["uneven", "turns"], "samples": 2, "seq_lens": [200, 120]}
-    records, *_ = helpers.run(**settings)
-    other, *_ = helpers.run(
-        **settings | {"methods": METHODS[::-1], "tasks": ["turns", "uneven"], "seq_lens": [120, 200]}
-    )
+    axes = {
+        "tasks": ["uneven", "turns"],
+        "seq_lens": [200, 120],
+        "methods": METHODS,
+        "budgets": [32, 48],
+        "page_sizes": [16, 8],
+    }
+    settings = SHAPE | {"samples": 2}
+    records, rows, _ = helpers.run(**settings | axes)
+    other, others, _ = helpers.run(**settings | {name: values[::-1] for name, values in axes.items()})
     key = lambda record: (record.cell(), record.metric)  # noqa: E731
     assert sorted(records, key=key) == sorted(other, key=key)
+    place = lambda row: (row["unit"], row["cell"])  # noqa: E731
+    assert sorted(map(helpers.plain, rows), key=place) == sorted(map(helpers.plain, others), key=place)
+    again, twice, _ = helpers.run(**settings | axes)
+    assert again == records and [*map(helpers.plain, twice)] == [*map(helpers.plain, rows)]
 
 
 TEMPLATE = (
@@ -317,11 +326,14 @@ def test_stop_tokens_are_all_that_the_model_and_its_tokenizer_name(monkeypatch):
 
 
 def test_truncation_keeps_both_ends_and_the_question():
-    prompt = Prompt(tuple(range(100)), (200, 201), ((1, 2), (50, 51), (97,)), (Steps((300,), ((98, 99), (44, 45))),))
+    needles = ((1, 2), (50, 51), (97,))
+    later = Steps((300,), (((98, 99),), ((44, 45),)))
+    prompt = Prompt(tuple(range(100)), (200, 201), (needles,), (later,))
     cut = shorten(prompt, 42)
     assert cut.length == 42 and cut.removed == 60 and cut.steps == prompt.steps
     assert cut.prefill == tuple(range(20)) + tuple(range(80, 100))
-    assert cut.needles == ((1, 2), (37,)) and cut.later[0] == Steps((300,), ((38, 39),))
+    assert cut.needles == (((1, 2), (37,)),)
+    assert cut.later[0] == Steps((300,), (((38, 39),), ())), "a needle that was cut away can be read by nobody"
     assert shorten(prompt, 102) == prompt
     with pytest.raises(CellError, match="does not fit"):
         shorten(prompt, 3)

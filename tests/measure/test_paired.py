@@ -139,6 +139,12 @@ def test_graded_comparison() -> None:
     same = paired.compare(dense, dense, binary=False)
     assert (same.delta, same.p_value, same.losses, same.gains) == (0.0, 1.0, 0, 0)
     assert same.min_detectable == pytest.approx(0.1)
+    # None of 60 differs: as far as z^2 further samples that lose everything.
+    assert same.ci_high == -same.ci_low == pytest.approx(3.841459 / 63.841459)
+    # One loses a half: the bootstrap's upper end would be 0, its lower one 2.5 points.
+    one = paired.compare([score - 0.5 * (at == 7) for at, score in enumerate(dense)], dense, binary=False)
+    half = 0.5 * 3.841459
+    assert (one.ci_low, one.ci_high) == pytest.approx(((-0.5 - half) / 63.841459, (-0.5 + half) / 63.841459))
     assert paired.compare([0.5], [0.5], binary=False).min_detectable is None
 
 

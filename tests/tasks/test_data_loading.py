@@ -143,11 +143,11 @@ BROKEN: dict[str, tuple[str, str]] = {
     "another schema": (lines([{"prompt": "a", "completion": "b"}]), "this has prompt, completion"),
     "text for a list": (lines(changed("answers", "copper")), "line 3: 'answers' is a text, but must be a list of one"),
     "no answers": (lines(changed("answers", [])), "line 3: 'answers' is an empty list"),
-    "numbers for texts": (lines(changed("answers", [1, 2])), "line 3: 'answers' is a list, but must be"),
+    "numbers for texts": (lines(changed("answers", [1, 2])), "line 3: 'answers' is a list whose item 0 is a number"),
     "null for a text": (lines(changed("input", None)), "line 3: 'input' is null, but must be a text"),
     "no context": (lines(changed("context", " \n")), "line 3: 'context' is an empty text"),
     "truth for a number": (lines(changed("length", True)), "line 3: 'length' is a truth value"),
-    "another set": (lines(longbench_rows("hotpotqa")), "has rows of the set 'hotpotqa'"),
+    "another set": (lines(longbench_rows("hotpotqa")), "x.jsonl, line 1: 'dataset' is 'hotpotqa'"),
 }
 
 
@@ -160,14 +160,15 @@ def test_broken_rows_are_named(text: str, message: str, tmp_path: Path) -> None:
 def test_rows_of_formats_without_lines_are_named_by_number(tmp_path: Path) -> None:
     for name in ("x.json", "x.parquet"):
         WRITERS[name](tmp_path / name, changed("answers", []))
-        assert f"{name}, row 3: 'answers' is an empty list" in refused(tmp_path / name).message
+        line = " (line 1)" if name == "x.json" else ""
+        assert f"{name}, row 3{line}: 'answers' is an empty list" in refused(tmp_path / name).message
 
 
 def test_broken_json_array(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('[{"input": "a"},\n {"input": b}]')
     assert "x.json, line 2 is not JSON" in refused(tmp_path / "x.json").message
     (tmp_path / "x.json").write_text('["a"]')
-    assert "x.json, row 1 is a text" in refused(tmp_path / "x.json").message
+    assert "x.json, row 1 (line 1) is a text" in refused(tmp_path / "x.json").message
 
 
 def test_wrong_encoding(tmp_path: Path) -> None:

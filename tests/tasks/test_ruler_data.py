@@ -269,7 +269,7 @@ def broken_squad(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
 
 
 BROKEN: dict[str, tuple[Any, str]] = {
-    "no data": ({"version": "v2.0"}, "row 1 lacks 'data'"),
+    "no data": ({"version": "v2.0"}, "line 1 lacks 'data'"),
     "empty": ({"data": []}, "no question with an answer"),
     "no context": (broken_squad(lambda p: p.pop("context")), "data[1].paragraphs[2] lacks 'context'"),
     "qas": (broken_squad(lambda p: p.update(qas="none")), "data[1].paragraphs[2]: 'qas' is a text"),

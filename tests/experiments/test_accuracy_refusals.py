@@ -1,0 +1,78 @@
+"""What cannot be used is refused before anything is run; what says nothing is marked."""
+
+from __future__ import annotations
+
+import accuracy_helpers as helpers
+import pytest
+
+from questbench.errors import UsageError
+from questbench.experiments import accuracy
+from questbench.models import hf
+from questbench.tasks._make import make_task
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """How many forwards were made, on the random model."""
+    helpers.use(helpers.random_model(), monkeypatch)
+    calls = []
+    original = hf.forward
+    monkeypatch.setattr(hf, "forward", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+    return calls
+
+
+def test_a_short_book_is_found_before_the_first_one_is_read(forwards, tmp_path):
+    for number, words in enumerate((600, 600, 40)):
+        (tmp_path / f"{number}.txt").write_text("The lake was quiet and the moon was bright. " * (words // 9))
+    settings = {"tasks": ["pg19"], "seq_lens": [300], "methods": ["dense"], "model": "random"}
+    with pytest.raises(UsageError, match=r"book 2 of .* has only") as caught:
+        helpers.run(**settings, data={"*": str(tmp_path)}, samples=3)
+    assert "or --samples 2" in str(caught.value.hint)
+    assert not forwards
+    helpers.run(**settings, data={"*": str(tmp_path)}, samples=2)
+    assert forwards
+
+
+def test_a_task_that_cannot_fill_the_length_is_found_before_the_others_are_run(forwards):
+    with pytest.raises(UsageError, match="kv cannot fill 200 tokens"):
+        helpers.run(tasks=["passkey", "kv"], seq_lens=[200], samples=1, methods=["dense"], model="random")
+    assert not forwards
+
+
+def test_what_is_finished_is_not_made_again(forwards, monkeypatch):
+    settings = {"tasks": ["passkey", "kv:records=4"], "seq_lens": [300], "samples": 1, "methods": ["dense"]}
+    _, rows, units = helpers.run(**settings, model="random")
+    made = []
+    original = accuracy.make_task
+
+    def watched(spec, *args, **kwargs):
+        task = original(spec, *args, **kwargs)
+        sample = task.sample
+        object.__setattr__(task, "sample", lambda *a, **k: made.append(spec) or sample(*a, **k))
+        return task
+
+    monkeypatch.setattr(accuracy, "make_task", watched)
+    helpers.run(finished={unit.key for unit in units[:1]}, stored=rows, **settings, model="random")
+    assert set(made) == {"kv:records=4"}
+
+
+def test_a_parameter_without_a_value_is_told_from_an_unknown_one():
+    for spec in ("kv:records", "kv:records="):
+        with pytest.raises(UsageError, match="'records' of task 'kv' has no value") as caught:
+            make_task(spec)
+        assert "kv:records=VALUE" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="no parameter 'size'"):
+        make_task("kv:size=3")
+
+
+def test_a_task_that_dense_cannot_do_says_so(monkeypatch):
+    """Otherwise a row of zeros reads "+0 to dense"."""
+    helpers.use(helpers.random_model(), monkeypatch)
+    settings = {"tasks": ["passkey"], "seq_lens": [256], "samples": 2, "budgets": [64], "model": "random"}
+    records, *_ = helpers.run(**settings, methods=["dense", "quest"])
+    scores = [record for record in records if record.metric == "score"]
+    assert [record.value for record in scores] == [0.0, 0.0]
+    assert all("the comparison says nothing" in " ".join(record.warnings) for record in scores)
+    monkeypatch.undo()
+    records, *_ = helpers.run(**settings | {"model": "constructed"}, methods=["dense"])
+    assert records[0].value == 1.0 and "says nothing" not in " ".join(records[0].warnings)
