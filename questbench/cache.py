@@ -116,6 +116,11 @@ class LayerCache:
         """Bytes of pages in use by this cache and the forks it shares them with."""
         return self.pool.bytes_in_use
 
+    @property
+    def reversible(self) -> bool:
+        """Whether nothing was dropped, so that :meth:`rewind` can take the newest entries back."""
+        return self.positions is None or self.held == self.seen
+
     def lag(self) -> Tensor | None:
         """``[B]``: position in the cache less that in the text, of the newest entry; ``None`` if nothing is gone."""
         if self._newest is not None and self.positions is not None:
@@ -189,10 +194,10 @@ class LayerCache:
         """Forget the newest entries of every row so that ``held`` remain; their pages stay owned.
 
         Raises:
-            ValueError: the cache evicts, so that its newest entries may have taken older ones' slots.
+            ValueError: entries were dropped, so that the newest ones may have taken older ones' slots.
         """
-        if self.positions is not None:
-            raise ValueError(f"{self.method.name} evicts: its cache cannot go back")
+        if not self.reversible:
+            raise ValueError(f"{self.method.name} has dropped entries: its cache cannot go back")
         for row in range(self.rows):
             self.seen[row] -= max(self.held[row] - held, 0)
             self.held[row] = min(self.held[row], held)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from questbench.errors import CellError, UsageError
+from questbench.errors import CellError, PrerequisiteError, UsageError
 from questbench.methods._base import CacheShape, Method
-from questbench.methods._make import make
+from questbench.methods._make import make as make_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,6 +75,11 @@ class Session:
         return self.loaded.model.config.get_text_config(decoder=True)
 
     @property
+    def captured(self) -> bool:
+        """Whether steps are captured and replayed."""
+        return self.config.loop == "graph" or (self.config.loop == "auto" and self.device.startswith("cuda"))
+
+    @property
     def head_dim(self) -> int:
         """Channels per head."""
         return int(getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads)
@@ -109,7 +114,7 @@ class Session:
 
     def cache_bytes(self, method: Method, cell: Cell) -> int:
         """Bytes of cache that one step reads in all layers and rows, at one token behind the prompt."""
-        shape, length, dense = self.shape(cell), cell.seq_len + 1, make("dense", 0)
+        shape, length, dense = self.shape(cell), cell.seq_len + 1, make_method("dense", 0)
         total = 0
         for index, window in enumerate(self.windows()):
             if window is not None:
@@ -119,9 +124,15 @@ class Session:
         return cell.batch * total
 
     def base(self, cell: Cell, methods: Mapping[str, Method], room: int) -> tuple[SparseCache, Tensor]:
-        """A dense cache of the prompts that every method can be forked from, and the first token ``[B]``."""
-        growing = 1 + sum(method.forget() is None for method in methods.values())
-        capacity = cell.seq_len + growing * (room + 2 * cell.page_size)
+        """A dense cache of the prompts that every method can be forked from, and the first token ``[B]``.
+
+        All forks of the run find room in its pages for their new entries, those of methods that drop in their dense
+        layers: captured steps know where the pages lie, so that they cannot grow.
+        """
+        from questbench.experiments._e2e_baselines import PATHS
+
+        forks = 1 + len(methods) + (PATHS if self.captured else 0)
+        capacity = cell.seq_len + forks * (room + 2 * cell.page_size)
         collect = frozenset(method.prefill_observes for method in methods.values()) - {"nothing"}
         if not self.config.prefills:
             return self._filled(cell, capacity, collect)
@@ -129,7 +140,7 @@ class Session:
 
         cache = hf.build_cache(
             self.loaded.model,
-            make("dense", 0),
+            make_method("dense", 0),
             dense_layers=0,
             page_size=cell.page_size,
             ops=self.ops,
@@ -182,13 +193,26 @@ class Session:
         from questbench.models.static_loop import StaticLoop
 
         cache = hf.fork(base, method, dense_layers=self.dense_layers, page_size=cell.page_size, observer=observer)
-        how = self.config.loop
-        if how == "auto":
-            how = "graph" if self.device.startswith("cuda") and observer is None else "eager"
-        if how == "graph":
-            loop: StaticLoop = GraphLoop(self.loaded.model, cache, steps=steps)
-        else:
-            loop = StaticLoop(self.loaded.model, cache, plan="model" if how == "model" else "auto")
+        loop: StaticLoop | None = None
+        # What is watched cannot be replayed: reads are counted step by step.
+        if self.captured and observer is None:
+            try:
+                loop = GraphLoop(self.loaded.model, cache, steps=steps)
+            except PrerequisiteError:
+                if self.config.loop == "graph":
+                    raise  # asked for by name; else the loop's ``reason`` says why it runs step by step
+        if loop is None:
+            loop = StaticLoop(self.loaded.model, cache, plan="model" if self.config.loop == "model" else "auto")
+        loop.tokens.copy_(first)
+        return loop
+
+    def baseline_loop(self, base: SparseCache, cell: Cell, first: Tensor, steps: int, make: Any) -> StaticLoop:
+        """A captured loop over a dense fork of ``base`` with another library's attention; see ``BaselineLoop``."""
+        from questbench.models import hf
+        from questbench.models.baseline_loop import BaselineLoop
+
+        cache = hf.fork(base, make_method("dense", 0), dense_layers=0, page_size=cell.page_size)
+        loop = BaselineLoop(self.loaded.model, cache, steps=steps, make=make)
         loop.tokens.copy_(first)
         return loop
 
@@ -202,7 +226,7 @@ class Session:
         model = self.loaded.model
         cache = hf.build_cache(
             model,
-            make("dense", 0),
+            make_method("dense", 0),
             dense_layers=0,
             page_size=cell.page_size,
             ops=self.ops,

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from questbench import attention
+from questbench.cache import LayerCache
 from questbench.errors import UsageError
 from questbench.kernels._ops import Ops
 from questbench.models import _plan, hf
@@ -130,19 +131,17 @@ class StaticLoop:
         return Mark(self.tokens.clone(), self.places.clone(), columns)
 
     def rewind(self, mark: Mark) -> bool:
-        """Go back to ``mark``: layers that drop nothing forget what they have seen since; rows must be equally long.
+        """Go back to ``mark``: layers that have dropped nothing forget what they have seen since; rows must be equally
+        long.
 
         Returns:
-            Whether all is as it was. What an evicting layer has dropped is gone: it stays as it is, which has the
-            same size and so the same speed.
+            Whether all is as it was. What a layer has dropped is gone: it stays as it is, which has the same size and
+            so the same speed. Attention mass that was summed since is kept.
         """
         whole = len(self.layers) == len(self.cache.layers)
         for layer, (columns, held) in zip(self.layers, mark.columns, strict=True):
             layer.columns = columns
-            if layer.store is None or layer.store.positions is not None:
-                whole = False
-            else:
-                layer.store.rewind(held)
+            whole &= layer.store is not None and go_back(layer.store, held)
         self.tokens.copy_(mark.tokens)
         self.places.copy_(mark.places)
         return whole
@@ -221,6 +220,14 @@ def _seen(cache: SparseCache, mask: Tensor | None) -> list[int]:
             return [] if layer.store is None else list(layer.store.seen)
     rows = 0 if not cache.layers[0].is_initialized else cache.layers[0].keys.shape[0]
     return [cache.get_seq_length()] * rows if mask is None else mask.sum(1).tolist()
+
+
+def go_back(store: LayerCache, held: int) -> bool:
+    """Whether a layer is again what it was when it held ``held`` entries."""
+    if not store.reversible:
+        return False
+    store.rewind(held)
+    return store.method.observes != "sum"
 
 
 def _cut(tokens: list[int], stop: Collection[int]) -> list[int]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STAGES = ("weights", "append", "score", "select", "attend", "evict", "rest")
+BASELINE = "flashinfer"
+"""Another library's dense attention in the same captured loop."""
 OPTIONAL = ("tokens\nread", "slope\n(ms)", "prefill peak\n(GiB)", "decode peak\n(GiB)", "bounds\n(GiB)", "p99", "p90")
 FIRST = "dense"
 
@@ -38,6 +40,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         "% of\nbandwidth",
         "x dense",
         "ideal x\nvs dense",
+        "x flash-\ninfer",
         "TTFT (s)",
         "KV\n(GiB)",
         "bounds\n(GiB)",
@@ -58,6 +61,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
             "bound is what weights and KV entries take at the read bandwidth measured in the same rounds; ideal is "
             "the ratio of bytes. Speed-ups are medians of paired ratios.",
             fmt.counts_line(frame),
+            *_paths(frame, keys),
             *_rivals(frame, keys),
         ],
         warnings=fmt.list_warnings(frame, keys),
@@ -88,16 +92,30 @@ def _share(table: Table, row: Any) -> str:
 
 
 def _speedup(table: Table, row: Any) -> list[str]:
-    """Speed-up over our own dense and its limit; a loss is shown like a gain, a fallback is no speed-up at all."""
+    """Speed-up over our own dense, its limit, and the speed-up over another library's dense; a loss is shown like a gain, a fallback is no speed-up at all."""
     if row["fallback"]:
-        return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE]
+        return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE, NONE]
     speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")
     if row["method"] == FIRST and not fmt.missing(row.get("tpot")):
         speedup = 1.0
     text = fmt.number(speedup)
     if not fmt.missing(speedup) and not fmt.missing(ideal) and speedup > ideal:
         text += f" {table.mark('mismeasured: faster than the ratio of bytes to dense allows')}"
-    return [text, fmt.number(ideal)]
+    return [text, fmt.number(ideal), fmt.number(row.get(f"speedup.{BASELINE}"))]
+
+
+def _paths(frame: pd.DataFrame, keys: list[str]) -> list[str]:
+    """Which of its paths the other library's attention took, and what the others take."""
+    lines = []
+    for _, row in frame[frame["method"] == BASELINE].iterrows():
+        if fmt.missing(row.get("tpot")):
+            continue
+        where = ", ".join(fmt.inputs(key, row[key]) for key in keys)
+        lines.append(
+            f"{BASELINE} is the same captured loop with its dense attention ({where}): {row['args'].get('path')}, the "
+            "fastest of its paths that work here"
+        )
+    return lines
 
 
 def _rivals(frame: pd.DataFrame, keys: list[str]) -> list[str]:
@@ -185,7 +203,7 @@ def crossing(points: list[tuple[float, float]]) -> str:
 
 
 def _sorted(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    rank = {method: number for number, method in enumerate(dict.fromkeys([FIRST, *frame["method"]]))}
+    rank = {method: number for number, method in enumerate(dict.fromkeys([FIRST, BASELINE, *frame["method"]]))}
     by = [key for key in keys if key in frame]
     ranked = frame.assign(_rank=frame["method"].map(rank))
     return ranked.sort_values([*by, "_rank"], kind="stable").reset_index(drop=True)

@@ -20,7 +20,6 @@ LENGTHS, NEW, PAGE = [40, 33, 17], 14, 8
 METHODS = {"dense": Dense(), **sparse_methods(16)}
 DEPLOYED = tuple(name for name, method in METHODS.items() if not method.yardstick)
 UNPLANNED = {"gpt_oss": "sinks", "smollm3": "differs"}
-HYBRID = ("gemma2", "gpt_oss", "mistral-sliding")
 
 
 def again(step):
@@ -83,7 +82,7 @@ def test_generate_steps_and_loops_agree_token_for_token(name, method):
         cache, logits = prefilled(model, METHODS[method], ids, mask)
         loop = StaticLoop(model, cache, mask=mask, plan=plan)
         assert loop.generate(logits.argmax(-1), NEW) == want.tolist()
-    if name not in HYBRID and method in DEPLOYED:
+    if method in DEPLOYED:
         cache, logits = prefilled(model, METHODS[method], ids, mask)
         loop = GraphLoop(model, cache, steps=NEW, record=again)
         assert loop.generate(logits.argmax(-1), NEW) == want.tolist()
@@ -229,7 +228,7 @@ def test_a_graph_has_room_for_its_steps_and_no_more():
 
 def test_what_cannot_be_captured_says_why():
     ids, mask = prompts([20])
-    for name, why in (("gemma2", "sliding"), ("gpt_oss", "sinks")):
+    for name, why in (("gpt_oss", "sinks"), ("smollm3", "differs")):
         cache, _ = prefilled(tiny(name), Dense(), ids, mask)
         with pytest.raises(PrerequisiteError, match=why):
             GraphLoop(tiny(name), cache, steps=2, record=again)
