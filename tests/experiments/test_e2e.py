@@ -7,7 +7,7 @@ import torch
 
 from questbench.errors import UsageError
 from questbench.experiments import _e2e_session, e2e
-from questbench.experiments._e2e_memory import need
+from questbench.experiments._e2e_memory import LIBRARY_BYTES, need
 from questbench.experiments.e2e import E2EConfig
 from questbench.methods._base import CacheShape
 from questbench.methods._make import make
@@ -174,8 +174,13 @@ def test_the_rule_of_memory():
     found = need(shape, methods, part=0, **rule)
     entry = shape.entry_bytes * 2 * 3
     assert found.shared == entry * 1024 * 17 // 16
-    assert found.own["dense"] == entry * 48 * 17 // 16
-    assert found.own["h2o"] == entry * 80 * 17 // 16 + 3 * 2 * 1000 * shape.entry_bytes
+    new = 32 + 2 * 16
+    assert found.own["dense"] == entry * new * 17 // 16
+    assert found.own["h2o"] == entry * (new + 64 + 16) * 17 // 16 + 3 * 2 * 1000 * shape.entry_bytes
+    slid = 2 * (100 + 1024) * shape.entry_bytes
+    more = need(shape, methods, part=0, windows=[100, 4096], baselines=3, **rule)
+    assert more.own["dense"] == found.own["dense"] + slid
+    assert more.own["baselines"] == 3 * more.own["dense"] + LIBRARY_BYTES
     assert found.working == 0 < need(shape, methods, part=512, **rule).working
 
 

@@ -7,7 +7,8 @@ import torch
 from core_helpers import Counter, sparse_methods
 from tiny import CONFIGS, prompts, tiny
 
-from questbench.errors import PrerequisiteError, UsageError
+from questbench.errors import CellError, PrerequisiteError, UsageError
+from questbench.methods._window import Window
 from questbench.methods.dense import Dense
 from questbench.methods.h2o import H2O
 from questbench.methods.quest import Quest
@@ -208,6 +209,75 @@ def test_going_back_gives_the_same_tokens():
     loop.step()
     assert not loop.rewind(mark)
     assert loop.layers[0].store.held == [40] and loop.layers[1].store.held == [15]
+
+
+@pytest.mark.parametrize("kind", [StaticLoop, GraphLoop])
+@pytest.mark.parametrize("method", ["h2o", "tova", "streaming_llm"])
+def test_what_has_dropped_nothing_goes_back_too(method, kind):
+    """Timed again and again, a text below the budget must not grow up to it."""
+    model, (ids, _) = tiny("llama"), prompts([40])
+    policy = sparse_methods(100)[method]
+    cache, logits = prefilled(model, policy, ids, torch.ones_like(ids))
+    options = {"steps": FIRST + 4, "record": again} if kind is GraphLoop else {}
+    loop = kind(model, cache, **options)
+    loop.tokens.copy_(logits.argmax(-1))
+    for _ in range(FIRST):
+        loop.step()
+    mark, made = loop.mark(), []
+    for _ in range(20):
+        made.append([loop.step().tolist() for _ in range(4)])
+        assert loop.rewind(mark) == (method != "h2o")  # sums of mass are not taken back
+        assert [layer.store.held for layer in loop.layers] == [[40 + FIRST]] * 4
+    assert all(tokens == made[0] for tokens in made)
+    if kind is GraphLoop:
+        for _ in range(4):
+            loop.step()
+        with pytest.raises(UsageError, match="7 steps"):
+            loop.step()
+
+
+def test_pages_of_a_captured_step_stay_where_they_are():
+    model, (ids, mask) = tiny("llama"), prompts([40])
+    cache, _ = prefilled(model, Dense(), ids, mask)
+    loop = GraphLoop(model, cache, steps=FIRST + 4, record=again)
+    for _ in range(FIRST + 1):
+        loop.step()
+    with pytest.raises(CellError, match="cannot move"):
+        loop.layers[0].store.pool.allocate(10_000)
+
+
+@pytest.mark.parametrize("page_size", [4, 8, 32])
+@pytest.mark.parametrize("name", ["gemma2", "mistral-sliding"])
+@pytest.mark.parametrize("lengths", [[40, 33, 17], [3, 1], [5, 30]], ids=str)
+def test_sliding_windows_are_captured(name, lengths, page_size):
+    model, (ids, mask), steps = tiny(name), prompts(lengths), 30
+    cache, logits = prefilled(model, Dense(), ids, mask, page_size=page_size)
+    want = StaticLoop(model, cache, mask=mask, plan="model").generate(logits.argmax(-1), steps)
+    cache, logits = prefilled(model, Dense(), ids, mask, page_size=page_size)
+    loop = GraphLoop(model, cache, steps=steps, record=again, mask=mask)
+    assert loop.generate(logits.argmax(-1), steps) == want
+    windows = [layer.store for layer in cache.layers if isinstance(layer.method, Window)]
+    assert len(windows) == (2 if name == "gemma2" else 4)
+    for store in windows:
+        assert store.held == [7] * len(lengths) and store.seen == [length + steps - 1 for length in lengths]
+        for row, seen in enumerate(store.seen):
+            assert sorted(store.positions[row, 0, :7].tolist()) == list(range(seen - 7, seen))
+
+
+def test_short_windows_go_back():
+    model, (ids, _) = tiny("gemma2"), prompts([2])
+    cache, logits = prefilled(model, Dense(), ids, torch.ones_like(ids))
+    loop = GraphLoop(model, cache, steps=10, record=again)
+    loop.tokens.copy_(logits.argmax(-1))
+    for _ in range(FIRST + 1):
+        loop.step()
+    mark = loop.mark()
+    made = [loop.step().tolist()]
+    for _ in range(10):
+        loop.rewind(mark)
+        made.append(loop.step().tolist())
+    assert all(tokens == made[0] for tokens in made)
+    assert {tuple(window.held) for window in loop._windows} == {(7,)}
 
 
 def test_a_graph_has_room_for_its_steps_and_no_more():
