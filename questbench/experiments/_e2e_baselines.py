@@ -1,4 +1,4 @@
-"""Dense attention of other libraries inside the captured loop: which of a library's paths is the fastest, and is it right.
+"""Dense attention of other libraries inside the captured loop: which of a library's paths is right, and the fastest.
 
 Every path gets a loop of its own over a fork of the same prompts, makes the same whole steps and is timed with the
 others in interleaved rounds; the fastest stays for the cell's own rounds.

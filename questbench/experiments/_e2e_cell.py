@@ -53,6 +53,8 @@ class Found:
     slopes: dict[str, list[float]] = field(default_factory=dict)
     stages: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     rivals: dict[str, timer.Samples] = field(default_factory=dict)
+    no_rivals: dict[str, str] = field(default_factory=dict)
+    """Caches of transformers that do not work with this model, with the reason."""
     baselines: dict[str, Baseline] = field(default_factory=dict)
     """Dense attention of other libraries in the same loop, timed in the same rounds."""
     loops: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -274,7 +276,11 @@ def _stages(session: Session, base: Any, cell: Cell, method: Method, first: Tens
 
 def _time_rival(config: E2EConfig, cell: Cell, session: Session, kind: str, room: int, found: Found) -> None:
     """A cache of transformers, alone in memory; reads of memory run in its rounds too."""
-    arm = TransformersArm(session.loaded.model, kind, session.noise(cell), cell.seq_len, room)
+    try:
+        arm = TransformersArm(session.loaded.model, kind, session.noise(cell), cell.seq_len, room)
+    except CellError as error:
+        found.no_rivals[kind] = error.message
+        return
     probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
     timed = timer.interleave(
         {kind: arm, "read": probe},

@@ -80,8 +80,8 @@ def free_bytes(device: str) -> int:
 class Need:
     """The memory that a cell will allocate beside the weights; the rule that caches are allocated by ahead.
 
-    The prompts of all rows are stored once, in pages that the methods share, with bounds; every method owns the pages of
-    its new entries (one that drops has dense layers too) and one that drops ``entries + 1`` entries per row besides.
+    The prompts of all rows are stored once, in pages that the methods share, with bounds; every method owns the pages
+    of its new entries (one that drops has dense layers too) and one that drops ``entries + 1`` entries per row besides.
     While a prompt runs, activations of one part of it are alive.
     """
 

@@ -183,7 +183,7 @@ class Records:
         return records
 
     def _speedup(self, name: str, fallback: bool, ideal: float | None, baseline: str = "dense") -> ResultRecord:
-        """Over our own dense, whose bytes allow no more than ``ideal``; or over a baseline, which that does not bind."""
+        """Over our own dense, whose bytes allow no more than ``ideal``; or over a baseline, which they do not bind."""
         ratios = stats.paired_ratios(self.found.timed[baseline].seconds, self.found.timed[name].seconds)
         warnings = []
         if ideal is not None and ratios.median > ideal:
@@ -250,11 +250,15 @@ class Records:
 
     def _of_rival(self, kind: str) -> list[ResultRecord]:
         """transformers' own cache: its time, and our dense against it. The two were not timed in the same rounds."""
+        name = f"transformers_{kind}"
+        if reason := self.found.no_rivals.get(kind):
+            about: dict[str, Any] = {"status": "skipped", "reason": reason, "stage": "total", "backend": "torch"}
+            return [self._record(name, "tpot", "s", None, **about)]
         timed, reads = self.found.rivals[kind], self.found.rivals[f"{kind} read"]
-        name, seconds = f"transformers_{kind}", timed.seconds
+        seconds = timed.seconds
         value = stats.median(seconds)
         bandwidth = self.found.probe_bytes / stats.median(reads.seconds)
-        about = {**stats.summary(seconds), "bandwidth": bandwidth, "paired": False}
+        about = {**stats.summary(seconds), "bandwidth": bandwidth, "paired": False}  # in rounds of its own
         warnings = stats.warnings(seconds, stopped=timed.stopped)
         records = [
             self._record(

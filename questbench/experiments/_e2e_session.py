@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from questbench.errors import CellError, PrerequisiteError, UsageError
+from questbench.errors import CellError, PrerequisiteError
 from questbench.methods._base import CacheShape, Method
 from questbench.methods._make import make as make_method
 
@@ -42,6 +42,7 @@ class Session:
             UsageError, PrerequisiteError: it cannot be used for this run.
         """
         from questbench.experiments._setup import load_ops, thread_count, torch_dtype
+        from questbench.experiments.e2e import check_dense_layers
         from questbench.models import quantise, static_loop
         from questbench.models.loading import resolve
 
@@ -61,12 +62,7 @@ class Session:
             _move_to_huge_pages(loaded.model)
         static_loop.forget(loaded.model)
         layers = loaded.model.config.get_text_config(decoder=True).num_hidden_layers
-        dense_layers = loaded.dense_layers if config.dense_layers is None else config.dense_layers
-        if dense_layers >= layers:
-            raise UsageError(
-                f"--dense-layers {dense_layers} leaves no sparse layer: {config.model} has {layers} layers.",
-                f"Use --dense-layers {layers - 1} or fewer.",
-            )
+        dense_layers = check_dense_layers(config, loaded.dense_layers, layers)
         return cls(config, loaded, ops, dense_layers, weights, cell.device)
 
     @property

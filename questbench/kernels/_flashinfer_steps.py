@@ -1,10 +1,10 @@
 """FlashInfer's dense attention for decode steps that a CUDA graph repeats: what happens outside the graph, and when.
 
-    cuda-core, tensor-core   plan() puts page ids, pages per row and their split over the grid into buffers on the device,
-                             where replays find them. What a graph holds itself (kernel, grid, offsets, whether to split)
-                             follows from batch and heads alone. So a step that stays within the pages of the last plan
-                             needs nothing but the entries in the last page, which it takes from the lengths on the
-                             device; before a step in which some row opens a page, all rows are planned anew.
+    cuda-core, tensor-core   plan() puts page ids, pages per row and their split over the grid into buffers on the
+                             device, where replays find them. What a graph holds itself (kernel, grid, offsets, whether
+                             to split) follows from batch and heads alone. So a step that stays within the pages of the
+                             last plan needs nothing but the entries in the last page, which it takes from the lengths
+                             on the device; before a step in which some row opens a page, all rows are planned anew.
     xqa, trtllm-gen          read page table and lengths on the device: nothing happens outside.
 
 Read in the sources of flashinfer-python 0.6.6 and 0.7.2 (decode.py, attention/scheduler.cuh).

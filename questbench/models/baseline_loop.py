@@ -1,4 +1,4 @@
-"""The captured decode loop with the dense attention of another library: the baseline that sparse loops are held against.
+"""The captured decode loop with the dense attention of another library: the baseline of sparse loops.
 
 Everything but attention is the step of :class:`GraphLoop`: matrices, norms, rotation, append, sampling, cache. So the
 difference between the two is attention alone.

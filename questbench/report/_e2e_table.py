@@ -92,7 +92,10 @@ def _share(table: Table, row: Any) -> str:
 
 
 def _speedup(table: Table, row: Any) -> list[str]:
-    """Speed-up over our own dense, its limit, and the speed-up over another library's dense; a loss is shown like a gain, a fallback is no speed-up at all."""
+    """Speed-ups over our own dense, with its limit, and over another library's.
+
+    A loss is shown like a gain, a fallback is no speed-up at all.
+    """
     if row["fallback"]:
         return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE, NONE]
     speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from questbench.errors import UsageError
 from questbench.experiments import _e2e_session, e2e
+from questbench.experiments._e2e_arms import Noise, TransformersArm
 from questbench.experiments._e2e_memory import LIBRARY_BYTES, need
 from questbench.experiments.e2e import E2EConfig
 from questbench.methods._base import CacheShape
 from questbench.methods._make import make
+from questbench.models.shapes import SHAPES, Shape
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
+from tiny import BASE, CONFIGS
 
 SMALL = {
     "model": "shape:smollm2-135m",
@@ -130,6 +139,35 @@ def test_transformers_own_caches_stand_beside_ours(filled):
         (record,) = [r for r in filled if r.metric == "tpot" and r.method == f"transformers_{kind}"]
         assert record.value > 0 and record.stats["paired"] is False
         assert value(filled, "dense", "speedup", baseline=f"transformers_{kind}") > 0
+
+
+def test_a_cache_of_transformers_that_a_model_does_not_take_is_skipped(monkeypatch):
+    """Gemma 2 has no SDPA attention in transformers; its windows count in bytes and sizes all the same."""
+    monkeypatch.setitem(SHAPES, "tiny", Shape("gemma2", 3, 128, 256, 4, 2, 64, 512, 1e4, 8192))
+    options = {"model": "shape:tiny", "layers": None, "dense_layers": 1, "seq_lens": [4200], "stages": False}
+    records = records_of(methods=["quest"], cache_fill="random", rivals=["static"], **options)
+    (record,) = [r for r in records if r.method == "transformers_static"]
+    assert (record.status, record.value) == ("skipped", None) and "SDPA" in record.reason
+    entry = 2 * 2 * 64 * 4
+    assert value(records, "dense", "kv_bytes") == entry * (263 * 16 + 2 * 4095)
+    weights = next(r.stats["weights"] for r in records if r.metric == "bytes")
+    assert value(records, "dense", "bytes") - weights == entry * (4201 + 2 * 4096)
+
+
+@pytest.mark.parametrize("length", [5, 30])
+def test_windows_of_transformers_keep_their_size(length):
+    kind, extra = CONFIGS["mistral-sliding"]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(BASE | extra))).eval()
+    heads, dim, tokens = model.config.num_key_value_heads, model.config.head_dim, {}
+    for cache in ("static", "dynamic"):
+        arm = TransformersArm(model, cache, Noise(2, heads, dim, torch.float32, "cpu", 0), length, room=10)
+        for _ in range(4):
+            arm.setup()
+            sizes = {(layer.keys.shape[2], int(layer.cumulative_length)) for layer in arm.cache.layers}
+            assert sizes == {(8 if cache == "static" else min(7, length - 1), length - 1)}
+            arm.step(0)
+            tokens.setdefault(cache, []).append(arm.ids.flatten().tolist())
+    assert tokens["static"] == tokens["dynamic"]
 
 
 def test_a_budget_beyond_the_text_is_no_speed_up():

@@ -1,4 +1,4 @@
-"""The end-to-end experiment over captured loops, with replay replaced by running the step, and a FlashInfer of torch."""
+"""The end-to-end experiment over captured loops; replay runs the step, and FlashInfer is one of torch."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def records_of(**changes: object) -> list:
 
 
 def total(records: list, method: str):
-    (found,) = [
-        r for r in records if r.method == method and r.metric == "tpot" and r.params.get("stage") == "total"
-    ]
+    (found,) = [r for r in records if r.method == method and r.metric == "tpot" and r.params.get("stage") == "total"]
     return found
 
 
