@@ -50,13 +50,6 @@ class PagePool:
         """Pages that some cache holds."""
         return len(self._references) - len(self._free)
 
-    @property
-    def bytes_in_use(self) -> int:
-        """Bytes of the pages that some cache holds, bounds included."""
-        _, kv_heads, page_size, head_dim = self.k.shape
-        vectors = 2 * page_size + (0 if self.bounds is None else 2)
-        return self.in_use * kv_heads * vectors * head_dim * self.k.element_size()
-
     def allocate(self, count: int) -> list[int]:
         """``count`` pages with one reference each, in ascending order where the pool is fresh.
 

@@ -69,8 +69,10 @@ class Records:
         records.append(self._record(name, "bound", "s", bound, fidelity="modelled", stats={"bandwidth": self.peak}))
         records.append(self._bandwidth_fraction(name, must_read))
         records += self._sizes(name, must_read)
+        first = self.chosen[name].warmup_steps  # the timed steps come after them
         for metric in ("visible", "read", "resident"):
-            records.append(self._record(name, f"tokens_{metric}", "tokens", found.counted[name].mean(metric)))
+            count = found.counted[name].mean(metric, first=first)
+            records.append(self._record(name, f"tokens_{metric}", "tokens", count))
         return records
 
     def _timed_baselines(self) -> list[str]:

@@ -7,7 +7,9 @@ whose tensors transformers replaces in every step, move into pages of ours for i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +21,8 @@ from questbench.errors import PrerequisiteError, UsageError
 from questbench.methods._window import Window
 from questbench.models._static_layer import StaticLayer
 from questbench.models.hf_cache import MethodLayer, SparseCache
-from questbench.models.static_loop import Mark, StaticLoop, go_back
+from questbench.models.rotary import changes_with_length
+from questbench.models.static_loop import Mark, StaticLoop
 
 FIRST = 3
 """Steps before the capture: kernels are built and libraries make their workspaces in them."""
@@ -30,12 +33,35 @@ Record = Callable[[Callable[[], None]], Callable[[], None]]
 """Turns a step into something that repeats it."""
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """Work on the stream that captures run on, between what was queued before and what is queued after.
+
+    What a backend keeps per stream (scratch that is zeroed once) then exists when a capture begins. Scratch made inside
+    of one would be zeroed by every replay, op by op.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cuda: Any = torch.cuda
+    side, current = _side_stream(device), cuda.current_stream(device)
+    side.wait_stream(current)
+    with cuda.stream(side):
+        yield
+    current.wait_stream(side)
+
+
 def capture(step: Callable[[], None]) -> Callable[[], None]:
-    """Record a step as a CUDA graph; calling the result replays it."""
+    """Record a step as a CUDA graph of the current device; calling the result replays it."""
     cuda: Any = torch.cuda
     graph = cuda.CUDAGraph()
     cuda.synchronize()
-    with cuda.graph(graph):
+    with cuda.graph(graph, stream=_side_stream(torch.device("cuda", cuda.current_device()))):
         step()
     replay: Callable[[], None] = graph.replay
     return replay
@@ -61,7 +87,6 @@ class GraphLoop(StaticLoop):
         if why := self._unfit():
             raise PrerequisiteError(f"This decode step cannot be captured: {why}.", "Use --loop eager.")
         self._steps = steps
-        self._windows: list[StaticLayer] = []
         self._limits = [self._limit(layer) for layer in self.layers]
         self._record = record or capture
         # A method that reads everything in its first steps reads another number of entries there than later.
@@ -76,6 +101,11 @@ class GraphLoop(StaticLoop):
     def _unfit(self) -> str | None:
         if self.plan is None:
             return self.reason or "the model runs through its own forward"
+        ops = self.cache.settings.ops
+        if ops.baseline or ops.device == "any":
+            return f"backend '{ops.name}' asks the host within a step"
+        if changes_with_length(self.model):
+            return "its rotary frequencies change with the length, which the host decides in every step"
         if self.cache.settings.observer is not None:
             return "an observer watches it; count reads in a StaticLoop"
         return None
@@ -102,7 +132,8 @@ class GraphLoop(StaticLoop):
                 )
         if self._first > 0:
             self._first -= 1
-            return super().step()
+            with beside(self.tokens.device):
+                return super().step()
         if self._replay is None:
             self._freeze()
         assert self._replay is not None
@@ -113,10 +144,7 @@ class GraphLoop(StaticLoop):
 
     def rewind(self, mark: Mark) -> bool:
         """See :meth:`StaticLoop.rewind`."""
-        back = int((self.places - mark.places).max())
         whole = super().rewind(mark)
-        for window in self._windows:
-            go_back(window, max(window.held) - back)
         self._prepare()
         return whole
 
@@ -127,7 +155,7 @@ class GraphLoop(StaticLoop):
         for index, layer in enumerate(self.cache.layers):
             if not isinstance(layer, MethodLayer):
                 self.cache.layers[index] = self._paged(index, layer)
-        self._mask = None  # it told which columns of a sliding window are padding: none of those was moved
+        self._mask = None  # it told which columns of a window are padding: none of those was moved
         stores: list[Any] = [layer.store for layer in self.cache.layers]
         self._before_recording()
         seen = [store.seen for store in stores]
@@ -160,7 +188,6 @@ class GraphLoop(StaticLoop):
         store.append(layer.keys, layer.values, held)
         paged = MethodLayer(index, window, settings)
         paged.store, paged.columns, paged.is_initialized = StaticLayer.take(store, window.budget), max(seen), True
-        self._windows.append(paged.store)
         return paged
 
     def _before_recording(self) -> None:
