@@ -333,3 +333,56 @@ def test_frequencies_that_change_and_backends_that_ask_the_host_cannot_be_captur
     cache, _ = prefilled(tiny("llama"), Dense(), ids, mask, ops="reference")
     with pytest.raises(PrerequisiteError, match="'reference' asks the host"):
         GraphLoop(tiny("llama"), cache, steps=2, record=again)
+
+
+def test_a_graph_has_room_for_its_steps_and_no_more():
+    model, (ids, mask) = tiny("llama"), prompts([20])
+    cache, _ = prefilled(model, Dense(), ids, mask)
+    loop = GraphLoop(model, cache, steps=6, record=again)
+    for _ in range(6):
+        loop.step()
+    with pytest.raises(UsageError, match="6 steps"):
+        loop.step()
+    with pytest.raises(UsageError, match="chooses its own tokens"):
+        loop.feed([1])
+    cache, _ = prefilled(model, H2O(16), ids, mask, dense_layers=0)
+    loop = GraphLoop(model, cache, steps=2, record=again)
+    for _ in range(20):
+        loop.step()  # what drops as much as it takes needs no room
+
+
+def test_what_cannot_be_captured_says_why():
+    ids, mask = prompts([20])
+    for name, why in (("gpt_oss", "sinks"), ("smollm3", "differs")):
+        cache, _ = prefilled(tiny(name), Dense(), ids, mask)
+        with pytest.raises(PrerequisiteError, match=why):
+            GraphLoop(tiny(name), cache, steps=2, record=again)
+    cache, _ = prefilled(tiny("llama"), Dense(), ids, mask, observer=Counter())
+    with pytest.raises(PrerequisiteError, match="observer"):
+        GraphLoop(tiny("llama"), cache, steps=2, record=again)
+    layer = prefilled(tiny("llama"), H2O(16, score_from="decode"), ids, mask)[0].layers[1].store
+    with pytest.raises(UsageError, match="drop first"):
+        StaticLayer.take(layer, 4)
+
+
+def test_a_plan_that_computes_something_else_is_found_out(monkeypatch):
+    model, (ids, mask) = tiny("qwen3"), prompts([20])
+    plain = _plan._norm
+
+    def skewed(module):
+        norm = plain(module)
+        return lambda x: norm(x) * 1.001
+
+    monkeypatch.setattr(_plan, "_norm", skewed)
+    static_loop.forget(model)
+    try:
+        cache, _ = prefilled(model, Quest(16), ids, mask)
+        loop = StaticLoop(model, cache)
+        assert loop.path == "model" and "differs from its forward" in (loop.reason or "")
+    finally:
+        static_loop.forget(model)
+
+
+def test_an_empty_cache_is_refused():
+    with pytest.raises(UsageError, match="holds a prompt"):
+        StaticLoop(tiny("llama"), build(tiny("llama"), Dense()))
