@@ -104,6 +104,13 @@ class Records:
             )
         if loop["reason"]:
             warnings.append(f"The step ran through the model's own forward: {loop['reason']}.")
+        if self.session.uncaptured is not None:
+            warnings.append(f"Steps ran one by one. {self.session.uncaptured}")
+        if self.session.experts > 1:
+            warnings.append(
+                f"Bytes count the weights of all {self.session.experts} experts, of which a step reads a few: "
+                "bound and share of bandwidth are too high, ideal is too low."
+            )
         about = {
             "dense_fallback": fallback,
             **({"same_tokens": found.same_tokens[name]} if name in found.same_tokens else {}),

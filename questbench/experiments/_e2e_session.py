@@ -33,6 +33,8 @@ class Session:
     weights: dict[str, Any]
     """What was quantised, for the record."""
     device: str
+    uncaptured: str | None = None
+    """Why steps run one by one although they should be captured."""
 
     @classmethod
     def open(cls, config: E2EConfig, cell: Cell) -> Session:
@@ -79,6 +81,12 @@ class Session:
     def head_dim(self) -> int:
         """Channels per head."""
         return int(getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads)
+
+    @property
+    def experts(self) -> int:
+        """Experts per layer, of which a token reads a few; 0 for dense models."""
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        return next((int(number) for name in names if (number := getattr(self.text, name, None))), 0)
 
     def shape(self, cell: Cell) -> CacheShape:
         """Of one layer's cache."""
@@ -194,9 +202,10 @@ class Session:
         if self.captured and observer is None:
             try:
                 loop = GraphLoop(self.loaded.model, cache, steps=steps)
-            except PrerequisiteError:
+            except PrerequisiteError as error:
                 if self.config.loop == "graph":
-                    raise  # asked for by name; else the loop's ``reason`` says why it runs step by step
+                    raise
+                self.uncaptured = error.message
         if loop is None:
             loop = StaticLoop(self.loaded.model, cache, plan="model" if self.config.loop == "model" else "auto")
         loop.tokens.copy_(first)

@@ -19,7 +19,7 @@ from questbench.methods._make import make
 from questbench.models.shapes import SHAPES, Shape
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
-from tiny import BASE, CONFIGS
+from tiny import BASE, CONFIGS, tiny
 
 SMALL = {
     "model": "shape:smollm2-135m",
@@ -152,6 +152,25 @@ def test_a_cache_of_transformers_that_a_model_does_not_take_is_skipped(monkeypat
     assert value(records, "dense", "kv_bytes") == entry * (263 * 16 + 2 * 4095)
     weights = next(r.stats["weights"] for r in records if r.metric == "bytes")
     assert value(records, "dense", "bytes") - weights == entry * (4201 + 2 * 4096)
+
+
+def test_a_model_of_experts_without_a_plan(tmp_path):
+    """Its own forward runs, its bytes cannot be known, and both are said."""
+    tiny("gpt_oss").save_pretrained(tmp_path / "model")
+    options = {"model": str(tmp_path / "model"), "layers": None, "dense_layers": 1, "stages": False}
+    records = records_of(methods=["quest"], **options)
+    for record in records:
+        if record.metric == "tpot":
+            assert record.stats["path"] == "model" and record.stats["loop"] == "eager"
+            assert any("attention sinks" in text for text in record.warnings)
+            assert any("all 2 experts" in text for text in record.warnings)
+    assert value(records, "quest", "tokens_read") == pytest.approx(3 * 16 + 2.5)
+    assert {r.method for r in records if r.metric == "ttft"} == {"dense", "quest"}
+
+
+def test_the_step_that_judges_everything_counts_for_no_later_one():
+    records = records_of(methods=["h2o"], method_args={"score_from": "decode"}, cache_fill="random", stages=False)
+    assert value(records, "h2o", "tokens_read") == value(records, "h2o", "tokens_resident") == 64
 
 
 @pytest.mark.parametrize("length", [5, 30])

@@ -121,4 +121,5 @@ def test_a_model_that_cannot_be_captured_runs_step_by_step(device: Device, monke
     monkeypatch.setattr(Session, "captured", True)
     records = records_of(methods=["quest"], loop="auto")
     assert total(records, "quest").stats["loop"] == "eager" and total(records, "quest").status == "ok"
+    assert any("Steps ran one by one" in text and "experts" in text for text in total(records, "quest").warnings)
     assert "experts" in total(records, "flashinfer").reason
