@@ -108,7 +108,7 @@ def _speedup(table: Table, row: Any) -> list[str]:
 
 
 def _paths(frame: pd.DataFrame, keys: list[str]) -> list[str]:
-    """Which of its paths the other library's attention took, and what the others take."""
+    """Which of its paths the other library's attention took, block by block."""
     lines = []
     for _, row in frame[frame["method"] == BASELINE].iterrows():
         if fmt.missing(row.get("tpot")):
