@@ -199,6 +199,8 @@ class TransformersArm:
                 length.fill_(self.length) if isinstance(length, Tensor) else setattr(
                     layer, "cumulative_length", self.length
                 )
+            if hasattr(layer, "cumulative_length_int"):  # the same number, kept twice
+                layer.cumulative_length_int = self.length
             if self.kind == "dynamic":
                 layer.keys, layer.values = layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
 

@@ -176,6 +176,7 @@ def test_the_step_that_judges_everything_counts_for_no_later_one():
 @pytest.mark.parametrize("length", [5, 30])
 def test_windows_of_transformers_keep_their_size(length):
     kind, extra = CONFIGS["mistral-sliding"]
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(BASE | extra))).eval()
     heads, dim, tokens = model.config.num_key_value_heads, model.config.head_dim, {}
     for cache in ("static", "dynamic"):
