@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from questbench.cache import LayerCache
 from questbench.errors import CellError
@@ -180,6 +181,12 @@ def _plain(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tenso
         return F.scaled_dot_product_attention(
             queries[None], keys[None], values[None], is_causal=count > 1, scale=scale, enable_gqa=True
         )[0]
+    if _flash(queries, keys, values):
+        # With a mask there would be no fused kernel for grouped heads on a GPU; flash attention needs none.
+        mask: Any = causal_lower_right(count, entries)
+        return F.scaled_dot_product_attention(
+            queries[None], keys[None], values[None], attn_mask=mask, scale=scale, enable_gqa=True
+        )[0]
     out = torch.empty_like(queries)
     place = torch.arange(entries, device=queries.device)
     for start in range(0, count, PREFILL_CHUNK):
@@ -195,6 +202,15 @@ def _plain(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tenso
             enable_gqa=True,
         )[0]
     return out
+
+
+def _flash(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether torch runs flash attention for these, whose causal diagonal ends in the lower right corner."""
+    if not queries.is_cuda:
+        return False
+    cuda: Any = torch.backends.cuda
+    asked = cuda.SDPAParams(queries[None], keys[None], values[None], None, 0.0, False, True)
+    return bool(cuda.can_use_flash_attention(asked))
 
 
 def _collect(layer: LayerCache, row: int, probabilities: Tensor, wanted: frozenset[str] | set[str]) -> None:

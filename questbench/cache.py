@@ -112,9 +112,9 @@ class LayerCache:
         return self.page_table.shape[1] * self.page_size
 
     @property
-    def resident_bytes(self) -> int:
-        """Bytes of pages in use by this cache and the forks it shares them with."""
-        return self.pool.bytes_in_use
+    def reversible(self) -> bool:
+        """Whether nothing was dropped, so that :meth:`rewind` can take the newest entries back."""
+        return self.positions is None or self.held == self.seen
 
     def lag(self) -> Tensor | None:
         """``[B]``: position in the cache less that in the text, of the newest entry; ``None`` if nothing is gone."""
@@ -189,16 +189,16 @@ class LayerCache:
         """Forget the newest entries of every row so that ``held`` remain; their pages stay owned.
 
         Raises:
-            ValueError: the cache evicts, so that its newest entries may have taken older ones' slots.
+            ValueError: entries were dropped, so that the newest ones may have taken older ones' slots.
         """
-        if self.positions is not None:
-            raise ValueError(f"{self.method.name} evicts: its cache cannot go back")
+        if not self.reversible:
+            raise ValueError(f"{self.method.name} has dropped entries: its cache cannot go back")
         for row in range(self.rows):
             self.seen[row] -= max(self.held[row] - held, 0)
             self.held[row] = min(self.held[row], held)
             reopened = held % self.page_size and len(self._owned[row]) > held // self.page_size
             if self.bounds is not None and self.pool.layout == "page" and reopened:
-                page = self._owned[row][held // self.page_size]
+                page = self._own(row, held // self.page_size)
                 keys = self.k_pages[page, :, : held % self.page_size]
                 self.bounds[page] = torch.stack([keys.amax(1), keys.amin(1)], dim=1)
         self.lengths.clamp_(max=held)
@@ -329,21 +329,26 @@ class LayerCache:
         if not self._may_share:
             return
         for row, owned in enumerate(self._owned):
-            for place, page in enumerate(owned):
-                if self.pool.is_shared(page):
-                    owned[place] = self.pool.copy(page)
-                    self._table[row, place] = owned[place]
+            for place in range(len(owned)):
+                self._own(row, place)
         self._may_share = False
+
+    def _own(self, row: int, place: int) -> int:
+        """The physical page at a place, which no other cache holds from now on."""
+        owned = self._owned[row]
+        if self.pool.is_shared(owned[place]):
+            owned[place] = self.pool.copy(owned[place])
+            self._table[row, place] = owned[place]
+        return owned[place]
 
     def _make_room(self, row: int, count: int) -> None:
         """Own every page that the next ``count`` entries of a row touch."""
         if count == 0:
             return
-        owned, first = self._owned[row], self.held[row] // self.page_size
-        if first < len(owned) and self.pool.is_shared(owned[first]):
-            owned[first] = self.pool.copy(owned[first])
-            self._table[row, first] = owned[first]
-        missing = -(-(self.held[row] + count) // self.page_size) - len(owned)
+        owned, end = self._owned[row], -(-(self.held[row] + count) // self.page_size)
+        for place in range(self.held[row] // self.page_size, min(end, len(owned))):
+            self._own(row, place)
+        missing = end - len(owned)
         if missing <= 0:
             return
         pages = self.pool.allocate(missing)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from questbench._memory import empty
+from questbench.errors import CellError
 from questbench.kernels._bounds import empty_bounds, read_bounds, write_bounds
 
 BoundsLayout = Literal["none", "page", "channel"]
@@ -39,6 +40,8 @@ class PagePool:
         self.v = empty((pages, kv_heads, page_size, head_dim), dtype, device)
         self.layout = bounds
         self.bounds = self._new_bounds(pages)
+        self.fixed = False
+        """Whether the storage must stay where it is: a captured step knows its address."""
         self._references = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
 
@@ -47,15 +50,12 @@ class PagePool:
         """Pages that some cache holds."""
         return len(self._references) - len(self._free)
 
-    @property
-    def bytes_in_use(self) -> int:
-        """Bytes of the pages that some cache holds, bounds included."""
-        _, kv_heads, page_size, head_dim = self.k.shape
-        vectors = 2 * page_size + (0 if self.bounds is None else 2)
-        return self.in_use * kv_heads * vectors * head_dim * self.k.element_size()
-
     def allocate(self, count: int) -> list[int]:
-        """``count`` pages with one reference each, in ascending order where the pool is fresh."""
+        """``count`` pages with one reference each, in ascending order where the pool is fresh.
+
+        Raises:
+            CellError: there are too few, and the storage must not move.
+        """
         if count > len(self._free):
             self._grow(count - len(self._free))
         pages = [self._free.pop() for _ in range(count)]
@@ -96,6 +96,11 @@ class PagePool:
         return empty_bounds(pages, kv_heads, head_dim, self.k.dtype, self.k.device, by_channel=by_channel)
 
     def _grow(self, missing: int) -> None:
+        if self.fixed:
+            raise CellError(
+                f"These pages are part of a captured step and cannot move, but {missing} more are needed.",
+                "Build the cache with a larger capacity.",
+            )
         old = len(self._references)
         extra = max(old, missing, 8)
         self.k, self.v = _extended(self.k, extra), _extended(self.v, extra)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from questbench._memory import empty
+from questbench.errors import CellError
 from questbench.experiments._staged import StagedOps
 
 if TYPE_CHECKING:
@@ -151,13 +152,19 @@ class TransformersArm:
 
     Args:
         kind: ``static`` or ``dynamic``, the class of the cache.
+
+    Raises:
+        CellError: transformers has no SDPA attention for this model.
     """
 
     def __init__(self, model: PreTrainedModel, kind: str, noise: Noise, seq_len: int, room: int) -> None:
         from transformers import DynamicCache, StaticCache
 
         self.model, self.kind, self.length = model, kind, seq_len - 1
-        model.set_attn_implementation("sdpa")
+        try:
+            model.set_attn_implementation("sdpa")
+        except (ImportError, ValueError) as error:
+            raise CellError(f"transformers runs no SDPA here: {str(error).partition('. ')[0]}.") from None
         config = model.config
         if kind == "static":
             self.cache: Any = StaticCache(config=config, max_cache_len=seq_len + room)
@@ -170,7 +177,7 @@ class TransformersArm:
             self._fill(layer, noise)
 
     def _fill(self, layer: Any, noise: Noise) -> None:
-        if self.kind == "static":
+        if self.kind == "static" or layer.is_sliding:  # neither grows beyond what it is made for
             for k, v in noise.parts(self.length):
                 layer.update(k, v)
             return
@@ -185,14 +192,16 @@ class TransformersArm:
         layer.keys, layer.values = k, v
 
     def setup(self) -> None:
-        """Back to the prompt's length."""
+        """Back to the prompt's length; a window that is full keeps its size by itself."""
         for layer in self.cache.layers:
-            if self.kind == "static":
+            if hasattr(layer, "cumulative_length"):
                 length = layer.cumulative_length
                 length.fill_(self.length) if isinstance(length, Tensor) else setattr(
                     layer, "cumulative_length", self.length
                 )
-            else:
+            if hasattr(layer, "cumulative_length_int"):  # the same number, kept twice
+                layer.cumulative_length_int = self.length
+            if self.kind == "dynamic":
                 layer.keys, layer.values = layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from questbench.errors import CellError
 from questbench.experiments._counting import ReadCounter
 from questbench.experiments._e2e_arms import GenerateArm, StepArm, TransformersArm, stages
+from questbench.experiments._e2e_baselines import PATHS, Baseline, baselines
 from questbench.experiments._e2e_memory import need, peak
 from questbench.experiments._setup import thread_count
 from questbench.measure import bandwidth, timer
@@ -52,8 +53,12 @@ class Found:
     slopes: dict[str, list[float]] = field(default_factory=dict)
     stages: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     rivals: dict[str, timer.Samples] = field(default_factory=dict)
+    no_rivals: dict[str, str] = field(default_factory=dict)
+    """Caches of transformers that do not work with this model, with the reason."""
+    baselines: dict[str, Baseline] = field(default_factory=dict)
+    """Dense attention of other libraries in the same loop, timed in the same rounds."""
     loops: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """How each method's loop ran: path, reason, linear."""
+    """How each method's loop ran: path, reason, linear, loop."""
 
 
 def measure(
@@ -81,6 +86,8 @@ def measure(
         session.shape(cell),
         chosen,
         layers=session.windows().count(None),
+        windows=[window for window in session.windows() if window is not None],
+        baselines=PATHS if session.captured else 0,
         rows=cell.batch,
         seq_len=cell.seq_len,
         room=room,
@@ -149,9 +156,16 @@ def _decode(
             made = [loop.step().tolist() for _ in range(COUNTED)]
         found.decode_rise[name] = memory.rise
         found.same_tokens[name] = made == tokens
-        found.kv[name] = _held_bytes(loop)
-        found.loops[name] = {"path": loop.path, "reason": loop.reason, "linear": loop.linear_path}
+        found.kv[name] = _held_bytes(session, loop, cell)
+        found.loops[name] = _how(loop)
         loops[name] = loop
+    progress("other libraries' dense attention")
+    for name, baseline in baselines(session, base, cell, first, room):
+        found.baselines[name] = baseline
+        if baseline.loop is not None:
+            found.kv[name] = _held_bytes(session, baseline.loop, cell)
+            found.loops[name] = _how(baseline.loop)
+            loops[name] = baseline.loop
     arms: dict[str, Any] = {name: StepArm(loop) for name, loop in loops.items()}
     probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
     found.probe_bytes = probe.bytes
@@ -172,7 +186,7 @@ def _decode(
         found.slopes[name] = _slope(config, loop)
     if config.stages:
         progress("stages")
-        for name in loops:
+        for name in chosen:
             found.stages[name] = _stages(session, base, cell, chosen[name], first)
     for loop in loops.values():
         hf.release(loop.cache)
@@ -192,8 +206,18 @@ def _count(
     return tokens, counter
 
 
-def _held_bytes(loop: StaticLoop) -> tuple[int, int]:
-    """Bytes of keys and values, and of bounds, in pages that hold entries of this cache, as if it shared none."""
+def _how(loop: StaticLoop) -> dict[str, Any]:
+    from questbench.models.graph_loop import GraphLoop
+
+    kind = "graph" if isinstance(loop, GraphLoop) else "eager"
+    return {"path": loop.path, "reason": loop.reason, "linear": loop.linear_path, "loop": kind}
+
+
+def _held_bytes(session: Session, loop: StaticLoop, cell: Cell) -> tuple[int, int]:
+    """Bytes of keys and values, and of bounds, that this cache's entries take, as if it shared no pages.
+
+    Full-attention layers hold whole pages; sliding ones their window less the entry that comes next.
+    """
     kv = bounds = 0
     for layer in loop.layers:
         store = layer.store
@@ -202,7 +226,9 @@ def _held_bytes(loop: StaticLoop) -> tuple[int, int]:
         page = 2 * store.kv_heads * store.head_dim * store.dtype.itemsize
         kv += pages * page * store.page_size
         bounds += pages * page if store.method.needs_bounds else 0
-    return kv, bounds
+    entry = session.shape(cell).entry_bytes * cell.batch
+    length = cell.seq_len + COUNTED
+    return kv + sum(entry * min(window - 1, length) for window in session.windows() if window is not None), bounds
 
 
 def _slope(config: E2EConfig, loop: StaticLoop) -> list[float]:
@@ -250,7 +276,11 @@ def _stages(session: Session, base: Any, cell: Cell, method: Method, first: Tens
 
 def _time_rival(config: E2EConfig, cell: Cell, session: Session, kind: str, room: int, found: Found) -> None:
     """A cache of transformers, alone in memory; reads of memory run in its rounds too."""
-    arm = TransformersArm(session.loaded.model, kind, session.noise(cell), cell.seq_len, room)
+    try:
+        arm = TransformersArm(session.loaded.model, kind, session.noise(cell), cell.seq_len, room)
+    except CellError as error:
+        found.no_rivals[kind] = error.message
+        return
     probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
     timed = timer.interleave(
         {kind: arm, "read": probe},

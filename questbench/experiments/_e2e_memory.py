@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,10 @@ from questbench.methods._base import CacheShape, Method
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+
+
+LIBRARY_BYTES = 320 << 20
+"""Workspaces of another library: two of 128 MiB, and smaller ones per path."""
 
 
 @dataclass
@@ -76,9 +80,9 @@ def free_bytes(device: str) -> int:
 class Need:
     """The memory that a cell will allocate beside the weights; the rule that caches are allocated by ahead.
 
-    The prompts of all rows are stored once, in pages that the methods share, with bounds; a method that drops owns
-    ``entries + 1`` entries per row besides, any other the pages of its new entries. While a prompt runs, activations
-    of one part of it are alive.
+    The prompts of all rows are stored once, in pages that the methods share, with bounds; every method owns the pages
+    of its new entries (one that drops has dense layers too) and one that drops ``entries + 1`` entries per row besides.
+    While a prompt runs, activations of one part of it are alive.
     """
 
     shared: int
@@ -115,6 +119,8 @@ def need(
     room: int,
     part: int,
     widest: int,
+    windows: Sequence[int] = (),
+    baselines: int = 0,
 ) -> Need:
     """The rule of :class:`Need` in numbers.
 
@@ -124,17 +130,24 @@ def need(
         room: new entries per row that are allocated ahead.
         part: tokens of the prompt that run through the model at once; 0 where nothing runs.
         widest: widest activation of the model, in elements.
+        windows: of the sliding layers; every method holds its own.
+        baselines: dense loops of other libraries, with their workspaces.
     """
     size = shape.page_size
     entry = shape.entry_bytes * rows * layers
     paged = -(-(seq_len + room) // size) * size
+    new = -(-room // size) * size + 2 * size
+    slid = shape.entry_bytes * rows * sum(min(window, seq_len + room) for window in windows)
     own = {}
     for name, method in methods.items():
         keep = method.forget()
-        entries = -(-room // size) * size + size if keep is None else min(keep.entries + 1, seq_len + room) + size
+        entries = new
+        entries += 0 if keep is None else min(keep.entries + 1, seq_len + room) + size
         # What is gathered is copied once more, one layer at a time.
         copied = 0 if keep is None else 3 * shape.entry_bytes * rows * seq_len
-        own[name] = entry * entries + entry * entries // size + copied
+        own[name] = entry * entries + entry * entries // size + copied + slid
+    if baselines:
+        own["baselines"] = baselines * (entry * new + entry * new // size + slid) + LIBRARY_BYTES
     working = 4 * rows * part * widest * shape.element_bytes
     if part and any(method.prefill_observes == "sum" for method in methods.values()):
         working += 4 * (128 << 20)

@@ -42,11 +42,13 @@ class Records:
     def all(self) -> list[ResultRecord]:
         """Everything."""
         records = [record for name in self.chosen for record in self._of_method(name)]
+        records += [record for name in self.found.baselines for record in self._of_baseline(name)]
         return records + [record for kind in self.config.rivals for record in self._of_rival(kind)]
 
     def step_bytes(self, name: str) -> int:
         """Bytes that a decode step of a method must read: weights, KV entries, bounds."""
-        return self.weights + self.session.cache_bytes(self.chosen[name], self.cell)
+        method = self.chosen.get(name, self.chosen["dense"])  # a baseline is dense
+        return self.weights + self.session.cache_bytes(method, self.cell)
 
     def _of_method(self, name: str) -> list[ResultRecord]:
         found, seconds = self.found, self.found.timed[name].seconds
@@ -63,26 +65,57 @@ class Records:
             records.append(self._speedup(name, fallback, ideal))
             records.append(self._record(name, "ideal_speedup", "x", ideal, fidelity="modelled", baseline="dense"))
             records.append(self._break_even(name))
+        records += [self._speedup(name, fallback, None, baseline) for baseline in self._timed_baselines()]
         records.append(self._record(name, "bound", "s", bound, fidelity="modelled", stats={"bandwidth": self.peak}))
         records.append(self._bandwidth_fraction(name, must_read))
         records += self._sizes(name, must_read)
+        first = self.chosen[name].warmup_steps  # the timed steps come after them
         for metric in ("visible", "read", "resident"):
-            records.append(self._record(name, f"tokens_{metric}", "tokens", found.counted[name].mean(metric)))
+            count = found.counted[name].mean(metric, first=first)
+            records.append(self._record(name, f"tokens_{metric}", "tokens", count))
         return records
+
+    def _timed_baselines(self) -> list[str]:
+        return [name for name, baseline in self.found.baselines.items() if baseline.loop is not None]
+
+    def _of_baseline(self, name: str) -> list[ResultRecord]:
+        """Another library's dense attention in the same loop, or why it is not there."""
+        baseline = self.found.baselines[name]
+        if baseline.loop is None:
+            return [self._record(name, "tpot", "s", None, status="skipped", reason=baseline.reason, stage="total")]
+        seconds, must_read = self.found.timed[name].seconds, self.step_bytes(name)
+        left_out = {"left_out": baseline.reason} if baseline.reason else {}
+        tpot = self._tpot(name, seconds, False)
+        tpot.stats.update({"path_of_attention": baseline.path, "paths": baseline.paths, **left_out})
+        return [
+            tpot,
+            *self._slope(name),
+            self._record(name, "tokens_per_second", "1/s", self.cell.batch / stats.median(seconds)),
+            self._bandwidth_fraction(name, must_read),
+            *self._sizes(name, must_read),
+        ]
 
     def _tpot(self, name: str, seconds: list[float], fallback: bool) -> ResultRecord:
         found, loop = self.found, self.found.loops[name]
         warnings = stats.warnings(seconds, stopped=found.timed[name].stopped)
-        if not found.same_tokens[name]:
+        if not found.same_tokens.get(name, True):
             warnings.append(
                 "Counting what was read changed the tokens: the counts may not be those of the timed steps."
             )
         if loop["reason"]:
             warnings.append(f"The step ran through the model's own forward: {loop['reason']}.")
+        if self.session.uncaptured is not None:
+            warnings.append(f"Steps ran one by one. {self.session.uncaptured}")
+        if self.session.experts > 1:
+            warnings.append(
+                f"Bytes count the weights of all {self.session.experts} experts, of which a step reads a few: "
+                "bound and share of bandwidth are too high, ideal is too low."
+            )
         about = {
             "dense_fallback": fallback,
-            "same_tokens": found.same_tokens[name],
+            **({"same_tokens": found.same_tokens[name]} if name in found.same_tokens else {}),
             "path": loop["path"],
+            "loop": loop["loop"],
             "linear": loop["linear"],
             "weights_format": self.session.weights["format"],
             "dense_layers": self.session.dense_layers,
@@ -158,9 +191,12 @@ class Records:
             records.append(self._record(name, "tpot", "s", median, samples=samples, stats=about, stage=stage))
         return records
 
-    def _speedup(self, name: str, fallback: bool, ideal: float) -> ResultRecord:
-        ratios = stats.paired_ratios(self.found.timed["dense"].seconds, self.found.timed[name].seconds)
-        warnings = [roofline.above_ideal(ratios.median, ideal)] if ratios.median > ideal else []
+    def _speedup(self, name: str, fallback: bool, ideal: float | None, baseline: str = "dense") -> ResultRecord:
+        """Over our own dense, whose bytes allow no more than ``ideal``; or over a baseline, which they do not bind."""
+        ratios = stats.paired_ratios(self.found.timed[baseline].seconds, self.found.timed[name].seconds)
+        warnings = []
+        if ideal is not None and ratios.median > ideal:
+            warnings.append(roofline.above_ideal(ratios.median, ideal))
         if fallback:
             warnings.append(f"dense fallback: {name} attended the whole text, so this ratio is not a speed-up.")
         return self._record(
@@ -173,7 +209,7 @@ class Records:
             samples=ratios.values,
             stats={**stats.summary(ratios.values), "dense_fallback": fallback},
             warnings=warnings,
-            baseline="dense",
+            baseline=baseline,
         )
 
     def _break_even(self, name: str) -> ResultRecord:
@@ -223,11 +259,15 @@ class Records:
 
     def _of_rival(self, kind: str) -> list[ResultRecord]:
         """transformers' own cache: its time, and our dense against it. The two were not timed in the same rounds."""
+        name = f"transformers_{kind}"
+        if reason := self.found.no_rivals.get(kind):
+            about: dict[str, Any] = {"status": "skipped", "reason": reason, "stage": "total", "backend": "torch"}
+            return [self._record(name, "tpot", "s", None, **about)]
         timed, reads = self.found.rivals[kind], self.found.rivals[f"{kind} read"]
-        name, seconds = f"transformers_{kind}", timed.seconds
+        seconds = timed.seconds
         value = stats.median(seconds)
         bandwidth = self.found.probe_bytes / stats.median(reads.seconds)
-        about = {**stats.summary(seconds), "bandwidth": bandwidth, "paired": False}
+        about = {**stats.summary(seconds), "bandwidth": bandwidth, "paired": False}  # in rounds of its own
         warnings = stats.warnings(seconds, stopped=timed.stopped)
         records = [
             self._record(
@@ -265,8 +305,8 @@ class Records:
             kind="e2e",
             status=more.pop("status", "ok"),
             method=name,
-            method_args={} if method is None else method.arguments(self.cell.page_size),
-            backend=more.pop("backend", self.session.ops.name),
+            method_args=self._path(name) if method is None else method.arguments(self.cell.page_size),
+            backend=more.pop("backend", name if name in self.found.baselines else self.session.ops.name),
             params=params(self.config, self.cell, **known),
             metric=metric,
             unit=unit,
@@ -274,3 +314,8 @@ class Records:
             seed=self.config.seed,
             **more,
         )
+
+    def _path(self, name: str) -> dict[str, Any]:
+        """Which way a baseline's attention went."""
+        baseline = self.found.baselines.get(name)
+        return {} if baseline is None or baseline.loop is None else {"path": baseline.path}

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from questbench.errors import CellError, UsageError
+from questbench.errors import CellError, PrerequisiteError
 from questbench.methods._base import CacheShape, Method
-from questbench.methods._make import make
+from questbench.methods._make import make as make_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,8 @@ class Session:
     weights: dict[str, Any]
     """What was quantised, for the record."""
     device: str
+    uncaptured: str | None = None
+    """Why steps run one by one although they should be captured."""
 
     @classmethod
     def open(cls, config: E2EConfig, cell: Cell) -> Session:
@@ -42,6 +44,7 @@ class Session:
             UsageError, PrerequisiteError: it cannot be used for this run.
         """
         from questbench.experiments._setup import load_ops, thread_count, torch_dtype
+        from questbench.experiments.e2e import check_dense_layers
         from questbench.models import quantise, static_loop
         from questbench.models.loading import resolve
 
@@ -61,12 +64,7 @@ class Session:
             _move_to_huge_pages(loaded.model)
         static_loop.forget(loaded.model)
         layers = loaded.model.config.get_text_config(decoder=True).num_hidden_layers
-        dense_layers = loaded.dense_layers if config.dense_layers is None else config.dense_layers
-        if dense_layers >= layers:
-            raise UsageError(
-                f"--dense-layers {dense_layers} leaves no sparse layer: {config.model} has {layers} layers.",
-                f"Use --dense-layers {layers - 1} or fewer.",
-            )
+        dense_layers = check_dense_layers(config, loaded.dense_layers, layers)
         return cls(config, loaded, ops, dense_layers, weights, cell.device)
 
     @property
@@ -75,9 +73,20 @@ class Session:
         return self.loaded.model.config.get_text_config(decoder=True)
 
     @property
+    def captured(self) -> bool:
+        """Whether steps are captured and replayed."""
+        return self.config.loop == "graph" or (self.config.loop == "auto" and self.device.startswith("cuda"))
+
+    @property
     def head_dim(self) -> int:
         """Channels per head."""
         return int(getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads)
+
+    @property
+    def experts(self) -> int:
+        """Experts per layer, of which a token reads a few; 0 for dense models."""
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        return next((int(number) for name in names if (number := getattr(self.text, name, None))), 0)
 
     def shape(self, cell: Cell) -> CacheShape:
         """Of one layer's cache."""
@@ -109,7 +118,7 @@ class Session:
 
     def cache_bytes(self, method: Method, cell: Cell) -> int:
         """Bytes of cache that one step reads in all layers and rows, at one token behind the prompt."""
-        shape, length, dense = self.shape(cell), cell.seq_len + 1, make("dense", 0)
+        shape, length, dense = self.shape(cell), cell.seq_len + 1, make_method("dense", 0)
         total = 0
         for index, window in enumerate(self.windows()):
             if window is not None:
@@ -119,9 +128,15 @@ class Session:
         return cell.batch * total
 
     def base(self, cell: Cell, methods: Mapping[str, Method], room: int) -> tuple[SparseCache, Tensor]:
-        """A dense cache of the prompts that every method can be forked from, and the first token ``[B]``."""
-        growing = 1 + sum(method.forget() is None for method in methods.values())
-        capacity = cell.seq_len + growing * (room + 2 * cell.page_size)
+        """A dense cache of the prompts that every method can be forked from, and the first token ``[B]``.
+
+        All forks of the run find room in its pages for their new entries, those of methods that drop in their dense
+        layers: captured steps know where the pages lie, so that they cannot grow.
+        """
+        from questbench.experiments._e2e_baselines import PATHS
+
+        forks = 1 + len(methods) + (PATHS if self.captured else 0)
+        capacity = cell.seq_len + forks * (room + 2 * cell.page_size)
         collect = frozenset(method.prefill_observes for method in methods.values()) - {"nothing"}
         if not self.config.prefills:
             return self._filled(cell, capacity, collect)
@@ -129,7 +144,7 @@ class Session:
 
         cache = hf.build_cache(
             self.loaded.model,
-            make("dense", 0),
+            make_method("dense", 0),
             dense_layers=0,
             page_size=cell.page_size,
             ops=self.ops,
@@ -182,13 +197,27 @@ class Session:
         from questbench.models.static_loop import StaticLoop
 
         cache = hf.fork(base, method, dense_layers=self.dense_layers, page_size=cell.page_size, observer=observer)
-        how = self.config.loop
-        if how == "auto":
-            how = "graph" if self.device.startswith("cuda") and observer is None else "eager"
-        if how == "graph":
-            loop: StaticLoop = GraphLoop(self.loaded.model, cache, steps=steps)
-        else:
-            loop = StaticLoop(self.loaded.model, cache, plan="model" if how == "model" else "auto")
+        loop: StaticLoop | None = None
+        # What is watched cannot be replayed: reads are counted step by step.
+        if self.captured and observer is None:
+            try:
+                loop = GraphLoop(self.loaded.model, cache, steps=steps)
+            except PrerequisiteError as error:
+                if self.config.loop == "graph":
+                    raise
+                self.uncaptured = error.message
+        if loop is None:
+            loop = StaticLoop(self.loaded.model, cache, plan="model" if self.config.loop == "model" else "auto")
+        loop.tokens.copy_(first)
+        return loop
+
+    def baseline_loop(self, base: SparseCache, cell: Cell, first: Tensor, steps: int, make: Any) -> StaticLoop:
+        """A captured loop over a dense fork of ``base`` with another library's attention; see ``BaselineLoop``."""
+        from questbench.models import hf
+        from questbench.models.baseline_loop import BaselineLoop
+
+        cache = hf.fork(base, make_method("dense", 0), dense_layers=0, page_size=cell.page_size)
+        loop = BaselineLoop(self.loaded.model, cache, steps=steps, make=make)
         loop.tokens.copy_(first)
         return loop
 
@@ -202,7 +231,7 @@ class Session:
         model = self.loaded.model
         cache = hf.build_cache(
             model,
-            make("dense", 0),
+            make_method("dense", 0),
             dense_layers=0,
             page_size=cell.page_size,
             ops=self.ops,

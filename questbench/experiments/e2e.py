@@ -118,8 +118,12 @@ def check(config: E2EConfig) -> None:
         PrerequisiteError: a missing backend, compiler, device or package.
     """
     from questbench.experiments._setup import check_machine
-    from questbench.models import quantise
+    from questbench.models import loading, quantise, shapes
 
+    loading.check(config.model, config.layers)
+    if config.model.startswith(loading.SHAPE):
+        shape = shapes.named(config.model.removeprefix(loading.SHAPE))
+        check_dense_layers(config, loading.DENSE_LAYERS, config.layers or shape.layers)
     positive = {
         "--seq-len": config.seq_lens,
         "--budget": config.budgets,
@@ -164,6 +168,21 @@ def check(config: E2EConfig) -> None:
             quantise.check(weights, device, dtype)
     if config.loop == "graph" and any(not device.startswith("cuda") for device in config.device):
         raise UsageError("--loop graph needs a CUDA device: CUDA graphs exist there only.", "Use --loop eager.")
+
+
+def check_dense_layers(config: E2EConfig, default: int, layers: int) -> int:
+    """The number of leading dense layers, of a model with ``layers`` of them and ``default`` dense ones.
+
+    Raises:
+        UsageError: no other layer is left.
+    """
+    dense = default if config.dense_layers is None else config.dense_layers
+    if dense >= layers:
+        raise UsageError(
+            f"--dense-layers {dense} leaves no sparse layer: {config.model} has {layers} layers.",
+            f"Use --dense-layers {layers - 1} or fewer.",
+        )
+    return dense
 
 
 def card(config: E2EConfig) -> dict[str, str]:

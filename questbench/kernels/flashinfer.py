@@ -51,7 +51,7 @@ def library() -> Any:
 
 
 @functools.cache
-def _workspace(device: torch.device, user: str) -> Tensor:
+def workspace(device: torch.device, user: str) -> Tensor:
     """Scratch memory; xqa keeps semaphores in its own, which other kernels must not write to."""
     del user
     return torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
@@ -80,11 +80,11 @@ class FlashInferOps(Ops):
         self, q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, scale: float
     ) -> tuple[dict[str, DensePath], dict[str, str]]:
         """See :meth:`Ops.dense_paths`. Each path runs once here, so that what must be compiled is."""
-        _check(q)
+        check(q)
         paths: dict[str, DensePath] = {}
         reasons: dict[str, str] = {}
         out = torch.empty_like(q)
-        for name in ("cuda-core", "tensor-core", *_device_planned(q.device)):
+        for name in ("cuda-core", "tensor-core", *device_planned(q.device)):
             try:
                 if name in ("cuda-core", "tensor-core"):
                     path = _planned(q, k_pages, page_table, lengths, scale, tensor_cores=name == "tensor-core")
@@ -139,7 +139,7 @@ class FlashInferOps(Ops):
             )
             if twice:
                 return out
-        _check(q)
+        check(q)
         rows, query_heads, dim = q.shape
         kv_heads, page_size = k_pages.shape[1:3]
         if pages is None or counts is None:
@@ -229,7 +229,7 @@ def _specification() -> Ops:
     return kernels.load("reference")
 
 
-def _check(q: Tensor) -> None:
+def check(q: Tensor) -> None:
     """Refuse what FlashInfer has no kernels for, before its compiler says so at length."""
     if q.dtype not in DTYPES or q.shape[-1] not in HEAD_DIMS:
         raise CellError(
@@ -241,7 +241,7 @@ def _check(q: Tensor) -> None:
 def _wrapper(device: torch.device, group: int, tensor_cores: bool | None = None) -> Any:
     tensor_cores = group not in CUDA_CORE_GROUPS if tensor_cores is None else tensor_cores
     return library().BatchDecodeWithPagedKVCacheWrapper(
-        _workspace(device, "decode"), kv_layout="HND", use_tensor_cores=tensor_cores
+        workspace(device, "decode"), kv_layout="HND", use_tensor_cores=tensor_cores
     )
 
 
@@ -290,7 +290,7 @@ def _planned(
     return path
 
 
-def _device_planned(device: torch.device) -> tuple[str, ...]:
+def device_planned(device: torch.device) -> tuple[str, ...]:
     """Backends of ``trtllm_batch_decode_with_kv_cache`` for this chip: asking for another may start a download."""
     if device.type != "cuda":
         return ("xqa",)
@@ -303,13 +303,13 @@ def _unplanned(backend: str, page_table: Tensor, lengths: Tensor, scale: float) 
     decode = library().decode.trtllm_batch_decode_with_kv_cache
     tables, longest = page_table.contiguous(), int(lengths.max())
     lengths = lengths.clone()
-    workspace = _workspace(page_table.device, backend)
+    scratch = workspace(page_table.device, backend)
 
     def path(query: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
         decode(
             query,
             (keys, values),
-            workspace,
+            scratch,
             tables,
             lengths,
             longest,

@@ -8,10 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from questbench import registry
-from questbench.errors import UsageError
 from questbench.models.loading import check_memory
-from questbench.models.shapes import SHAPES, Shape
+from questbench.models.shapes import Shape, named
 
 SPREAD = 0.02
 """Standard deviation of the weights: small enough for stable activations at any depth."""
@@ -26,12 +24,7 @@ def build(name: str, dtype: torch.dtype, device: str, seed: int, layers: int | N
         UsageError: unknown shape, or a number of layers that it does not have.
         PrerequisiteError: the weights do not fit into memory.
     """
-    if name not in SHAPES:
-        raise registry.unknown("shape", name, sorted(SHAPES))
-    shape = SHAPES[name]
-    if layers is not None and not 1 <= layers <= shape.layers:
-        raise UsageError(f"{name} has {shape.layers} layers, not {layers}.", f"Use 1 to {shape.layers} layers.")
-    config = configuration(shape, layers)
+    config = configuration(named(name, layers), layers)
     with torch.device("meta"):
         weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config, dtype=dtype).parameters())
     check_memory(f"shape:{name}", weights * dtype.itemsize, device)

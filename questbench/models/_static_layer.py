@@ -23,7 +23,7 @@ class StaticLayer(LayerCache):
 
     @classmethod
     def take(cls, layer: LayerCache, steps: int) -> StaticLayer:
-        """The same entries, with room for ``steps`` more; ``layer`` must not be used afterwards.
+        """The same entries, with room for ``steps`` more; ``layer`` must not be used afterwards, nor its pool grow.
 
         Raises:
             UsageError: the method has still to drop many entries at once, which a step of fixed size cannot do.
@@ -40,6 +40,7 @@ class StaticLayer(LayerCache):
             taken._make_room(row, steps if keep is None else min(steps, keep.entries + 1 - held))
         if keep is not None:  # in-place eviction writes to any page; growth to the newest, which is made room for above
             taken._unshare()
+        taken.pool.fixed = True
         taken.now = torch.tensor(layer.seen, dtype=torch.int32, device=layer.device)
         return taken
 

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from questbench.errors import PrerequisiteError, UsageError
+from questbench.models.shapes import named
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+SHAPE = "shape:"
+"""What names of random models of a well-known shape begin with."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+DENSE_LAYERS = 2
+"""Leading layers that stay dense unless the model or the user says otherwise: as in the Quest paper."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class LoadedModel:
     """``None`` for random weights."""
     name: str
     """As the user named it."""
-    dense_layers: int = 2
+    dense_layers: int = DENSE_LAYERS
     """Default of ``--dense-layers``."""
     page_size: int = 16
     """Default of ``--page-size``."""
@@ -62,16 +69,15 @@ def resolve(
         PrerequisiteError: the model is not there, incomplete, broken or of an unknown kind.
     """
     _check_device(device)
-    if layers is not None and not name.startswith("shape:"):
-        raise UsageError(f"Only shape: models can be cut to {layers} layers, not '{name}'.", "Leave the limit out.")
+    check(name, layers)
     if name == "constructed":
         return _constructed(dtype, device)
     if name == "needle":
         return _needle(dtype, device)
-    if name.startswith("shape:"):
+    if name.startswith(SHAPE):
         from questbench.models import _random_weights
 
-        model = _random_weights.build(name.removeprefix("shape:"), dtype, device, seed, layers)
+        model = _random_weights.build(name.removeprefix(SHAPE), dtype, device, seed, layers)
         return LoadedModel(model, None, name, random_weights=True)
     from questbench.models import _folder
 
@@ -79,17 +85,32 @@ def resolve(
     if name and folder.exists():
         _folder.check(folder)
         sha = _folder.fingerprint(folder)
-    elif name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
-        raise PrerequisiteError(
-            f"There is no model folder '{name}'.",
-            "Give a folder, a hub id (owner/name), shape:NAME, constructed or needle: questbench ls models",
-        )
     else:
         folder = _folder.from_hub(name, online=online, with_code=trust_remote_code)
         sha = folder.name
     model = _folder.load_model(folder, dtype, device, trust_remote_code=trust_remote_code)
     tokenizer = _folder.load_tokenizer(folder, trust_remote_code=trust_remote_code, needed=need_tokenizer)
     return LoadedModel(model, tokenizer, name, sha=sha)
+
+
+def check(name: str, layers: int | None = None) -> None:
+    """Refuse a name that :func:`resolve` cannot make anything of, without loading anything.
+
+    Raises:
+        UsageError: an unknown shape, or a number of layers that it does not have.
+        PrerequisiteError: a folder that is not there.
+    """
+    if name.startswith(SHAPE):
+        named(name.removeprefix(SHAPE), layers)
+        return
+    if layers is not None:
+        raise UsageError(f"Only shape: models can be cut to {layers} layers, not '{name}'.", "Leave the limit out.")
+    known = Path(name).expanduser().exists() if name else False
+    if not known and (name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name)):
+        raise PrerequisiteError(
+            f"There is no model folder '{name}'.",
+            "Give a folder, a hub id (owner/name), shape:NAME, constructed or needle: questbench ls models",
+        )
 
 
 def _constructed(dtype: torch.dtype, device: str) -> LoadedModel:

@@ -39,6 +39,12 @@ def rotations(model: PreTrainedModel) -> list[Rotate | None]:
     return _known[model]
 
 
+def changes_with_length(model: PreTrainedModel) -> bool:
+    """Whether some layer's frequencies depend on how long the text is."""
+    kind: Any = getattr(getattr(model.get_decoder(), "rotary_emb", None), "rope_type", "default")
+    return any(one in CHANGING for one in (kind.values() if isinstance(kind, dict) else [kind]))
+
+
 def _unturned(x: Tensor, delta: Tensor) -> Tensor:
     """For layers without positions."""
     return x

@@ -41,7 +41,7 @@ class Mark:
     tokens: Tensor
     places: Tensor
     columns: list[tuple[int, int]]
-    """Per layer: columns seen, entries held."""
+    """Per layer of the cache: columns seen, entries held."""
 
 
 class StaticLoop:
@@ -74,7 +74,8 @@ class StaticLoop:
         """``[B]``: what the next step reads, and what :meth:`step` wrote last."""
         self.places = torch.tensor(seen, dtype=torch.long, device=device)[:, None]
         """``[B, 1]``: text position of the next token of each row."""
-        self._mask = None if mask is None or bool(mask.all()) else mask.bool()
+        slides = len(self.layers) < len(cache.layers)  # in pages every row has a length of its own
+        self._mask = mask.bool() if slides and mask is not None and not bool(mask.all()) else None
         self.path, self.reason = "model", None
         self.plan: _plan.Plan | None = None
         if plan == "auto":
@@ -126,30 +127,32 @@ class StaticLoop:
 
     def mark(self) -> Mark:
         """Where the loop stands, for :meth:`rewind`."""
-        columns = [(layer.columns, max(self._held(layer))) for layer in self.layers]
+        columns = [(layer.get_seq_length(), max(self._held(layer))) for layer in self.cache.layers]
         return Mark(self.tokens.clone(), self.places.clone(), columns)
 
     def rewind(self, mark: Mark) -> bool:
-        """Go back to ``mark``: layers that drop nothing forget what they have seen since; rows must be equally long.
+        """Go back to ``mark``: layers that have dropped nothing forget what they have seen since.
+
+        Rows must be equally long.
 
         Returns:
-            Whether all is as it was. What an evicting layer has dropped is gone: it stays as it is, which has the
-            same size and so the same speed.
+            Whether all is as it was. What a layer has dropped is gone: it stays as it is, which has the same size and
+            so the same speed. Attention mass that was summed since is kept.
         """
-        whole = len(self.layers) == len(self.cache.layers)
-        for layer, (columns, held) in zip(self.layers, mark.columns, strict=True):
-            layer.columns = columns
-            if layer.store is None or layer.store.positions is not None:
-                whole = False
-            else:
-                layer.store.rewind(held)
+        whole = True
+        for layer, (columns, held) in zip(self.cache.layers, mark.columns, strict=True):
+            whole &= _go_back(layer, columns, held)
+        if self._mask is not None:
+            self._mask = self._mask[:, : max((columns for columns, _ in mark.columns), default=0)]
         self.tokens.copy_(mark.tokens)
         self.places.copy_(mark.places)
         return whole
 
     @staticmethod
-    def _held(layer: MethodLayer) -> list[int]:
-        return [0] if layer.store is None else layer.store.held
+    def _held(layer: Any) -> list[int]:
+        if isinstance(layer, MethodLayer):
+            return [0] if layer.store is None else layer.store.held
+        return [layer.keys.shape[2]]
 
     def _look(self, number: int) -> bool:
         """Whether to ask after this step if all rows are done."""
@@ -221,6 +224,21 @@ def _seen(cache: SparseCache, mask: Tensor | None) -> list[int]:
             return [] if layer.store is None else list(layer.store.seen)
     rows = 0 if not cache.layers[0].is_initialized else cache.layers[0].keys.shape[0]
     return [cache.get_seq_length()] * rows if mask is None else mask.sum(1).tolist()
+
+
+def _go_back(layer: Any, columns: int, held: int) -> bool:
+    """Whether a layer is again what it was when it had seen ``columns`` and held ``held`` entries."""
+    if isinstance(layer, MethodLayer):
+        layer.columns, store = columns, layer.store
+        if store is None or not store.reversible:
+            return False
+        store.rewind(held)
+        return store.method.observes != "sum"
+    whole = bool(layer.keys.shape[2] == layer.cumulative_length)  # else the window has lost what stood before
+    if whole:
+        layer.keys, layer.values = layer.keys[:, :, :held], layer.values[:, :, :held]
+    layer.cumulative_length = columns
+    return whole
 
 
 def _cut(tokens: list[int], stop: Collection[int]) -> list[int]:

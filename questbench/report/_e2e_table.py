@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STAGES = ("weights", "append", "score", "select", "attend", "evict", "rest")
+BASELINE = "flashinfer"
+"""Another library's dense attention in the same captured loop."""
 BYTES = ("kv_bytes", "bounds_bytes", "weights_bytes", "peak_memory.prefill", "peak_memory.decode")
 FIRST = "dense"
 
@@ -20,7 +22,7 @@ FIRST = "dense"
 def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
     """Latency, parts and break-even; blocks of equal inputs hold the methods that were measured together."""
     keys, shared = fmt.split_inputs(frame, names, always=("seq_len", "budget"))
-    frame = fmt.in_blocks(frame, keys, (FIRST,))
+    frame = fmt.in_blocks(frame, keys, (FIRST, BASELINE))
     tables = [_latency(frame, keys, shared), _parts(frame, keys), _break_even(frame, keys)]
     return [table.without_empty_columns() for table in tables if table.rows]
 
@@ -41,6 +43,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         "% of\nbandwidth",
         "x dense",
         "ideal x\nvs dense",
+        "x flash-\ninfer",
         "TTFT (s)",
         *memory,
         *peaks,
@@ -71,6 +74,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
             "bound is what weights and KV entries take at the read bandwidth measured in the same rounds; ideal is "
             "the ratio of bytes. Speed-ups are medians of paired ratios.",
             fmt.counts_line(frame),
+            *_paths(frame, keys),
             *_rivals(frame, keys),
         ],
         warnings=fmt.list_warnings(frame, keys),
@@ -99,16 +103,33 @@ def _share(table: Table, row: Any) -> str:
 
 
 def _speedup(table: Table, row: Any) -> list[str]:
-    """Speed-up over our own dense and its limit; a loss is shown like a gain, a fallback is no speed-up at all."""
+    """Speed-ups over our own dense, with its limit, and over another library's.
+
+    A loss is shown like a gain, a fallback is no speed-up at all.
+    """
     if row["fallback"]:
-        return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE]
+        return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE, NONE]
     speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")
     if row["method"] == FIRST and not fmt.missing(row.get("tpot")):
         speedup = 1.0
     text = fmt.number(speedup)
     if not fmt.missing(speedup) and not fmt.missing(ideal) and speedup > ideal:
         text += f" {table.mark('mismeasured: faster than the ratio of bytes to dense allows')}"
-    return [text, fmt.number(ideal)]
+    return [text, fmt.number(ideal), fmt.number(row.get(f"speedup.{BASELINE}"))]
+
+
+def _paths(frame: pd.DataFrame, keys: list[str]) -> list[str]:
+    """Which of its paths the other library's attention took, block by block."""
+    lines = []
+    for _, row in frame[frame["method"] == BASELINE].iterrows():
+        if fmt.missing(row.get("tpot")):
+            continue
+        where = ", ".join(fmt.inputs(key, row[key]) for key in keys)
+        lines.append(
+            f"{BASELINE} is the same captured loop with its dense attention ({where}): {row['args'].get('path')}, the "
+            "fastest of its paths that work here"
+        )
+    return lines
 
 
 def _rivals(frame: pd.DataFrame, keys: list[str]) -> list[str]:

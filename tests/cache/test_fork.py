@@ -49,6 +49,25 @@ def test_forks_do_not_alias(name, budget, ops):
     assert same(state(twin), used)
 
 
+@pytest.mark.parametrize("back", [3, 9, 21])
+def test_going_back_behind_the_fork_changes_no_other_cache(back, ops):
+    """Pages stay shared until they are written to, be it their bounds or, by many entries at once, several of them."""
+    driver = parent(ops, [40, 40])
+    base = driver.layer
+    twin, sibling = (base.fork(Quest(16)) for _ in range(2))
+    before = state(base), state(sibling)
+    twin.rewind(40 - back)
+    assert same(state(base), before[0]) and same(state(sibling), before[1])
+    _, k, v = driver.entries(30)
+    twin.append(k, v)
+    assert same(state(base), before[0]) and same(state(sibling), before[1])
+    k, v = twin.gather(1)
+    old_k, _ = base.gather(1)
+    assert torch.equal(k[:, : 40 - back], old_k[:, : 40 - back]) and not torch.equal(k[:, :40], old_k)
+    steps(sibling, driver, 9)
+    assert same(state(base), before[0])
+
+
 @pytest.mark.parametrize("budget", [16, 40, 64])
 @pytest.mark.parametrize("page_size", [PAGE, 4])
 @pytest.mark.parametrize("name", NAMES)

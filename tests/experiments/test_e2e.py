@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from questbench.errors import UsageError
 from questbench.experiments import _e2e_session, e2e
-from questbench.experiments._e2e_memory import need
+from questbench.experiments._e2e_arms import Noise, TransformersArm
+from questbench.experiments._e2e_memory import LIBRARY_BYTES, need
 from questbench.experiments.e2e import E2EConfig
 from questbench.methods._base import CacheShape
 from questbench.methods._make import make
+from questbench.models.shapes import SHAPES, Shape
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
+from tiny import BASE, CONFIGS, tiny
 
 SMALL = {
     "model": "shape:smollm2-135m",
@@ -132,6 +141,55 @@ def test_transformers_own_caches_stand_beside_ours(filled):
         assert value(filled, "dense", "speedup", baseline=f"transformers_{kind}") > 0
 
 
+def test_a_cache_of_transformers_that_a_model_does_not_take_is_skipped(monkeypatch):
+    """Gemma 2 has no SDPA attention in transformers; its windows count in bytes and sizes all the same."""
+    monkeypatch.setitem(SHAPES, "tiny", Shape("gemma2", 3, 128, 256, 4, 2, 64, 512, 1e4, 8192))
+    options = {"model": "shape:tiny", "layers": None, "dense_layers": 1, "seq_lens": [4200], "stages": False}
+    records = records_of(methods=["quest"], cache_fill="random", rivals=["static"], **options)
+    (record,) = [r for r in records if r.method == "transformers_static"]
+    assert (record.status, record.value) == ("skipped", None) and "SDPA" in record.reason
+    entry = 2 * 2 * 64 * 4
+    assert value(records, "dense", "kv_bytes") == entry * (263 * 16 + 2 * 4095)
+    weights = next(r.stats["weights"] for r in records if r.metric == "bytes")
+    assert value(records, "dense", "bytes") - weights == entry * (4201 + 2 * 4096)
+
+
+def test_a_model_of_experts_without_a_plan(tmp_path):
+    """Its own forward runs, its bytes cannot be known, and both are said."""
+    tiny("gpt_oss").save_pretrained(tmp_path / "model")
+    options = {"model": str(tmp_path / "model"), "layers": None, "dense_layers": 1, "stages": False}
+    records = records_of(methods=["quest"], **options)
+    for record in records:
+        if record.metric == "tpot":
+            assert record.stats["path"] == "model" and record.stats["loop"] == "eager"
+            assert any("attention sinks" in text for text in record.warnings)
+            assert any("all 2 experts" in text for text in record.warnings)
+    assert value(records, "quest", "tokens_read") == pytest.approx(3 * 16 + 2.5)
+    assert {r.method for r in records if r.metric == "ttft"} == {"dense", "quest"}
+
+
+def test_the_step_that_judges_everything_counts_for_no_later_one():
+    records = records_of(methods=["h2o"], method_args={"score_from": "decode"}, cache_fill="random", stages=False)
+    assert value(records, "h2o", "tokens_read") == value(records, "h2o", "tokens_resident") == 64
+
+
+@pytest.mark.parametrize("length", [5, 30])
+def test_windows_of_transformers_keep_their_size(length):
+    kind, extra = CONFIGS["mistral-sliding"]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(BASE | extra))).eval()
+    heads, dim, tokens = model.config.num_key_value_heads, model.config.head_dim, {}
+    for cache in ("static", "dynamic"):
+        arm = TransformersArm(model, cache, Noise(2, heads, dim, torch.float32, "cpu", 0), length, room=10)
+        for _ in range(4):
+            arm.setup()
+            sizes = {(layer.keys.shape[2], int(layer.cumulative_length)) for layer in arm.cache.layers}
+            assert sizes == {(8 if cache == "static" else min(7, length - 1), length - 1)}
+            arm.step(0)
+            tokens.setdefault(cache, []).append(arm.ids.flatten().tolist())
+    assert tokens["static"] == tokens["dynamic"]
+
+
 def test_a_budget_beyond_the_text_is_no_speed_up():
     records = records_of(methods=["quest"], budgets=[512], cache_fill="random", stages=False)
     assert value(records, "quest", "ideal_speedup") == 1.0
@@ -174,8 +232,13 @@ def test_the_rule_of_memory():
     found = need(shape, methods, part=0, **rule)
     entry = shape.entry_bytes * 2 * 3
     assert found.shared == entry * 1024 * 17 // 16
-    assert found.own["dense"] == entry * 48 * 17 // 16
-    assert found.own["h2o"] == entry * 80 * 17 // 16 + 3 * 2 * 1000 * shape.entry_bytes
+    new = 32 + 2 * 16
+    assert found.own["dense"] == entry * new * 17 // 16
+    assert found.own["h2o"] == entry * (new + 64 + 16) * 17 // 16 + 3 * 2 * 1000 * shape.entry_bytes
+    slid = 2 * (100 + 1024) * shape.entry_bytes
+    more = need(shape, methods, part=0, windows=[100, 4096], baselines=3, **rule)
+    assert more.own["dense"] == found.own["dense"] + slid
+    assert more.own["baselines"] == 3 * more.own["dense"] + LIBRARY_BYTES
     assert found.working == 0 < need(shape, methods, part=512, **rule).working
 
 

@@ -36,7 +36,7 @@ HALVES = (torch.float16, torch.bfloat16)
 def ops(monkeypatch: pytest.MonkeyPatch) -> Ops:
     monkeypatch.setattr(flashinfer, "library", lambda: LIBRARY)
     monkeypatch.setattr(flashinfer, "WORKSPACE_BYTES", 1 << 10)
-    flashinfer._workspace.cache_clear()
+    flashinfer.workspace.cache_clear()
     return flashinfer.FlashInferOps()
 
 

@@ -101,6 +101,30 @@ def test_random_weights_follow_from_the_seed_and_no_two_rows_are_equal():
     assert len(torch.unique(one[:2000], dim=0)) == 2000
 
 
+PARAMETERS = {
+    **{"gemma-2-2b": 2.6143, "gemma-2-9b": 9.2417, "gemma-2-27b": 27.2271},
+    **{"llama-2-7b": 6.7384, "llama-2-13b": 13.0159, "llama-2-70b": 68.9766},
+    **{"llama-3.1-8b": 8.0303, "llama-3.1-70b": 70.5537, "llama-3.2-1b": 1.2358, "llama-3.2-3b": 3.2127},
+    **{"mistral-7b-v0.3": 7.2480, "phi-3-mini": 3.8211, "phi-4": 14.6595, "yi-6b": 6.0610},
+    **{"qwen2.5-0.5b": 0.4940, "qwen2.5-1.5b": 1.5437, "qwen2.5-7b": 7.6156, "qwen2.5-14b": 14.7700},
+    **{"qwen3-0.6b": 0.5960, "qwen3-1.7b": 1.7206, "qwen3-4b": 4.0225, "qwen3-8b": 8.1907, "qwen3-14b": 14.7683},
+    **{"qwen3-32b": 32.7621, "sheared-llama-1.3b": 1.3454, "sheared-llama-2.7b": 2.7016},
+    **{"smollm2-135m": 0.1345, "tinyllama-1.1b": 1.1000},
+}
+"""Billions of parameters that the published weights have: what a shape must come to."""
+
+
+def test_shapes_come_to_the_published_numbers_of_parameters():
+    assert set(PARAMETERS) == set(SHAPES)
+    for name, shape in SHAPES.items():
+        attention = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+        matrices = shape.layers * (attention + 3 * shape.hidden * shape.ff)
+        embeddings = (1 if shape.tied else 2) * shape.vocab * shape.hidden
+        # Norms and biases are the rest.
+        assert (matrices + embeddings) / 1e9 == pytest.approx(PARAMETERS[name], rel=5e-4), name
+        assert shape.heads % shape.kv_heads == 0
+
+
 @pytest.mark.parametrize("architecture", sorted({shape.architecture for shape in SHAPES.values()}))
 def test_every_architecture_of_the_table_has_its_parameters(architecture):
     from transformers import AutoModelForCausalLM

@@ -76,3 +76,14 @@ def test_nonsense_is_refused():
     model, (ids, _) = tiny("llama"), prompts([4])
     with pytest.raises(UsageError, match="parts of 0"):
         hf.prefill(model, ids, build(model, Dense()), chunk=0)
+
+
+@pytest.mark.parametrize("chunk", [13, 39])
+def test_parts_by_flash_attention_end_their_diagonal_in_the_same_corner(chunk, monkeypatch):
+    """What a GPU takes in place of masks; here torch writes its mask out, which shows where the diagonal lies."""
+    model, (ids, mask) = tiny("llama"), prompts(LENGTHS)
+    want = hf.prefill(model, ids, build(model, Dense()), mask=mask, chunk=chunk)
+    asked = []
+    monkeypatch.setattr(attention, "_flash", lambda q, k, v: asked.append((q.shape, k.shape)) or True)
+    close(hf.prefill(model, ids, build(model, Dense()), mask=mask, chunk=chunk), want)
+    assert asked and all(q[1] < k[1] for q, k in asked), "later parts alone"

@@ -7,9 +7,8 @@ import torch
 from core_helpers import Counter, sparse_methods
 from tiny import CONFIGS, prompts, tiny
 
-from questbench.errors import PrerequisiteError, UsageError
+from questbench.errors import UsageError
 from questbench.methods.dense import Dense
-from questbench.methods.h2o import H2O
 from questbench.methods.quest import Quest
 from questbench.models import _plan, hf, static_loop
 from questbench.models._static_layer import StaticLayer
@@ -20,7 +19,6 @@ LENGTHS, NEW, PAGE = [40, 33, 17], 14, 8
 METHODS = {"dense": Dense(), **sparse_methods(16)}
 DEPLOYED = tuple(name for name, method in METHODS.items() if not method.yardstick)
 UNPLANNED = {"gpt_oss": "sinks", "smollm3": "differs"}
-HYBRID = ("gemma2", "gpt_oss", "mistral-sliding")
 
 
 def again(step):
@@ -29,7 +27,7 @@ def again(step):
 
 
 def build(model, method, **options):
-    return hf.build_cache(model, method, ops="cpu", **{"page_size": PAGE, "dense_layers": 1} | options)
+    return hf.build_cache(model, method, **{"ops": "cpu", "page_size": PAGE, "dense_layers": 1} | options)
 
 
 def prefilled(model, method, ids, mask, **options):
@@ -83,7 +81,7 @@ def test_generate_steps_and_loops_agree_token_for_token(name, method):
         cache, logits = prefilled(model, METHODS[method], ids, mask)
         loop = StaticLoop(model, cache, mask=mask, plan=plan)
         assert loop.generate(logits.argmax(-1), NEW) == want.tolist()
-    if name not in HYBRID and method in DEPLOYED:
+    if method in DEPLOYED:
         cache, logits = prefilled(model, METHODS[method], ids, mask)
         loop = GraphLoop(model, cache, steps=NEW, record=again)
         assert loop.generate(logits.argmax(-1), NEW) == want.tolist()
@@ -211,34 +209,18 @@ def test_going_back_gives_the_same_tokens():
     assert loop.layers[0].store.held == [40] and loop.layers[1].store.held == [15]
 
 
-def test_a_graph_has_room_for_its_steps_and_no_more():
-    model, (ids, mask) = tiny("llama"), prompts([20])
-    cache, _ = prefilled(model, Dense(), ids, mask)
-    loop = GraphLoop(model, cache, steps=6, record=again)
-    for _ in range(6):
-        loop.step()
-    with pytest.raises(UsageError, match="6 steps"):
-        loop.step()
-    with pytest.raises(UsageError, match="chooses its own tokens"):
-        loop.feed([1])
-    cache, _ = prefilled(model, H2O(16), ids, mask, dense_layers=0)
-    loop = GraphLoop(model, cache, steps=2, record=again)
-    for _ in range(20):
-        loop.step()  # what drops as much as it takes needs no room
-
-
-def test_what_cannot_be_captured_says_why():
-    ids, mask = prompts([20])
-    for name, why in (("gemma2", "sliding"), ("gpt_oss", "sinks")):
-        cache, _ = prefilled(tiny(name), Dense(), ids, mask)
-        with pytest.raises(PrerequisiteError, match=why):
-            GraphLoop(tiny(name), cache, steps=2, record=again)
-    cache, _ = prefilled(tiny("llama"), Dense(), ids, mask, observer=Counter())
-    with pytest.raises(PrerequisiteError, match="observer"):
-        GraphLoop(tiny("llama"), cache, steps=2, record=again)
-    layer = prefilled(tiny("llama"), H2O(16, score_from="decode"), ids, mask)[0].layers[1].store
-    with pytest.raises(UsageError, match="drop first"):
-        StaticLayer.take(layer, 4)
+def test_masks_are_kept_for_windows_alone():
+    ids, mask = prompts(LENGTHS)
+    for name, kept in (("llama", False), ("gemma2", True)):
+        cache, logits = prefilled(tiny(name), Dense(), ids, mask)
+        loop = StaticLoop(tiny(name), cache, mask=mask)
+        mark = loop.mark() if kept else None
+        loop.generate(logits.argmax(-1), 4)
+        assert (loop._mask is not None) == kept
+        if mark is not None:
+            assert loop._mask.shape[1] == 43
+            loop.rewind(mark)
+            assert loop._mask.shape[1] == 40
 
 
 def test_a_plan_that_computes_something_else_is_found_out(monkeypatch):

@@ -1,0 +1,41 @@
+"""Sliding-window layers of a model as a policy: the newest entries are kept and all that is kept is read.
+
+Such a layer is no choice of ours: the model was trained with it. Said in the words of a method, its cache can live in
+our pages, where one entry takes the slot of the oldest, instead of in tensors that every step replaces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from questbench.methods._base import CacheShape, Everything, Keep, Method, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from questbench.cache import LayerCache
+    from questbench.kernels._ops import Ops
+
+
+@dataclass(frozen=True)
+class Window(Method):
+    """A query sees the newest ``budget`` entries, its own included."""
+
+    budgeted: ClassVar[bool] = False
+
+    def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
+        """Everything that is still there."""
+        return Everything()
+
+    def forget(self) -> Keep:
+        """What the next query sees besides itself."""
+        return Keep(self.budget - 1, recent=self.budget - 1, by="age")
+
+    def tokens_visible(self, length: int, page_size: int) -> int:
+        """The window."""
+        return min(length, self.budget)
+
+    def bytes_read(self, length: int, shape: CacheShape) -> int:
+        """Keys and values of the window."""
+        return shape.entry_bytes * min(length, self.budget)
