@@ -19,7 +19,7 @@ def start(command: list[str], output: int | IO[str] = subprocess.PIPE, **more: s
         output: where output and errors go: a file where nobody reads meanwhile, since a full pipe would stop it.
         more: environment beside this process's.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job, whose children would inherit it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; children would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         command,

@@ -291,7 +291,7 @@ class Generator:
         book = _book.Book(draw, people=max(int(0.4 * shape.length / 260), 1))
         text, recalls = book.text(max(int(shape.length * 0.5), 8))
         encoded = self.tokenizer(text, return_offsets_mapping=True)
-        weights = np.full(len(encoded["input_ids"]), 0.1, np.float32)
+        weights = np.full(len(encoded["input_ids"]), 0.2, np.float32)
         spans = encoded["offset_mapping"]
         starts = np.array([start for start, _ in spans])
         for first, last in recalls:

@@ -32,10 +32,10 @@ ROPE = {"rope_type": "proportional", "rope_theta": 10_000.0, "partial_rotary_fac
 
 
 HEAD_DIM = 64
-SHARPER = (1.5, 1.1)
+SHARPER = (1.3, 1.2)
 """Factor on each layer's queries at export: training hardly sees the lengths at which attention dilutes."""
 MOST_ASKED = 512
-"""Predictions per step that enter the loss, about."""
+"""Predictions of full weight per step that enter the loss, about; of those of less weight, twice as many."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,9 @@ def stages() -> list[Stage]:
     last = {"records": 0.38, "passkey": 0.08, "chain": 0.1, "niah": 0.1, "vt": 0.3, "book": 0.04}
     most = {"records": 0.62, "passkey": 0.06, "chain": 0.1, "niah": 0.06, "vt": 0.14, "book": 0.02}
     final = {"records": 0.42, "passkey": 0.06, "chain": 0.1, "niah": 0.07, "vt": 0.33, "book": 0.02}
+    broad = {"records": 0.34, "passkey": 0.05, "chain": 0.1, "niah": 0.07, "vt": 0.26, "book": 0.18}
+    sure = {"records": 0.46, "passkey": 0.05, "chain": 0.07, "niah": 0.06, "vt": 0.26, "book": 0.1}
+    surer = {"records": 0.5, "passkey": 0.05, "chain": 0.05, "niah": 0.08, "vt": 0.26, "book": 0.06}
     return [
         Stage(20, Shape(128, 32, 8, 8, early), 3e-4, 0.0),
         Stage(40, Shape(256, 16, 16, 12, early), 3e-4, 0.0),
@@ -91,6 +94,14 @@ def stages() -> list[Stage]:
         Stage(90, Shape(4096, 1, 128, 32, final), 1.5e-4, 0.06),
         Stage(20, Shape(8192, 1, 128, 32, final), 1e-4, 0.06),
         Stage(40, Shape(4096, 1, 128, 32, final), 4e-5, 0.06),
+        Stage(216, Shape(2048, 2, 64, 32, final), 2e-4, 0.1),
+        Stage(200, Shape(2048, 4, 64, 32, broad), 8e-4, 0.1),
+        Stage(1000, Shape(2048, 4, 64, 32, broad), 1e-3, 0.2),
+        Stage(600, Shape(4096, 2, 128, 32, broad), 8e-4, 0.3),
+        Stage(200, Shape(8192, 1, 128, 32, sure), 6e-4, 0.4),
+        Stage(60, Shape(16384, 1, 256, 32, sure), 4e-4, 0.4),
+        Stage(450, Shape(4096, 2, 128, 32, sure), 4e-4, 0.5),
+        Stage(480, Shape(4096, 2, 128, 32, surer), 6e-4, 1.0),
     ]
 
 
@@ -219,10 +230,10 @@ class Training:
         self.save()
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mean cross entropy of the asked ids, mean squared key of layers >= 1, and which ids were first."""
+        """Weighted mean cross entropy of the asked ids, mean squared key of layers >= 1, and which ids were first."""
         ids = torch.from_numpy(batch.ids).to(self.options.device)
         weights = torch.from_numpy(batch.weights).to(self.options.device)[:, 1:]
-        for least, most in ((0.5, MOST_ASKED), (0.0, MOST_ASKED // 2)):  # the vocabulary's matrix is the largest one
+        for least, most in ((0.5, MOST_ASKED), (0.0, 2 * MOST_ASKED)):  # the vocabulary's matrix is the largest one
             some = (weights > least) & (weights <= 2 * least + 0.5)
             share = most / max(int(some.sum()), 1)
             if share < 1:
@@ -236,7 +247,7 @@ class Training:
             logits = self.model.lm_head(hidden[asked]).float()
         goal, weight = ids[:, 1:][asked], weights[asked]
         square = torch.stack(self.squares).float().mean()
-        loss = (F.cross_entropy(logits, goal, reduction="none") * weight).sum() / max(len(weight), 1)
+        loss = (F.cross_entropy(logits, goal, reduction="none") * weight).sum() / weight.sum().clamp(min=1.0)
         return loss, square, (logits.argmax(-1) == goal)[weight == 1]
 
 
