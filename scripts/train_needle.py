@@ -74,7 +74,6 @@ def stages() -> list[Stage]:
     final = {"records": 0.42, "passkey": 0.06, "chain": 0.1, "niah": 0.07, "vt": 0.33, "book": 0.02}
     broad = {"records": 0.34, "passkey": 0.05, "chain": 0.1, "niah": 0.07, "vt": 0.26, "book": 0.18}
     sure = {"records": 0.46, "passkey": 0.05, "chain": 0.07, "niah": 0.06, "vt": 0.26, "book": 0.1}
-    surer = {"records": 0.5, "passkey": 0.05, "chain": 0.05, "niah": 0.08, "vt": 0.26, "book": 0.06}
     return [
         Stage(20, Shape(128, 32, 8, 8, early), 3e-4, 0.0),
         Stage(40, Shape(256, 16, 16, 12, early), 3e-4, 0.0),
@@ -101,7 +100,6 @@ def stages() -> list[Stage]:
         Stage(200, Shape(8192, 1, 128, 32, sure), 6e-4, 0.4),
         Stage(60, Shape(16384, 1, 256, 32, sure), 4e-4, 0.4),
         Stage(450, Shape(4096, 2, 128, 32, sure), 4e-4, 0.5),
-        Stage(480, Shape(4096, 2, 128, 32, surer), 6e-4, 1.0),
     ]
 
 
