@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--tasks", required=True, metavar="NAMES", help="lm-eval tasks, separated by commas")
     add("--include-path", metavar="DIR", help="folder with task files of your own")
-    add("--model", default="constructed", metavar="NAME", help="constructed, a hub id or a local folder")
+    add("--model", default="constructed", metavar="NAME", help="constructed, needle, a hub id or a local folder")
     add("--method", default="dense,quest", metavar="NAMES", help="methods: questbench ls methods")
     add("--budget", default="256", metavar="TOKENS", help="KV entries that one query head may see; commas sweep")
     add("-M", dest="field", action="append", metavar="NAME=VALUE", help="a field of the methods; repeatable")

@@ -16,11 +16,10 @@ EXAMPLES = (
 
 WHAT = "Model"
 HOW = "Measurement"
-MODEL = "shape:NAME (random weights), constructed, a hub id or a local folder: ls models."
+MODEL = "shape:NAME (random weights), constructed, needle, a hub id or a local folder: ls models."
 WEIGHTS = "full, int8, int4 (torchao, extra quant)."
 HEAD = "Quantise the output matrix too."
 SELECT = "Whose page lists: auto, kv_head, q_head."
-THREADS = "CPU threads; all cores if left out."
 DENSE = "Leading layers left dense; the model's own if left out."
 FILL = "prefill, or random: fill the caches without a prompt, for decode timing alone."
 CHUNK = "Tokens of the prompt that run through the model at once."
@@ -34,7 +33,6 @@ Batch = Annotated[str, opt.flag("--batch", metavar="N", help="Rows per step.", p
 Dtypes = Annotated[str, opt.flag("--dtype", metavar="NAMES", help="bf16, fp16, fp32.", panel=opt.AXES)]
 Weights = Annotated[str, opt.flag("--weights", metavar="NAMES", help=WEIGHTS, panel=opt.AXES)]
 SelectBy = Annotated[str, opt.flag("--select-by", metavar="NAMES", help=SELECT, panel=opt.AXES)]
-Threads = Annotated[str | None, opt.flag("--threads", metavar="N", help=THREADS, panel=opt.MACHINE)]
 Devices = Annotated[str, opt.flag("--device", metavar="NAMES", help="cpu, cuda.", panel=opt.MACHINE)]
 Model = Annotated[str, opt.flag("--model", metavar="NAME", help=MODEL, panel=WHAT)]
 Layers = Annotated[str | None, opt.flag("--layers", metavar="N", help="Only so many, of a shape.", panel=WHAT)]
@@ -77,7 +75,7 @@ def e2e(
     rounds: Rounds = "20",
     max_seconds: MaxSeconds = 60.0,
     stages: Stages = True,
-    threads: Threads = None,
+    threads: opt.Threads = None,
     device: Devices = "cpu",
     backend: opt.Backend = None,
     online: Online = False,

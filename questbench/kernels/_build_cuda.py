@@ -124,7 +124,7 @@ def build_cuda(
     if not chosen:
         raise PrerequisiteError(
             "No CUDA device was found, so there is no architecture to compile for.",
-            "See: questbench doctor. Or name an architecture, as in sm_90.",
+            "See: questbench doctor. From Python, name one: build_cuda(['sm_90']).",
         )
     root = kernel_sources()
     prefix = [str(kit.nvcc), *NVCC_FLAGS, *gencode(chosen), *_includes(root)]
