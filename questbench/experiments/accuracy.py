@@ -9,6 +9,7 @@ a killed run loses one batch of samples at most.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -78,7 +79,7 @@ class Cell:
     page_size: int
     name: str
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Names the cell in samples.jsonl."""
         return f"{self.name}|{self.page_size}|{sorted(self.method.arguments(self.page_size).items())}"
@@ -327,9 +328,12 @@ def _batches(missing: Mapping[int, tuple[Cell, ...]], session: Session) -> Itera
 
 
 def _estimate(spec: str, rows: Iterable[Mapping[str, Any]], usable: Sequence[Cell]) -> str:
-    parts, rows = [], list(rows)
+    parts = []
+    by_cell: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_cell.setdefault(row["cell"], []).append(row)
     for cell in usable:
-        own = [row for row in rows if row["cell"] == cell.key]
+        own = by_cell.get(cell.key, [])
         scores = [row["score"] for row in own if "score" in row]
         losses = [(row["nll"], row["scored_tokens"]) for row in own if "nll" in row]
         if scores:
