@@ -61,10 +61,8 @@ def over_length(
     if cells["seq_len"].nunique() < 2:
         raise NothingToDraw(f"needs two or more lengths: questbench {verb} --seq-len 8k,16k,32k")
     divisor, unit = fmt.scale(cells[metric], "s")
-    keys, times = (
-        ["budget", "label", "seq_len"],
-        [metric, f"{metric}.p20", f"{metric}.p80", *([bound] if bound else [])],
-    )
+    keys = ["budget", "label", "seq_len"]
+    times = [metric, f"{metric}.p20", f"{metric}.p80", *([bound] if bound else [])]
     cells = cells.reindex(columns=[*keys, *times]).sort_values(keys, kind="stable")
     looks = style.looks(cells["label"])
     axes_list = []
