@@ -1,7 +1,7 @@
 """What tensors hold, checked before a compiled op follows it: ids inside the pool, lengths within the table, lists.
 
-Only with ``QUESTBENCH_CHECK=1``, as in the tests: it reads every length and page id, and on a GPU it waits for them. What
-tensors are (shapes, types, strides, devices) is checked in every call, by the binding (``contract.h``).
+Only with ``QUESTBENCH_CHECK=1``, as in the tests: it reads every length and page id, and on a GPU it waits for them.
+What tensors are (shapes, types, strides, devices) is checked in every call, by the binding (``contract.h``).
 """
 
 from __future__ import annotations

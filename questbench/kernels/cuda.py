@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from questbench.kernels import _build, _build_cuda
+from questbench.kernels._limits import Limits
 from questbench.kernels._native import Library, NativeOps, functions, register
 from questbench.kernels._ops import Ops
 
@@ -145,6 +146,7 @@ class CudaOps(NativeOps):
 
     device = "cuda"
     dtypes = ("fp16", "bf16")
+    limits = Limits(group=16, head_dims=(64, 128, 256), page_sizes=(4, 128), powers_of_two=True)
     attend_top = Ops.attend_top
 
     def __init__(self, made: dict[str, Any] | None = None, namespace: str | None = None) -> None:
