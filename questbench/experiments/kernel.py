@@ -115,7 +115,7 @@ def check(config: KernelConfig) -> None:
         UsageError: unknown names, impossible values.
         PrerequisiteError: a missing backend, compiler or device.
     """
-    from questbench.experiments._setup import check_machine
+    from questbench.experiments._setup import check_machine, load_ops
 
     positive: Mapping[str, Sequence[int | None]] = {
         "--seq-len": config.seq_lens,
@@ -151,6 +151,9 @@ def check(config: KernelConfig) -> None:
             raise error
     for dtype in config.dtype:
         check_machine(config.device, config.backend, dtype, config.page_sizes, config.threads)
+    ops, (query, kv, head_dim) = load_ops(config.device, config.backend), heads(config)
+    for page_size in config.page_sizes:
+        ops.limits.check(ops.name, query_heads=query, kv_heads=kv, head_dim=head_dim, page_size=page_size)
 
 
 def _shape_name(config: KernelConfig) -> str:
