@@ -258,8 +258,8 @@ def disagreement(model: PreTrainedModel, ops: Ops) -> str | None:
     """Why the flat plan of a model must not be used; ``None`` if it gives what the model's own forward gives.
 
     Both run a few tokens of a short text over dense caches, and both are held against the model's forward in a wider
-    dtype: the plan may be off by twice what the model itself is off by. Asked once per model; ask anew by :func:`forget` after a
-    change of its weights' kind.
+    dtype: the plan may be off by twice what the model itself is off by. Asked once per model; ask anew by
+    :func:`forget` after a change of its weights' kind.
     """
     if model not in _verdicts:
         _verdicts[model] = _compare(model, ops)

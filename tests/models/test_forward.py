@@ -41,13 +41,14 @@ def test_a_model_that_overflows_is_noticed(way):
         hf.prefill(model, ids, cache)
         loop = StaticLoop(model, cache)
     model.lm_head.weight.data[5] = float("inf")
+    calls = {
+        "loop": lambda: loop.feed([7]),
+        "prefill": lambda: hf.prefill(model, ids, cache),
+        "forward": lambda: hf.forward(model, ids, cache),
+        "every": lambda: hf.forward(model, ids, cache, all_logits=True),
+    }
     with pytest.raises(NotFiniteError, match="fp32"):
-        if way == "loop":
-            loop.feed([7])
-        elif way == "prefill":
-            hf.prefill(model, ids, cache)
-        else:
-            hf.forward(model, ids, cache, all_logits=way == "every")
+        calls[way]()
 
 
 @pytest.mark.parametrize("token", [97, 5000, -1])
