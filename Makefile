@@ -35,7 +35,7 @@ pytest: .venv/installed-dev
 
 # Slow: the tests of models with the oldest and the newest transformers.
 test-transformers: .venv/installed-dev
-	$(BIN)/python scripts/test_transformers.py
+	$(BIN)/python scripts/check_transformers.py
 
 # Slow: builds sdist and wheel and installs them in an empty environment.
 wheel: .venv/installed-dev

@@ -146,7 +146,7 @@ def test_a_rollback_is_refused():
     assert not cache.is_croppable
     model.set_attn_implementation("questbench")
     # transformers asks before it begins from 5.24 on.
-    with pytest.raises((UsageError, ValueError), match="rolled back|can be cropped"):
+    with pytest.raises((UsageError, ValueError), match=r"rolled back|can be cropped"):
         model.generate(
             ids.repeat(1, 3),
             attention_mask=mask.repeat(1, 3),

@@ -1,7 +1,7 @@
 """Runs the tests of models with the oldest and the newest transformers that questbench works with.
 
 Each version is installed, with what it requires, into a folder of its own in front of this environment, which stays as
-it is. Usage: python scripts/test_transformers.py [VERSION ...] [-- PYTEST ARGUMENTS]
+it is. Usage: python scripts/check_transformers.py [VERSION ...] [-- PYTEST ARGUMENTS]
 """
 
 from __future__ import annotations
