@@ -222,14 +222,17 @@ def check(config: AccuracyConfig) -> None:
 def card(config: AccuracyConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
     from questbench import units
+    from questbench.models import reach
 
     work = grid(config)
+    layers = reach.sentence(config.model, dense_layers=config.dense_layers)
     tables = [one.task.table(one.length) for one, _, _ in work if isinstance(one.task, DataTask)]
     files = [f"{table.name} ({len(table):,} rows, SHA-256 {table.sha256[:16]})" for table in tables]
     names = dict.fromkeys(cell.name for _, usable, _ in work for cell in usable)
     protocols = dict.fromkeys(one.protocol for one, _, _ in work)
     return {
         "model": config.model,
+        **({"layers": layers} if layers else {}),
         "protocol": "; ".join(f"{name}: {PROTOCOLS[name]}" for name in protocols),
         "tasks": ", ".join(f"{one.spec} at {units.echo_count(one.length)}, n = {one.samples}" for one, _, _ in work),
         **({"data": ", ".join(dict.fromkeys(files))} if files else {}),

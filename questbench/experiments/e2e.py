@@ -187,9 +187,13 @@ def check_dense_layers(config: E2EConfig, default: int, layers: int) -> int:
 
 def card(config: E2EConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
+    from questbench.models import reach
+
+    layers = reach.sentence(config.model, config.layers, config.dense_layers)
     filled = "prefilled" if config.prefills else "filled with random entries: no prefill is timed"
     return {
         "model": config.model + (f", {config.layers} layers" if config.layers else ""),
+        **({"layers": layers} if layers else {}),
         "lengths": ", ".join(map(units.echo_count, config.seq_lens)),
         "budgets": ", ".join(map(units.echo_count, config.budgets)),
         "methods": ", ".join(dict.fromkeys(["dense", *config.methods])),
