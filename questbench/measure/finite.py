@@ -1,4 +1,4 @@
-"""No statistic is made of NaN: whatever would compare or average it refuses it, so that it cannot look like a result."""
+"""No statistic is made of NaN: whatever compares or averages values refuses it, lest it look like a result."""
 
 from __future__ import annotations
 

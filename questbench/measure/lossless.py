@@ -63,10 +63,8 @@ def judge(
         return Verdict(True, lower, f"A loss of {points} or more is ruled out (one-sided, 2.5 %).", needed)
     if needed is None:
         return Verdict(False, lower, f"The loss seen is {points} or more.", None)
-    if n < SAMPLES:
-        why = f"{n} samples are too few."
-    else:
-        why = f"A loss of up to {-lower * 100:.2g} points is not ruled out."
+    loss = f"A loss of up to {-lower * 100:.2g} points is not ruled out."
+    why = f"{n} samples are too few." if n < SAMPLES else loss
     more = f" {needed:,} samples are needed if further ones go as these did." if n < needed else ""
     return Verdict(False, lower, why + more, needed)
 

@@ -23,7 +23,7 @@ STATISTICS: dict[str, Callable[[list[float]], Any]] = {
     "compare, baseline": lambda bad: paired.compare(GOOD, bad, binary=False),
     "compare, binary": lambda bad: paired.compare(bad, GOOD, binary=True),
     "sign_flip": paired.sign_flip,
-    "sign_flip, exact": lambda bad: paired.sign_flip(bad[:4] + [bad[7]]),
+    "sign_flip, exact": lambda bad: paired.sign_flip([*bad[:4], bad[7]]),
     "holm": paired.holm,
     "bootstrap_mean": stats.bootstrap_mean,
     "bounded_mean": lambda bad: stats.bounded_mean(bad, 0.0, 1.0),

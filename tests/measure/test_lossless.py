@@ -89,8 +89,10 @@ def test_so_many_samples_are_enough_if_further_ones_go_as_these_did(rate: float)
     needed = lossless.judge(differences(losses, 0, 200), 0.9, binary=True).needed
     assert needed is not None
     scaled = losses * needed / 200
-    assert lossless.tango_lower(scaled, 0, needed) > -lossless.MARGIN >= lossless.tango_lower(
-        scaled * (needed - 1) / needed, 0, needed - 1
+    assert (
+        lossless.tango_lower(scaled, 0, needed)
+        > -lossless.MARGIN
+        >= lossless.tango_lower(scaled * (needed - 1) / needed, 0, needed - 1)
     )
 
 
