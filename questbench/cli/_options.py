@@ -22,7 +22,7 @@ def flag(*names: str, help: str, panel: str, metavar: str = "") -> Any:
 
 
 Methods = Annotated[str, flag("--method", metavar="NAMES", help="Methods: ls methods.", panel=AXES)]
-FIELD = "A field of the methods, or of one: quest.select_by=q_head. Repeatable."
+FIELD = "A field of the methods, or of one: quest.select_by=q_head. Commas sweep. Repeatable."
 MethodArgs = Annotated[list[str] | None, flag("-M", metavar="NAME=VALUE", help=FIELD, panel=AXES)]
 BUDGET = "KV entries that one query head may see in a step."
 Budgets = Annotated[str, flag("--budget", "--token-budget", metavar="TOKENS", help=BUDGET, panel=AXES)]

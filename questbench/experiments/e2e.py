@@ -17,7 +17,7 @@ from questbench import registry, units
 from questbench.errors import CellError, PrerequisiteError, UsageError
 from questbench.experiments._unit import Progress, Unit, refusals_of, unusable, within
 from questbench.methods._base import Method
-from questbench.methods._make import PACKAGE, check_arguments, make, method_class
+from questbench.methods._make import PACKAGE, check_arguments, make_all, method_class
 
 if TYPE_CHECKING:
     from questbench.experiments._e2e_session import Session
@@ -103,11 +103,14 @@ def cells(config: E2EConfig) -> list[Cell]:
 
 
 def methods(config: E2EConfig, cell: Cell) -> dict[str, Method]:
-    """The methods of a cell by name; dense is always one of them, since everything is measured against it."""
+    """The methods of a cell by label; dense is always one of them, since everything is measured against it."""
     arguments = dict(config.method_args)
     if cell.select_by != "auto":
         arguments["select_by"] = cell.select_by
-    return {name: make(name, cell.budget, arguments) for name in dict.fromkeys(["dense", *config.methods])}
+    found: dict[str, Method] = {}
+    for name in dict.fromkeys(["dense", *config.methods]):
+        found |= make_all(name, cell.budget, arguments)
+    return found
 
 
 def check(config: E2EConfig) -> None:
@@ -267,14 +270,16 @@ def params(config: E2EConfig, cell: Cell, **more: Any) -> dict[str, Any]:
     }
 
 
-def _failed(config: E2EConfig, cell: Cell, name: str, error: Exception) -> Any:
+def _failed(config: E2EConfig, cell: Cell, label: str, error: Exception) -> Any:
+    method = methods(config, cell)[label]
     return unusable(
         "e2e",
         config.backend or cell.device,
-        name,
+        method.name,
         params(config, cell, stage="total"),
         error,
         metric="tpot",
         unit="s",
         seed=config.seed,
+        method_args=method.arguments(cell.page_size),
     )

@@ -15,7 +15,7 @@ from questbench import registry, units
 from questbench.errors import CellError, UsageError
 from questbench.experiments._unit import Progress, Unit, refusals_of, unusable, within
 from questbench.methods._base import Method
-from questbench.methods._make import PACKAGE, check_arguments, make, method_class
+from questbench.methods._make import PACKAGE, check_arguments, make_all, method_class
 
 TIMINGS = ("graph", "events")
 
@@ -79,8 +79,11 @@ def cells(config: KernelConfig) -> list[Cell]:
 
 
 def methods(config: KernelConfig, cell: Cell) -> dict[str, Method]:
-    """The methods of a cell by name; dense is always one of them, since everything is measured against it."""
-    return {name: make(name, cell.budget, config.method_args) for name in dict.fromkeys(["dense", *config.methods])}
+    """The methods of a cell by label; dense is always one of them, since everything is measured against it."""
+    found: dict[str, Method] = {}
+    for name in dict.fromkeys(["dense", *config.methods]):
+        found |= make_all(name, cell.budget, config.method_args)
+    return found
 
 
 def heads(config: KernelConfig) -> tuple[int, int, int]:
@@ -245,14 +248,16 @@ def _against(config: KernelConfig) -> str:
     return " and ".join(["torch SDPA", *brought])
 
 
-def _failed(config: KernelConfig, cell: Cell, name: str, error: Exception) -> Any:
+def _failed(config: KernelConfig, cell: Cell, label: str, error: Exception) -> Any:
+    method = methods(config, cell)[label]
     return unusable(
         "kernel",
         config.backend or config.device,
-        name,
+        method.name,
         params(config, cell, stage="total"),
         error,
         metric="latency",
         unit="s",
         seed=config.seed,
+        method_args=method.arguments(cell.page_size),
     )

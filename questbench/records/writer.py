@@ -96,8 +96,12 @@ class RunWriter:
         return stored
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows to ``samples.jsonl``; they count once the next :meth:`write` has committed their unit."""
-        text = "".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows)
+        """Append rows to ``samples.jsonl``; they count once the next :meth:`write` has committed their unit.
+
+        Raises:
+            ValueError: a value is NaN or infinite, which is no JSON.
+        """
+        text = "".join(_line(row) + "\n" for row in rows)
         if text:
             self._append(SAMPLES, text)
 
@@ -136,6 +140,16 @@ class RunWriter:
         self.finished.difference_update(commit.failed)
         self.finished.update(commit.done)
         self._prefills += commit.prefills
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A row as strict JSON, readable where its texts can be written as UTF-8."""
+    text = json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return json.dumps(row, separators=(",", ":"), allow_nan=False)
+    return text
 
 
 def write_manifest(folder: Path, manifest: RunManifest) -> None:
