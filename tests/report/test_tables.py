@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from questbench.records.schema import ResultRecord, RunManifest
-from questbench.report.frame import cell_frame, labels
+from questbench.report._label import labels
+from questbench.report.frame import cell_frame
 from questbench.report.render import Table, to_html, to_markdown, to_rich
 from questbench.report.tables import tables
 
@@ -51,12 +52,10 @@ def test_kernel_table() -> None:
     assert "0123456789" in text
 
 
-def test_the_fastest_of_each_block_is_bold() -> None:
+def test_speed_alone_is_never_bold() -> None:
+    """The fastest method may be one that answers nothing."""
     table = one(golden.kernel((8192, 32768), (1024, 2048)))
-    best = [(cells[0].text, cells[1].text, cells[2].text) for cells in table.rows if any(cell.best for cell in cells)]
-    assert best == [(length, budget, "streaming_llm") for length in ("8k", "32k") for budget in ("1k", "2k")]
-    assert "**" in to_markdown(table)
-    assert "<strong>" in to_html(table)
+    assert not any(cell.best for cells in table.rows for cell in cells)
 
 
 def test_a_fallback_is_never_a_speed_up() -> None:
@@ -67,8 +66,6 @@ def test_a_fallback_is_never_a_speed_up() -> None:
     assert shown["x dense"].startswith("DENSE-FALLBACK [")
     assert (shown["x sdpa"], shown["% of ideal"]) == ("—", "—")
     assert "no result of the method" in to_markdown(table)
-    best = [cells[2].text for cells in table.rows if any(cell.best for cell in cells)]
-    assert best == ["tova"], "the fallback was the fastest and must not win"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +131,7 @@ def test_variants_are_told_apart() -> None:
     variants.append({"budget": 2048, "select_by": "kv_head", "recent": 1024})
     records = [dataclasses.replace(golden.failure("quest", "failed", "x"), method_args=args) for args in variants]
     frame = cell_frame(records)
-    assert labels(frame) == ["quest select_by=kv_head", "quest select_by=q_head", "quest select_by=kv_head"]
+    assert labels(frame) == ["quest (select_by=kv_head)", "quest (select_by=q_head)", "quest (select_by=kv_head)"]
 
 
 def test_accuracy_table() -> None:
@@ -150,6 +147,7 @@ def test_accuracy_table() -> None:
         assert part in text
     best = [cells[2].text for cells in table.rows if any(cell.best for cell in cells)]
     assert best == ["quest", "quest"], "a yardstick does not compete"
+    assert "Bold: the highest score" in text, "what bold means is said"
 
 
 def test_many_samples_are_not_illustrative() -> None:
