@@ -135,7 +135,7 @@ def runs_line(frame: pd.DataFrame) -> str:
     known: dict[str, str] = {}
     for marks in frame["about_runs"]:
         known |= marks
-    return "; ".join(f"run {mark} = {known[mark]}" for mark in sorted(known, key=lambda mark: (len(mark), mark)))
+    return "Runs: " + "; ".join(f"{mark} = {known[mark]}" for mark in sorted(known, key=lambda mark: (len(mark), mark)))
 
 
 def counts_line(frame: pd.DataFrame, names: Iterable[str] = ("seq_len", "budget")) -> str:

@@ -82,7 +82,7 @@ def gather(folders: Sequence[Path], *, whole: bool) -> Gathered:
         raise error
     if not whole:
         for run in _replaced(found):
-            reasons.setdefault("newer runs have all their cells; name one to show it", []).append(run)
+            reasons.setdefault("newer runs have all their cells (give its name to show one)", []).append(run)
             del found.manifests[run], found.records[run]
     found.left_out += [_sentence(names, reason) for reason, names in reasons.items()]
     return found
@@ -120,7 +120,7 @@ def _replaced(found: Gathered) -> list[str]:
 
 def _sentence(names: Sequence[str], reason: str) -> str:
     if len(names) == 1:
-        return f"Run {names[0]} is left out: {reason.replace('all their', 'all its').replace('name one', 'name it')}."
+        return f"Run {names[0]} is left out: {reason.replace('all their', 'all its').replace('show one', 'show it')}."
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{len(names)} runs are left out ({', '.join(names[:NAMED])}{more}): {reason}."
 

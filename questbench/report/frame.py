@@ -107,6 +107,17 @@ def run_marks(runs: Iterable[str]) -> dict[str, str]:
     return {name: letters[place % 26] + (str(place // 26) if place >= 26 else "") for place, name in enumerate(names)}
 
 
+def input_columns(frame: pd.DataFrame, records: Iterable[ResultRecord]) -> list[str]:
+    """Columns of ``frame`` that are inputs, in the order of the records."""
+    names = dict.fromkeys(name for record in records for name in record.params if name not in QUALIFIERS)
+    return [column for name in names if (column := f"{name}_param" if name in OWN else name) in frame]
+
+
+def units(records: Iterable[ResultRecord]) -> dict[str, str]:
+    """Unit of every metric column."""
+    return {_column(record): record.unit for record in records}
+
+
 def _add_run(row: dict[str, Any], manifest: RunManifest | None, mark: str) -> None:
     """Mark, description and state of the run that a record of the row comes from."""
     about, states = row.setdefault("about_runs", {}), row.setdefault("run_states", [])

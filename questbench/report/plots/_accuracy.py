@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -87,8 +86,11 @@ def draw(
         )
         ends = _panel(axes, part, x, places, looks, measure)
         if alone:
-            names = ["\n".join(textwrap.wrap(label, 14, break_long_words=False)) for label in sparse]
-            axes.set_xticks(range(len(sparse)), names, rotation=90 if len(sparse) > 3 else 0)
+            axes.set_xticks(
+                range(len(sparse)),
+                [style.in_lines(label, 16) for label in sparse],
+                rotation=90 if len(sparse) > 3 else 0,
+            )
             axes.set_xlim(-0.6, len(sparse) - 0.4)
             axes.set_xlabel(f"{x_label}: {units.count(int(values[0])) if values[0] % 1 == 0 else f'{values[0]:.0f}'}")
         else:
@@ -98,6 +100,9 @@ def draw(
         if style.leftmost(axes):
             axes.set_ylabel(measure.name)
     if alone:  # the methods' names stand along the axis
+        width, height = figure.get_size_inches()
+        rows = -(-len(groups) // 3)
+        figure.set_size_inches(width, height + 0.5 * rows * (len(sparse) > 3))
         style.legend(figure, axes_list, leave_out=_named(sparse, cells))
     else:
         style.name_lines(figure, axes_list, ends)

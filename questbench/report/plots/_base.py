@@ -137,6 +137,8 @@ def _write(plot: Plot, name: str, frame: pd.DataFrame, inputs: Sequence[str], ou
     frame = frame.reset_index(drop=True)
     if frame["run_mark"].nunique() > 1:
         frame["label"] = [f"{label} [{mark}]" for label, mark in zip(frame["label"], frame["run_mark"], strict=True)]
+    for column in {"label", "task"} & set(frame):
+        frame[column] = frame[column].map(lambda text: escape.terminal(text) if isinstance(text, str) else text)
     with blank() as figure:
         data = plot.draw(frame, figure)
         _, shared = fmt.split_inputs(frame, [column for column in inputs if column not in plot.AXES])

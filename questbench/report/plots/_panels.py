@@ -112,6 +112,7 @@ def stacked(
     if cells.empty:
         raise NothingToDraw("only dense fallbacks")
     length = cells["seq_len"].max()
+    shorter = _not_of(cells, length)
     cells = cells[cells["seq_len"] == length].reindex(columns=["seq_len", "budget", "label", *columns, metric])
     divisor, unit = fmt.scale(cells[metric], "s")
     limit = _limit(cells, columns, metric) / divisor
@@ -144,11 +145,21 @@ def stacked(
         axes.set_xlabel(f"time ({unit})")
         axes.set_title(f"{axes.get_title()}, length {units.count(int(length))}")
     style.legend(figure, axes_list)
-    remark = _apart(cells, columns, metric, whole)
+    remark = " ".join(filter(None, [shorter, _apart(cells, columns, metric, whole)]))
     drawn: pd.DataFrame = cells.rename(columns={column: f"{column}_seconds" for column in [*columns, metric]})
     if remark:
         drawn.attrs[REMARK] = remark
     return drawn
+
+
+def _not_of(cells: pd.DataFrame, length: float) -> str:
+    """What has no cell at the longest text, and is therefore not drawn."""
+    found = []
+    there = cells[cells["seq_len"] == length]
+    for column, name in (("run_mark", "run"), ("budget", "budget")):
+        absent = sorted(set(cells[column].dropna()) - set(there[column])) if column in cells else []
+        found += [f"{name} {fmt.inputs(column, value)}" for value in absent]
+    return f"Not drawn, having no text of {units.count(int(length))}: {', '.join(found)}." if found else ""
 
 
 def _apart(cells: pd.DataFrame, columns: list[str], metric: str, whole: str) -> str:

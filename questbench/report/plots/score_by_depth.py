@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 from questbench import units
@@ -23,7 +22,7 @@ COLUMN = "score.by_depth"
 MOST_DEPTHS = 21
 """More depths than these are put together in tenths of the text."""
 MOST_ROWS = 6
-LETTER = 0.058
+LETTER = 0.066
 """Inches that a letter of a title takes."""
 COLOURS = "cividis"
 """Even to the eye, with and without colour vision."""
@@ -79,10 +78,8 @@ def _titles(data: pd.DataFrame, labels: list[str], width: float) -> dict[str, st
     room = max(8, int((width - 1.2) / len(labels) / LETTER))
     titles = {}
     for label in labels:
-        lines = textwrap.wrap(label, room)
-        if data.loc[data["label"] == label, "yardstick"].any():
-            lines.append("(yardstick)")
-        titles[label] = "\n".join(lines)
+        marked = data.loc[data["label"] == label, "yardstick"].any()
+        titles[label] = style.in_lines(label, room) + ("\n(yardstick)" if marked else "")
     return titles
 
 
