@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -266,7 +267,7 @@ def test_titles_of_the_heat_map_do_not_touch() -> None:
         figure.canvas.draw()
         boxes = sorted((axes.title.get_window_extent() for axes in figure.axes[:-1]), key=lambda box: box.x0)
         assert len(boxes) == 8
-        assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_diamonds_away_from_their_bars_are_explained() -> None:
