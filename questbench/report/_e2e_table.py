@@ -71,6 +71,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         setup=[
             fmt.shared_line(frame, shared),
             fmt.origin_line(frame),
+            fmt.runs_line(frame),
             "bound is what weights and KV entries take at the read bandwidth measured in the same rounds; ideal is "
             "the ratio of bytes. Speed-ups are medians of paired ratios.",
             fmt.counts_line(frame),
@@ -85,7 +86,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         cells = [*(fmt.inputs(key, row[key]) for key in keys), row["label"], fmt.gap(table, row) if missing else spread]
         cells += [fmt.number(row.get(name), divisor) for name in ("tpot.p90", "tpot.p99", "tpot_slope")]
         cells += [fmt.number(row.get("tokens_per_second")), fmt.number(row.get("bound"), divisor)]
-        cells.append(_share(table, row))
+        cells.append(_share(table, row.get("bandwidth_fraction")))
         cells += _speedup(table, row)
         cells.append(fmt.number(row.get("ttft")))
         cells += [fmt.number(row.get(name), size) for name in BYTES]
@@ -94,12 +95,14 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
     return table
 
 
-def _share(table: Table, row: Any) -> str:
-    share = row.get("bandwidth_fraction")
+TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
+ABOVE_IDEAL = "mismeasured: faster than the ratio of bytes to dense allows"
+
+
+def _share(table: Table, share: Any) -> str:
+    """Per cent of the measured bandwidth; what cannot be is marked."""
     text = fmt.number(share, 0.01)
-    if not fmt.missing(share) and share > 1:
-        text += f" {table.mark('mismeasured: more than the measured bandwidth of this machine')}"
-    return text
+    return text if fmt.missing(share) or share <= 1 else f"{text} {table.mark(TOO_MUCH)}"
 
 
 def _speedup(table: Table, row: Any) -> list[str]:
@@ -112,9 +115,9 @@ def _speedup(table: Table, row: Any) -> list[str]:
     speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")
     if row["method"] == FIRST and not fmt.missing(row.get("tpot")):
         speedup = 1.0
-    text = fmt.number(speedup)
-    if not fmt.missing(speedup) and not fmt.missing(ideal) and speedup > ideal:
-        text += f" {table.mark('mismeasured: faster than the ratio of bytes to dense allows')}"
+    text, (low, _) = fmt.number(speedup), fmt.interval(row, "speedup.dense")
+    if not fmt.missing(low) and not fmt.missing(ideal) and low > ideal:
+        text += f" {table.mark(ABOVE_IDEAL)}"
     return [text, fmt.number(ideal), fmt.number(row.get(f"speedup.{BASELINE}"))]
 
 
@@ -176,7 +179,7 @@ def _parts(frame: pd.DataFrame, keys: list[str]) -> Table:
         cells += [fmt.number(row.get(f"tpot.{stage}"), divisor) for stage in (*STAGES, "staged")]
         cells += [
             fmt.number(row.get("tpot.weights.share"), 0.01),
-            fmt.number(row.get("tpot.weights.bandwidth_fraction"), 0.01),
+            _share(table, row.get("tpot.weights.bandwidth_fraction")),
             str(row.get("tpot.linear") or NONE),
         ]
         table.rows.append([Cell(text) for text in cells])
@@ -191,13 +194,18 @@ def _break_even(frame: pd.DataFrame, keys: list[str]) -> Table:
         columns=[*(key.replace("_", " ") for key in others), "method", "by bytes", "measured"],
         text_columns=frozenset({"method", "measured"}),
         keys=len(others),
-        setup=["Measured is where the speed-up crosses 1, between two lengths of the sweep on a logarithmic scale."],
+        setup=[
+            "Measured is where the speed-up crosses 1, between two lengths of the sweep on a logarithmic scale. "
+            "A length counts as won or lost only where the interval of its speed-up excludes 1."
+        ],
     )
     if "speedup.dense" not in frame or frame.empty:
         return table
     sparse = frame[(frame["method"] != FIRST) & ~frame["fallback"] & frame["speedup.dense"].notna()]
     for values, part in sparse.groupby([*others, "label"], sort=False, dropna=False):
-        points = sorted(zip(part["seq_len"], part["speedup.dense"], strict=True))
+        points = sorted(
+            (row["seq_len"], row["speedup.dense"], *fmt.interval(row, "speedup.dense")) for _, row in part.iterrows()
+        )
         by_bytes = next((value for value in fmt.column(part, "break_even") if value is not None), None)
         cells = [fmt.inputs(key, value) for key, value in zip(others, values, strict=False)]
         cells += [str(values[-1]), fmt.tokens(by_bytes), crossing(points)]
@@ -205,14 +213,23 @@ def _break_even(frame: pd.DataFrame, keys: list[str]) -> Table:
     return table
 
 
-def crossing(points: list[tuple[float, float]]) -> str:
-    """Where the speed-up over (length, speed-up) points in ascending order reaches 1 for good."""
-    lengths = [units.count(int(length)) for length, _ in points]
-    if points[-1][1] < 1:
-        return f"not up to {lengths[-1]}"
-    losing = [place for place, (_, speedup) in enumerate(points) if speedup < 1]
-    if not losing:
+def crossing(points: list[tuple[float, float, float, float]]) -> str:
+    """Where the speed-up over (length, speed-up, its interval) points in ascending order rises above 1 for good."""
+    lengths = [units.count(int(length)) for length, *_ in points]
+    lost = [place for place, (*_, high) in enumerate(points) if high < 1]
+    unsure = [place for place, (*_, low, _high) in enumerate(points) if low <= 1]  # the lost ones among them
+    last = len(points) - 1
+    if last in lost:
+        return f"not up to {lengths[last]}"
+    if last in unsure:
+        _, speedup, low, high = points[last]
+        return f"not clear up to {lengths[last]} ({fmt.spread(speedup, low, high)})"
+    if not unsure:
         return f"at or below {lengths[0]}"
-    (left, low), (right, high) = points[losing[-1]], points[losing[-1] + 1]
-    part = (1 - low) / (high - low)
+    first = unsure[-1] + 1
+    if first - 1 not in lost:
+        below = [place for place in lost if place < first]
+        return f"between {lengths[below[-1]]} and {lengths[first]}" if below else f"at or below {lengths[first]}"
+    (left, under, *_), (right, over, *_) = points[first - 1], points[first]
+    part = (1 - under) / (over - under)
     return f"about {math.exp(math.log(left) + part * (math.log(right) - math.log(left))):,.0f}"

@@ -26,7 +26,7 @@ def test_every_row_stands_beside_its_bound_and_losses_are_shown():
     assert texts(even) == [
         {"budget": "2k", "method": "quest", "by bytes": "2,185", "measured": texts(even)[0]["measured"]}
     ]
-    assert texts(even)[0]["measured"].startswith("about ")
+    assert texts(even)[0]["measured"] == "at or below 8k", "2k is neither won nor lost"
 
 
 def test_a_dense_fallback_has_no_speed_up():
@@ -44,7 +44,7 @@ def test_a_dense_fallback_has_no_speed_up():
 
 def test_faster_than_the_bytes_allow_is_marked():
     records = [
-        dataclasses.replace(record, value=9.0) if record.metric == "speedup" else record
+        dataclasses.replace(record, value=9.0, stats={"p20": 8.9, "p80": 9.1}) if record.metric == "speedup" else record
         for record in golden.e2e((32768,))
     ]
     latency = tables(records)[0]
@@ -55,14 +55,50 @@ def test_faster_than_the_bytes_allow_is_marked():
 @pytest.mark.parametrize(
     ("points", "text"),
     [
-        ([(1024, 0.9), (2048, 0.99)], "not up to 2k"),
+        ([(1024, 0.9), (2048, 0.98)], "not up to 2k"),
         ([(4096, 1.2), (8192, 1.5)], "at or below 4k"),
         ([(1024, 0.5), (4096, 1.5)], "about 2,048"),
         ([(1024, 1.1), (2048, 0.5), (8192, 1.5)], "about 4,096"),
     ],
 )
 def test_crossing(points, text):
+    assert crossing([(length, value, value - 0.01, value + 0.01) for length, value in points]) == text
+
+
+@pytest.mark.parametrize(
+    ("points", "text"),
+    [
+        ([(1024, 0.9, 0.8, 0.95), (8192, 1.01, 0.7, 1.4)], "not clear up to 8k (1.01 [0.700–1.40])"),
+        ([(1024, 0.8, 0.7, 0.9), (2048, 1.0, 0.8, 1.2), (8192, 1.5, 1.4, 1.6)], "between 1k and 8k"),
+        ([(2048, 1.02, 0.9, 1.2), (8192, 1.5, 1.4, 1.6)], "at or below 8k"),
+    ],
+)
+def test_a_break_even_needs_intervals_that_exclude_one(points, text):
     assert crossing(points) == text
+
+
+def test_a_speed_up_within_noise_of_its_ideal_is_not_mismeasured():
+    records = [
+        dataclasses.replace(record, value=1.03, stats={"p20": 0.98, "p80": 1.07})
+        if record.metric == "speedup"
+        else dataclasses.replace(record, value=1.02)
+        if record.metric == "ideal_speedup"
+        else record
+        for record in golden.e2e((32768,))
+    ]
+    assert tables(records)[0].footnotes == []
+
+
+def test_more_than_the_bandwidth_is_marked_in_the_parts_too():
+    records = [
+        dataclasses.replace(record, stats={**record.stats, "bandwidth_fraction": 5.54})
+        if record.params.get("stage") == "weights"
+        else record
+        for record in golden.e2e((32768,))
+    ]
+    parts = tables(records)[1]
+    assert texts(parts)[0]["weights:\n% of bandwidth"] == "554 [1]"
+    assert "more than the measured bandwidth" in parts.footnotes[0]
 
 
 def test_small_models_are_shown_in_a_unit_that_fits_them():
