@@ -50,9 +50,9 @@ def answered(work: Work, prepared: Prepared, replies: Sequence[Reply], counter: 
     """Completion and score; of several turns the mean, with each turn's own beside it."""
     sample, task = prepared.sample, work.task
     if sample.turns:
-        scores = [float(task.score_turn(sample, number, reply.text)) for number, reply in enumerate(replies)]
+        scores = [float(task.score_turn(sample, number, reply.answer)) for number, reply in enumerate(replies)]
     else:
-        scores = [float(task.score(sample, replies[0].text))]
+        scores = [float(task.score(sample, replies[0].answer))]
     row: dict[str, Any] = {
         "steps": len(counter.steps),
         "new_tokens": sum(len(reply.tokens) for reply in replies),

@@ -251,7 +251,8 @@ class Session:
     ) -> list[Script[list[Reply] | Taught]]:
         if work.protocol == STREAM:
             return [teach(one.prompt.steps) for one in prepared]
-        decoding = Decoding(self.loaded.tokenizer, self.stop_ids, work.task.stop, 0)
+        chat = self.chat_for(work) is not None
+        decoding = Decoding(self.loaded.tokenizer, self.stop_ids, work.task.stop, 0, chat)
         return [
             converse(one.prompt.turns, replace(decoding, max_new_tokens=one.max_new_tokens), counter)
             for one, counter in zip(prepared, counters, strict=True)
