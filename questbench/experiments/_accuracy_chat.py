@@ -97,7 +97,9 @@ def find(tokenizer: Any, mode: str) -> Chat | None:
         # The template wants a thought first. It gets none: the tasks allow for an answer.
         closes = next(closes for opens, closes in THOUGHTS if tail.rstrip().endswith(opens))
         tail = f"{tail.rstrip()}\n\n{closes}\n\n" if opening is None else opening
-    return Chat(head, tail, _between(tokenizer, head), None if opening == tail else opening)
+    if opening is not None and tail.startswith(opening):
+        opening = None  # what a tail has more is a thought that is over before it began
+    return Chat(head, tail, _between(tokenizer, head), opening)
 
 
 def spoken(text: str) -> str:

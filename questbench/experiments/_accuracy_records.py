@@ -194,6 +194,13 @@ def _shared(session: Session, cell: Cell, own: Sequence[Row]) -> tuple[dict[str,
     warnings = []
     if details["dense_fallback"]:
         warnings.append("dense fallback: a sparse layer attended the whole text; this is not the method's accuracy.")
+    if read := sorted({mark for row in own for mark in row["meta"].get("special_tokens", ())}):
+        warnings.append(f"texts spell special tokens, which the model reads as such: {', '.join(read[:4])}.")
+    if thoughts := sum(bool(row.get("thinking")) for row in own):
+        details["thinking"] = thoughts
+        warnings.append(
+            f"{thoughts} of {len(own)} answers ended while the model was still thinking: this is not its score."
+        )
     if cut := [row["removed_tokens"] for row in own if row.get("removed_tokens")]:
         details["truncated"] = len(cut)
         warnings.append(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from questbench.experiments._accuracy_chat import thinking
 from questbench.measure import blocks
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def answered(work: Work, prepared: Prepared, replies: Sequence[Reply], counter: 
         "stop": replies[-1].stop,
         "score": math.fsum(scores) / len(scores),
     }
+    if any(not reply.answer and thinking(reply.text) for reply in replies):
+        row["thinking"] = True
     reading = [(reply, counter.steps[reply.first : reply.last + 1]) for reply in replies]
     recalls = [_recall(steps) for _, steps in reading]
     known = [share for share in recalls if share is not None]

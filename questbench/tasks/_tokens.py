@@ -35,6 +35,13 @@ def is_fast(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "is_fast", False)) and callable(tokenizer)
 
 
+def spelled(tokenizer: Any, text: str) -> list[str]:
+    """Special tokens that a text spells and that the tokenizer reads as such: an end of text within a text, say."""
+    if getattr(tokenizer, "split_special_tokens", False):
+        return []
+    return [mark for mark in getattr(tokenizer, "all_special_tokens", ()) if mark and mark in text]
+
+
 def appended(tokenizer: Any) -> int:
     """Special tokens that a tokenizer puts behind every text; looked up anew each time, for it can be changed."""
     whole: Sequence[int] = list(tokenizer.encode(_PROBE))
