@@ -229,6 +229,13 @@ def _shared(
         details["unusable"] = len(left_out)
         some = f"{len(left_out)} samples" if len(left_out) > 1 else "1 sample"
         warnings.append(f"{some} could not be used and are counted nowhere. {next(iter(left_out.values()))}")
+    if read := sorted({mark for row in own for mark in row["meta"].get("special_tokens", ())}):
+        warnings.append(f"texts spell special tokens, which the model reads as such: {', '.join(read[:4])}.")
+    if thoughts := sum(bool(row.get("thinking")) for row in own):
+        details["thinking"] = thoughts
+        warnings.append(
+            f"{thoughts} of {len(own)} answers ended while the model was still thinking: this is not its score."
+        )
     if cut := [row["removed_tokens"] for row in own if row.get("removed_tokens")]:
         details["truncated"] = len(cut)
         warnings.append(

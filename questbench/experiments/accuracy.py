@@ -242,6 +242,23 @@ def card(config: AccuracyConfig) -> dict[str, str]:
     }
 
 
+def inputs(config: AccuracyConfig) -> dict[str, Any]:
+    """What the run reads, by content: model, data, chat template.
+
+    Raises:
+        UsageError, PrerequisiteError: one of them cannot be used.
+    """
+    from questbench.experiments import _inputs
+
+    where = {"online": config.online, "trust_remote_code": config.trust_remote_code}
+    found = {
+        "model": _inputs.model_files(config.model, **where),
+        "data": _inputs.data_files((work.spec, work.task, work.length) for work, _, _ in grid(config)),
+        "chat_template": _inputs.template(config.model, config.chat_template, **where),
+    }
+    return {name: part for name, part in found.items() if part}
+
+
 def run(
     config: AccuracyConfig,
     *,

@@ -188,6 +188,14 @@ def check_dense_layers(config: E2EConfig, default: int, layers: int) -> int:
     return dense
 
 
+def inputs(config: E2EConfig) -> dict[str, Any]:
+    """What the run reads, by content: the model's files."""
+    from questbench.experiments._inputs import model_files
+
+    files = model_files(config.model, online=config.online, trust_remote_code=config.trust_remote_code)
+    return {"model": files} if files else {}
+
+
 def card(config: E2EConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
     from questbench.models import reach

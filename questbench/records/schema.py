@@ -106,6 +106,8 @@ class RunManifest:
     """Dense prefills made (accuracy); one per sample and protocol."""
     exit_code: int | None = None
     """How the run ended."""
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What was read besides: SHA-256 of the model's and the data's files, and the chat template."""
     schema: int = SCHEMA_VERSION
     """Version of this schema."""
 
