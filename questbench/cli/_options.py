@@ -125,3 +125,14 @@ def positive(value: float, flag: str) -> float:
     if not 0 < value < float("inf"):
         raise UsageError(f"{flag} {value:g}: must be a number above 0.", f"Write {flag} 10.")
     return value
+
+
+def not_negative(value: float, flag: str) -> float:
+    """The value.
+
+    Raises:
+        UsageError: it is below 0.
+    """
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"{flag} {value:g}: must be a number of 0 or more.", f"Write {flag} 10.")
+    return value

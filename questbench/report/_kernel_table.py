@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-OPTIONAL = ("tokens\nread", "x sdpa", "x flash-\ninfer", "% of\nideal", "% of\nbandwidth", "ideal x\nvs dense")
+OPTIONAL = ("tokens\nread", "x torch", "x flash-\ninfer", "% of\nideal", "% of\nbandwidth", "ideal x\nvs dense")
 
 TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine (warm caches or miscounted traffic)"
 
@@ -32,7 +32,7 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
             "method",
             latency,
             "x dense",
-            "x sdpa",
+            "x torch",
             "x flash-\ninfer",
             "ideal x\nvs dense",
             "% of\nideal",
@@ -55,7 +55,7 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
     for _, row in frame.iterrows():
         cells = [fmt.inputs(key, row[key]) for key in keys]
         untimed = fmt.missing(row.get("latency"))
-        cells += [row["label"], fmt.gap(table, row) if untimed else _latency(row, divisor)]
+        cells += [_label(row), fmt.gap(table, row) if untimed else _latency(row, divisor)]
         cells += _limits(table, row)
         cells += [
             fmt.number(row.get("bytes"), size),
@@ -64,6 +64,12 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
         table.rows.append([Cell(str(text)) for text in cells])
     fmt.embolden(table.rows, ((row, len(keys) + 1) for row in _fastest(frame, keys)))
     return [table.without_empty_columns()]
+
+
+def _label(row: Any) -> str:
+    """The method; a baseline with the way that it took: ``torch (folded)``."""
+    way = row.get("latency.path")
+    return f"{row['label']} ({way})" if row["method"] in BASELINES and isinstance(way, str) and way else row["label"]
 
 
 def mismeasured(row: Any) -> str | None:
@@ -95,7 +101,7 @@ def _limits(table: Table, row: Any) -> list[str]:
     flag = f" {table.mark(why)}" if (why := mismeasured(row)) else ""
     return [
         fmt.number(speedup) + flag,
-        fmt.number(row.get("speedup.sdpa")),
+        fmt.number(row.get("speedup.torch")),
         fmt.number(row.get("speedup.flashinfer")),
         fmt.number(ideal),
         fmt.number(reached, 0.01),
