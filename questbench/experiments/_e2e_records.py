@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from questbench.measure import roofline, stats
+from questbench.records import limits
 from questbench.records.schema import ResultRecord
 
 if TYPE_CHECKING:
@@ -186,17 +187,21 @@ class Records:
         for stage, samples in staged.items():
             about = {**stats.summary(samples), "share": stats.median(samples) / total if total else None}
             median = stats.median(samples)
+            warnings = []
             if stage == "weights" and median > 0:
+                fractions = [self.weights / seconds / self.peak for seconds in samples]
                 about["bandwidth_fraction"] = self.weights / median / self.peak
-            records.append(self._record(name, "tpot", "s", median, samples=samples, stats=about, stage=stage))
+                about["bandwidth_fraction_low"] = limits.ends(about["bandwidth_fraction"], stats.summary(fractions))[0]
+                warnings = roofline.above_bandwidth(fractions)
+            records.append(
+                self._record(name, "tpot", "s", median, samples=samples, stats=about, warnings=warnings, stage=stage)
+            )
         return records
 
     def _speedup(self, name: str, fallback: bool, ideal: float | None, baseline: str = "dense") -> ResultRecord:
         """Over our own dense, whose bytes allow no more than ``ideal``; or over a baseline, which they do not bind."""
         ratios = stats.paired_ratios(self.found.timed[baseline].seconds, self.found.timed[name].seconds)
-        warnings = []
-        if ideal is not None and ratios.median > ideal:
-            warnings.append(roofline.above_ideal(ratios.median, ideal))
+        warnings = [] if ideal is None else roofline.above_ideal(ratios.values, ideal)
         if fallback:
             warnings.append(f"dense fallback: {name} attended the whole text, so this ratio is not a speed-up.")
         return self._record(
@@ -243,7 +248,7 @@ class Records:
             value,
             samples=fractions,
             stats={**stats.summary(fractions), "bandwidth": self.peak, "achieved": achieved},
-            warnings=[roofline.above_bandwidth(value)] if value > 1 else [],
+            warnings=roofline.above_bandwidth(fractions),
         )
 
     def _sizes(self, name: str, must_read: int) -> list[ResultRecord]:
@@ -286,8 +291,20 @@ class Records:
             ),
         ]
         must_read = self.step_bytes("dense")
-        fraction = must_read / value / bandwidth
-        records.append(self._record(name, "bandwidth_fraction", "fraction", fraction, backend="torch"))
+        rates = [self.found.probe_bytes / read for read in reads.seconds]
+        fractions = [must_read / own / rate for own, rate in zip(seconds, rates, strict=True)]
+        records.append(
+            self._record(
+                name,
+                "bandwidth_fraction",
+                "fraction",
+                stats.median(fractions),
+                samples=fractions,
+                stats=stats.summary(fractions),
+                warnings=roofline.above_bandwidth(fractions),
+                backend="torch",
+            )
+        )
         dense = stats.median(self.found.timed["dense"].seconds)
         # In units of what memory gave at that time, since the two ran apart.
         normalised = value * bandwidth / (dense * self.peak)

@@ -302,9 +302,7 @@ class _Records:
     def _speedup(self, name: str, baseline: str, fallback: bool, ideal: float | None) -> ResultRecord:
         ratios = [b / a for a, b in zip(self.timed[name].seconds, self.timed[baseline].seconds, strict=True)]
         value = stats.median(ratios)
-        warnings = []
-        if ideal is not None and value > ideal:
-            warnings.append(roofline.above_ideal(value, ideal))
+        warnings = [] if ideal is None else roofline.above_ideal(ratios, ideal)
         if fallback:
             warnings.append(f"dense fallback: {name} attended the whole text, so this ratio is not a speed-up.")
         return self._record(
@@ -327,7 +325,7 @@ class _Records:
         achieved = stats.median([must_read / s for s in seconds])
         rates = {"bandwidth": stats.median(self.bandwidth), "achieved": achieved, "probe": self.probe}
         summary = {**stats.summary(fractions), **rates}
-        warnings = [roofline.above_bandwidth(value)] if value > 1 else []
+        warnings = roofline.above_bandwidth(fractions)
         return self._record(
             name, "bandwidth_fraction", "fraction", value, samples=fractions, stats=summary, warnings=warnings
         )

@@ -49,8 +49,8 @@ class Caution(enum.Enum):
         "close them and repeat."
     )
     UNSTEADY = (
-        "The read bandwidth of this machine moved between {low} and {high} while this was timed (the middle 60 % of the "
-        "rounds): something else used the memory, so take times and shares of bandwidth as rough."
+        "The read bandwidth of this machine moved between {low} and {high} while this was timed (the middle 60 % of "
+        "the rounds): something else used the memory, so take times and shares of bandwidth as rough."
     )
 
     def text(self, **found: object) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from questbench import units
+from questbench.records import limits
 from questbench.report.render import NONE, Cell, Table
 
 if TYPE_CHECKING:
@@ -46,6 +47,17 @@ def scale(values: Iterable[Any], unit: str) -> tuple[float, str]:
 def number(value: Any, divisor: float = 1.0) -> str:
     """Three significant figures, or a dash."""
     return NONE if missing(value) else units.significant(value / divisor)
+
+
+def ends(row: Any, column: str) -> tuple[float, float]:
+    """Between which two numbers a median of a row lies; see :mod:`questbench.records.limits`."""
+    names = ("ci_low", "ci_high", "min", "max")
+    return limits.ends(row[column], {name: row.get(f"{column}.{name}") for name in names})
+
+
+def surely_above(row: Any, column: str, limit: Any) -> bool:
+    """Whether a row's number is above what is possible, its interval considered."""
+    return not missing(row.get(column)) and not missing(limit) and ends(row, column)[0] > limit
 
 
 def tokens(value: Any) -> str:

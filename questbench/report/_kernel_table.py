@@ -74,8 +74,7 @@ def _label(row: Any) -> str:
 
 def mismeasured(row: Any) -> str | None:
     """Why the speed-up of a cell cannot be right, or ``None``."""
-    speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")
-    if fmt.missing(speedup) or fmt.missing(ideal) or row["method"] in BASELINES or speedup <= ideal:
+    if row["method"] in BASELINES or not fmt.surely_above(row, "speedup.dense", row.get("ideal_speedup")):
         return None
     return "mismeasured: faster than the ratio of the traffic to dense allows (warm caches or a slow dense arm)"
 
@@ -88,7 +87,7 @@ def _limits(table: Table, row: Any) -> list[str]:
     """Speed-ups, ideal, and both distances to the limit."""
     share = row.get("bandwidth_fraction")
     used = fmt.number(share, 0.01)
-    if not fmt.missing(share) and share > 1:
+    if fmt.surely_above(row, "bandwidth_fraction", 1):
         used += f" {table.mark(TOO_MUCH)}"
     if row["fallback"]:
         return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE, NONE, NONE, NONE, used]
