@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from questbench import seeding
 from questbench.cli import _options as opt
 
 EXAMPLES = (
@@ -93,7 +94,7 @@ def accuracy(
         "device": device,
         "backend": backend,
         "threads": opt.optional_count(threads, "--threads"),
-        "seed": seed,
+        "seed": seeding.check(seed),
         "online": online,
         "trust_remote_code": trust_remote_code,
         "data": opt.data_sources(data),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from questbench import seeding
 from questbench.cli import _options as opt
 
 EXAMPLES = (
@@ -96,6 +97,6 @@ def kernel(
         "max_seconds": opt.positive(max_seconds, "--max-seconds"),
         "compile_limit": opt.not_negative(compile_limit, "--compile-limit"),
         "stages": stages,
-        "seed": seed,
+        "seed": seeding.check(seed),
     }
     return execute("kernel", experiment, experiment.KernelConfig, flags, ctx, out=out, resume=resume, json=json)

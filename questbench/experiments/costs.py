@@ -7,10 +7,10 @@ what the system could give to new programs, page cache included, within the limi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from questbench import units
-from questbench.errors import CellError
+from questbench.errors import CellError, SkipCell
 from questbench.measure.memory import free_bytes
 
 
@@ -39,6 +39,10 @@ def gib(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB"
 
 
+class OutOfTime(SkipCell):
+    """The time limit of the run was reached: what is measured stays, what is missing says so."""
+
+
 class Deadline:
     """A limit on the duration of a whole run.
 
@@ -63,6 +67,15 @@ class Deadline:
     def within(self, seconds: float) -> float:
         """As long as asked for, but not beyond the limit."""
         return max(min(seconds, self.left), 0.0)
+
+    def check(self) -> None:
+        """Stop here if the time is over.
+
+        Raises:
+            OutOfTime: it is.
+        """
+        if self.passed:
+            raise OutOfTime(f"{self.reason[:1].upper()}{self.reason[1:]}.")
 
     @property
     def reason(self) -> str:
@@ -115,7 +128,16 @@ class Forecast:
         return f", about {units.duration(seconds)} left" if seconds else ""
 
 
-def in_words(seconds: Sequence[float]) -> str:
-    """The forecast of a card, from the seconds of its cells; 0 stands for a cell of which nothing is known."""
-    known = sum(seconds)
-    return f"about {units.duration(known)}" if all(seconds) else "not known before the first cell has run"
+def duration(seconds: Iterable[float], limit: float | None) -> str:
+    """The forecast of a card.
+
+    Args:
+        seconds: of the cells; 0 stands for one of which nothing is known.
+        limit: of the run.
+    """
+    known = list(seconds)
+    if limit is not None and (sum(known) > limit or not all(known)):
+        return f"{units.duration(limit)} at most (--time-limit); what is then missing says so"
+    if not all(known):
+        return "known once the first cell has run; --time-limit ends the run earlier"
+    return f"about {units.duration(sum(known))}, guessed from bytes; --time-limit ends the run earlier"

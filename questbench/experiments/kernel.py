@@ -97,10 +97,12 @@ def heads(config: KernelConfig) -> tuple[int, int, int]:
         raise registry.unknown("shape", config.shape, sorted(SHAPES))
     shape = SHAPES[config.shape]
     query = config.heads or shape.heads
-    kv = config.kv_heads or (shape.kv_heads if config.heads is None else min(shape.kv_heads, query))
+    kv = config.kv_heads or shape.kv_heads
     if query % kv:
+        whose = "" if config.kv_heads else f" of {config.shape}"
         raise UsageError(
-            f"{query} query heads cannot share {kv} KV heads evenly.", f"Use --kv-heads with a divisor of {query}."
+            f"{query} query heads cannot share the {kv} KV heads{whose} evenly.",
+            f"Use --kv-heads with a divisor of {query}.",
         )
     head_dim = config.head_dim or shape.head_dim
     if head_dim % 2:

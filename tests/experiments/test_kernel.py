@@ -111,6 +111,8 @@ def test_out_of_memory_is_a_record():
     "changes",
     [
         {"heads": 6, "kv_heads": 4},
+        {"heads": 7, "kv_heads": None},
+        {"heads": 4, "kv_heads": None},
         {"methods": ["oracle"]},
         {"methods": ["quest"], "budgets": [8]},
         {"cache": "tepid"},

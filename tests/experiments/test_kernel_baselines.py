@@ -8,7 +8,7 @@ from test_kernel import records_of, value
 
 from questbench import kernels
 from questbench.errors import CellError, UsageError
-from questbench.experiments import _kernel_baselines, _kernel_cell, _kernel_memory
+from questbench.experiments import _kernel_baselines, _kernel_cell, _kernel_memory, costs
 from questbench.experiments._kernel_arms import LayerShape
 from questbench.experiments._kernel_memory import Need, fitting
 from questbench.kernels.reference import ReferenceOps
@@ -101,10 +101,10 @@ def test_memory_decides_whether_torch_s_attention_or_the_cell_is_left_out(monkey
     wanted = need()
     scratch = _kernel_memory.SCRATCH["cuda"]
     for free, outcome in ((wanted.own + wanted.torch, True), (wanted.own, False)):
-        monkeypatch.setattr(_kernel_memory, "free_bytes", lambda device, free=free: int(1.11 * free) + scratch)
+        monkeypatch.setattr(costs, "free_bytes", lambda device, free=free: int(1.11 * free) + scratch)
         reason = fitting(wanted)
         assert reason is None if outcome else "another" in reason
-    monkeypatch.setattr(_kernel_memory, "free_bytes", lambda device: wanted.own // 2)
+    monkeypatch.setattr(costs, "free_bytes", lambda device: wanted.own // 2)
     with pytest.raises(CellError, match="this cell needs about"):
         fitting(wanted)
 
