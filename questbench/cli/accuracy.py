@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from questbench import seeding
 from questbench.cli import _options as opt
 
 EXAMPLES = (
@@ -96,8 +97,8 @@ def accuracy(
         "device": device,
         "backend": backend,
         "threads": opt.optional_count(threads, "--threads"),
-        "seed": seed,
         "log_samples": log_samples,
+        "seed": seeding.check(seed),
         "online": online,
         "trust_remote_code": trust_remote_code,
         "data": opt.data_sources(data),

@@ -6,6 +6,7 @@ plain read of memory. Cells that share device, dtype and weights share a loaded 
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 import os
@@ -60,6 +61,9 @@ class E2EConfig:
     """Lengths of the two generations whose difference is the slope."""
     rounds: int = 20
     max_seconds: float = 60.0
+    """Longest timing of one part of a cell."""
+    time_limit: float | None = None
+    """Seconds after which the whole run ends with what is measured."""
     stages: bool = True
     seed: int = 0
     online: bool = False
@@ -201,6 +205,10 @@ def card(config: E2EConfig) -> dict[str, str]:
     from questbench.models import reach
 
     layers = reach.sentence(config.model, config.layers, config.dense_layers)
+    from questbench.experiments._e2e_forecast import predicted
+    from questbench.experiments.costs import duration
+    from questbench.measure import busy
+
     filled = "prefilled" if config.prefills else "filled with random entries: no prefill is timed"
     return {
         "model": config.model + (f", {config.layers} layers" if config.layers else ""),
@@ -211,6 +219,8 @@ def card(config: E2EConfig) -> dict[str, str]:
         "caches": f"{filled}, pages of {', '.join(map(str, config.page_sizes))}, {', '.join(config.dtype)}",
         "weights": ", ".join(config.weights),
         "cells": str(len(cells(config))),
+        "duration": duration(predicted(config, cells(config)).values(), config.time_limit),
+        **({"warning": warning} if (warning := busy.caution_before()) else {}),
     }
 
 
@@ -223,24 +233,40 @@ def run(
 ) -> Iterator[Unit]:
     """Measure every cell that is not finished yet; one unit per cell."""
     from questbench.experiments._e2e_cell import measure
+    from questbench.experiments._e2e_forecast import predicted
     from questbench.experiments._e2e_session import Session
+    from questbench.experiments.costs import Deadline, Forecast
+    from questbench.measure import busy
 
     del stored
     grid = cells(config)
+    deadline, forecast = Deadline(config.time_limit), Forecast(predicted(config, grid))
+    before = busy.caution_before()
     session: Session | None = None
     opened: tuple[str, str, str] | None = None
     for done, cell in enumerate(grid):
         if cell.key in finished:
+            forecast.skip(cell.key)
+            continue
+        if deadline.passed:
+            # Under another key than the cell's own: --resume measures it.
+            yield Unit(
+                f"{cell.key}|not begun",
+                [_missing(config, cell, name, deadline.reason) for name in methods(config, cell)],
+            )
             continue
         if progress:
-            progress(done, len(grid), units.echo_count(cell.seq_len))
+            progress(done, len(grid), f"{units.echo_count(cell.seq_len)}{forecast.words()}")
         refused = refusals_of(methods(config, cell), cell.page_size)
         try:
             if session is None or opened != cell.model:
                 session = None
                 gc.collect()  # the old model must be gone before the next one comes
                 session, opened = Session.open(config, cell), cell.model
-            records = measure(config, cell, session, refused, progress=within(progress, done, len(grid)))
+            tell = within(progress, done, len(grid))
+            records = measure(
+                config, cell, session, refused, lambda text: tell(f"{text}{forecast.words()}"), deadline, before
+            )
         except (UsageError, PrerequisiteError) as error:
             # What no cell can do ends the run; a kind of weights that does not work here is a record like any other.
             if session is None and len({one.model for one in grid}) == 1:
@@ -252,9 +278,10 @@ def run(
             records = [_failed(config, cell, name, error) for name in methods(config, cell)]
         records += [_failed(config, cell, name, error) for name, error in refused.items()]
         gc.collect()
+        forecast.finished(cell.key)
         yield Unit(cell.key, records)
         if progress:
-            progress(done + 1, len(grid), units.echo_count(cell.seq_len))
+            progress(done + 1, len(grid), f"{units.echo_count(cell.seq_len)}{forecast.words()}")
 
 
 def params(config: E2EConfig, cell: Cell, **more: Any) -> dict[str, Any]:
@@ -291,3 +318,7 @@ def _failed(config: E2EConfig, cell: Cell, label: str, error: Exception) -> Any:
         seed=config.seed,
         method_args=method.arguments(cell.page_size),
     )
+
+
+def _missing(config: E2EConfig, cell: Cell, name: str, reason: str) -> Any:
+    return dataclasses.replace(_failed(config, cell, name, CellError(reason)), status="skipped")
