@@ -90,6 +90,7 @@ MANIFEST: dict[str, Want] = {
     "end": maybe(TIME),
     "prefills": maybe(COUNT),
     "exit_code": maybe(WHOLE),
+    "inputs": PLAIN_OBJECT,
     "schema": COUNT,
 }
 _OBJECTS = wants.list_of(PLAIN_OBJECT, "a list of objects")
@@ -131,17 +132,22 @@ SAMPLE: dict[str, Want] = {
 }
 
 
-def check_record(data: Mapping[str, Any], required: Collection[str]) -> None:
-    """Raises FieldError for what is no result record."""
-    _require_all(data, RECORD, required, "result record")
+def check_record(data: Mapping[str, Any], known: Collection[str], required: Collection[str]) -> None:
+    """Raises FieldError for what is no result record.
+
+    Args:
+        known: all fields.
+        required: those without a default.
+    """
+    _require_all(data, RECORD, known, required, "result record")
     wants.require(data["params"], PARAMS, "params.")
     wants.require(data["method_args"], METHOD_ARGS, "method_args.")
     wants.require(data.get("stats", {}), STATS, "stats.")
 
 
-def check_manifest(data: Mapping[str, Any], required: Collection[str]) -> None:
-    """Raises ValueError for what is no manifest."""
-    _require_all(data, MANIFEST, required, "manifest")
+def check_manifest(data: Mapping[str, Any], known: Collection[str], required: Collection[str]) -> None:
+    """As for a record."""
+    _require_all(data, MANIFEST, known, required, "manifest")
     wants.require(data["config"], {}, "config.")
     wants.require(data["environment"], ENVIRONMENT, "environment.")
     wants.require(data["environment"].get("git") or {}, GIT, "environment.git.")
@@ -149,7 +155,7 @@ def check_manifest(data: Mapping[str, Any], required: Collection[str]) -> None:
 
 def check_commit(data: Mapping[str, Any]) -> None:
     """Raises ValueError for what is no line of the journal."""
-    _require_all(data, COMMIT, ("records_end", "samples_end", "done", "failed"), "line of the journal")
+    _require_all(data, COMMIT, COMMIT, ("records_end", "samples_end", "done", "failed"), "line of the journal")
 
 
 def check_sample(data: Mapping[str, Any]) -> None:
@@ -164,12 +170,14 @@ def check_sample(data: Mapping[str, Any]) -> None:
         raise wants.FieldError(lacking[0], f"not a sample's row: field '{lacking[0]}' is missing")
 
 
-def _require_all(data: Mapping[str, Any], table: Mapping[str, Want], required: Collection[str], what: str) -> None:
+def _require_all(
+    data: Mapping[str, Any], table: Mapping[str, Want], known: Collection[str], required: Collection[str], what: str
+) -> None:
     schema = data.get("schema", 0)
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
         raise ValueError(f"schema {schema} is newer than {SCHEMA_VERSION}, which this questbench knows")
     if lacking := [name for name in required if name not in data]:
         raise wants.FieldError(lacking[0], f"not a {what}: field '{lacking[0]}' is missing")
-    if unknown := sorted(set(data) - set(table)):
+    if unknown := sorted(set(data) - set(known)):
         raise wants.FieldError(unknown[0], f"not a {what}: field '{unknown[0]}' is unknown")
     wants.require(data, table)

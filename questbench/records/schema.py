@@ -68,7 +68,7 @@ class ResultRecord:
             ValueError: a field is missing, unknown or of the wrong type, or the schema is newer than this version; the
                 message names the field.
         """
-        fields.check_record(data, _required(cls))
+        fields.check_record(data, _names(cls), _names(cls, required=True))
         return cls(**data)
 
     def cell(self) -> str:
@@ -99,6 +99,8 @@ class RunManifest:
     """Dense prefills made (accuracy); one per sample and protocol."""
     exit_code: int | None = None
     """How the run ended."""
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What was read besides: SHA-256 of the model's and the data's files, and the chat template."""
     schema: int = SCHEMA_VERSION
     """Version of this schema."""
 
@@ -109,17 +111,17 @@ class RunManifest:
         Raises:
             ValueError: as for a record.
         """
-        fields.check_manifest(data, _required(cls))
+        fields.check_manifest(data, _names(cls), _names(cls, required=True))
         return cls(**data)
 
 
-def _required(kind: type[Any]) -> list[str]:
-    """Fields without a default."""
+def _names(kind: type[Any], *, required: bool = False) -> list[str]:
+    """Fields of a class, or those without a default."""
     missing = dataclasses.MISSING
     return [
         field.name
         for field in dataclasses.fields(kind)
-        if field.default is missing and field.default_factory is missing
+        if not required or (field.default is missing and field.default_factory is missing)
     ]
 
 

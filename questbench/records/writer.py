@@ -100,7 +100,11 @@ class RunWriter:
         return stored
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows to ``samples.jsonl``; they count once the next :meth:`write` has committed their unit."""
+        """Append rows to ``samples.jsonl``; they count once the next :meth:`write` has committed their unit.
+
+        Raises:
+            ValueError: a value is NaN or infinite, which is no JSON.
+        """
         text = "".join(_line(row) + "\n" for row in rows)
         if text:
             self._append(SAMPLES, text)
@@ -176,8 +180,8 @@ def clear_temporary(folder: Path) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """One line of strict JSON."""
-    return json.dumps(jsonable(dict(row)), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    """A row as strict JSON."""
+    return json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _bytes(text: str) -> bytes:
