@@ -158,7 +158,9 @@ def check(config: E2EConfig) -> None:
                 raise registry.unknown(what, name, list(known))
     for name in config.methods:
         if method_class(name).yardstick:
-            usable = [known_name for known_name in registry.names(PACKAGE) if not method_class(known_name).yardstick]
+            usable = [
+                known_name for known_name, cls in registry.usable(PACKAGE, method_class).items() if not cls.yardstick
+            ]
             raise UsageError(
                 f"'{name}' is a yardstick for accuracy: nobody would deploy it, so its speed means nothing.",
                 f"Use --method with one of: {', '.join(usable)}.",

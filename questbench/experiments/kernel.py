@@ -146,7 +146,7 @@ def check(config: KernelConfig) -> None:
     heads(config)
     for name in config.methods:
         if method_class(name).yardstick:
-            usable = [known for known in registry.names(PACKAGE) if not method_class(known).yardstick]
+            usable = [known for known, cls in registry.usable(PACKAGE, method_class).items() if not cls.yardstick]
             raise UsageError(
                 f"'{name}' is a yardstick for accuracy: nobody would deploy it, so its speed means nothing.",
                 f"Use --method with one of: {', '.join(usable)}.",

@@ -108,6 +108,8 @@ def load_model(folder: Path, dtype: torch.dtype, device: str, *, trust_remote_co
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            # Refused below with the name of the first: transformers would point to a report that nobody sees.
+            ignore_mismatched_sizes=True,
         )
         model.to(device)
     except Exception as error:
