@@ -135,8 +135,8 @@ def _add_step(layer: LayerCache, own: Tensor, collect: frozenset[str]) -> None:
         layer.prefill_mass.clear()
     if "last" in collect:
         layer.prefill_mass["last"] = own
-    earlier = layer.prefill_mass.get("sum")
-    if "sum" in collect and earlier is not None:
+    earlier = layer.prefill_mass.pop("sum", None)
+    if "sum" in collect and earlier is not None and earlier.shape[2] >= own.shape[2] - 1:  # else steps were left out
         # Not in place: a fork may look at the same tensor.
         layer.prefill_mass["sum"] = own + F.pad(earlier, (0, own.shape[2] - earlier.shape[2]))
 
@@ -168,8 +168,9 @@ def prefill(
     """
     out = torch.zeros_like(q)
     everything = Everything()
-    earlier = max(layer.held) - (q.shape[2] if new is None else max(new))
-    if layer.held != ([q.shape[2]] * layer.rows if new is None else list(new)):
+    counts = [q.shape[2]] * layer.rows if new is None else list(new)
+    earlier = max(held - count for held, count in zip(layer.held, counts, strict=True))
+    if layer.held != counts:
         everything = layer.method.reread(q.flatten(1, 2), layer)
     prefix_q = None if everything.prefix_q is None else everything.prefix_q.unflatten(1, q.shape[1:3])
     own = layer.method.prefill_observes
@@ -177,7 +178,7 @@ def prefill(
         mode for mode in collect | ({own} - {"nothing"}) if _make_mass(layer, mode, resumed, mode == own, earlier)
     }
     for row in range(layer.rows):
-        count = q.shape[2] if new is None else new[row]
+        count = counts[row]
         if count == 0:
             continue
         queries = q[row, :, -count:]
