@@ -131,7 +131,7 @@ def played(text: str, chat: bool) -> Any:
     """What comes of a model that writes ``text``."""
     tokenizer = helpers.random_model().tokenizer
     ids = tokenizer.encode(text, add_special_tokens=False)
-    script = converse([Steps((3,))], Decoding(tokenizer, frozenset({1}), ("\n",), 60, chat))
+    script = converse([Steps((3,))], Decoding(tokenizer, frozenset({1}), ("\n",), 200, chat))
     next(script)
     for token in [*ids, 1]:
         logits = torch.zeros(len(tokenizer))

@@ -17,7 +17,7 @@ from questbench.records import store
 from questbench.records.inputs import require_same_inputs
 
 TEMPLATE = "{% for m in messages %}user {{ m.content }} {% endfor %}assistant "
-LINE = "accuracy --task longbench:set=passage_count --samples 1 --seq-len 256 --method dense --threads 1 --json"
+LINE = "accuracy --task longbench:set=passage_count --samples 1 --seq-len 512 --method dense --threads 1 --json"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "template": (lambda model: (model / "chat_template.jinja").write_text("x" + TEMPLATE), "The chat template changed"),
     "data": (
         lambda model: (model.parent / "passage_count.jsonl").open("a").write("\n"),
-        "The data changed: longbench:set=passage_count at 256: passage_count.jsonl (was ",
+        "The data changed: longbench:set=passage_count at 512: passage_count.jsonl (was ",
     ),
     "a file more": (lambda model: (model / "modeling_own.py").write_text(""), "now has modeling_own.py"),
     "a file less": (lambda model: (model / "generation_config.json").unlink(), "generation_config.json, which is gone"),

@@ -29,7 +29,8 @@ def old(path: Path, seconds: float = 100.0) -> Path:
 
 
 def test_small_files_are_read_each_time(tmp_path: Path) -> None:
-    path = old(tmp_path / "x") if (tmp_path / "x").write_bytes(b"abc") else tmp_path
+    (tmp_path / "x").write_bytes(b"abc")
+    path = old(tmp_path / "x")
     assert _digest.sha256(path) == hashlib.sha256(b"abc").hexdigest() and kept(tmp_path) == 0
 
 

@@ -73,7 +73,7 @@ def test_lengths_do_not_count_it(kind: str) -> None:
         sample = make_task(spec).sample(1, length=2048, tokenizer=tokenizer, rng=random.Random(1))
         assert sample.meta["tokens"] == len(prompt_ids(tokenizer, sample.prompt)) <= 2048
     cut = middle(TEXT * 40, 100, tokenizer)
-    assert cut.tokens == 100 == tokens(tokenizer, (TEXT * 40)[: cut.head] + (TEXT * 40)[cut.tail :])
+    assert 95 <= cut.tokens == tokens(tokenizer, (TEXT * 40)[: cut.head] + (TEXT * 40)[cut.tail :]) <= 100
 
 
 @pytest.mark.parametrize("kind", KINDS)
