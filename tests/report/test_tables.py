@@ -15,7 +15,8 @@ from questbench.report.frame import cell_frame
 from questbench.report.render import Cell, Table, to_html, to_markdown, to_rich
 from questbench.report.tables import tables
 
-MANIFEST = RunManifest("r", "kernel", ["questbench", "kernel"], {}, golden.ENVIRONMENT, "2026-01-01T00:00:00+00:00")
+START = "2026-01-01T00:00:00+00:00"
+MANIFEST = RunManifest("r", "kernel", ["questbench", "kernel"], {}, golden.ENVIRONMENT, START, end=START)
 
 
 def one(records: list[ResultRecord]) -> Table:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_PANELS = 24
-DODGE = 0.3
-"""Share of the distance between two neighbouring values of x over which the methods of one value are spread."""
+DODGE, CLOSE = 0.3, 0.08
+"""Share of the distance between two neighbouring values of x over which the methods of one value are spread, and the
+most that stands between two of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,8 @@ def _dodged(part: pd.DataFrame, x: str, values: Sequence[float]) -> pd.Series[fl
     if sparse.groupby(x)["label"].nunique().max() < 2 or sparse[x].nunique() > sparse["budget"].nunique():
         return sparse[x]  # the methods have values of x of their own, which must not be moved
     offset = sparse["label"].map(rank) - (len(rank) - 1) / 2
-    return sparse[x] * 2.0 ** (offset * min(gap, 1.0) * DODGE / max(1, len(rank) - 1))
+    step = min(DODGE / max(1, len(rank) - 1), CLOSE)
+    return sparse[x] * 2.0 ** (offset * min(gap, 1.0) * step)
 
 
 def _counts(frame: pd.DataFrame, x: str) -> pd.Series[float]:
