@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from questbench.errors import PrerequisiteError, UsageError
+from questbench.models.gguf.source import find, is_gguf
 from questbench.models.shapes import named
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class LoadedModel:
     """Default of ``--page-size``."""
     random_weights: bool = False
     sha: str | None = None
-    """Commit of a hub model, fingerprint of a local folder."""
+    """Commit of a hub model, fingerprint of a local folder, SHA-256 of a GGUF file."""
+    source: str | None = None
+    """Of a GGUF file: its name, its quantisation and its hash, in words."""
 
 
 def resolve(
@@ -55,7 +58,8 @@ def resolve(
     """Load a model.
 
     Args:
-        name: ``constructed``, ``needle``, ``shape:NAME``, a local folder or a hub id.
+        name: ``constructed``, ``needle``, ``shape:NAME``, a local folder, a ``.gguf`` file,
+            ``pip:DISTRIBUTION`` (a GGUF file in an installed package) or a hub id.
         dtype: of weights and cache.
         device: where to put it.
         seed: of random weights.
@@ -81,8 +85,14 @@ def resolve(
         return LoadedModel(model, None, name, random_weights=True)
     from questbench.models import _folder
 
-    folder = Path(name).expanduser()
-    if name and folder.exists():
+    source = None
+    if is_gguf(name):
+        from questbench.models.gguf.convert import converted
+
+        file = converted(find(name), lambda what, needed: check_memory(what, needed, "cpu"))
+        folder, sha, source = file.folder, file.sha256, file.words
+        _folder.check(folder)
+    elif name and (folder := Path(name).expanduser()).exists():
         _folder.check(folder)
         sha = _folder.fingerprint(folder)
     else:
@@ -90,7 +100,7 @@ def resolve(
         sha = folder.name
     model = _folder.load_model(folder, dtype, device, trust_remote_code=trust_remote_code)
     tokenizer = _folder.load_tokenizer(folder, trust_remote_code=trust_remote_code, needed=need_tokenizer)
-    return LoadedModel(model, tokenizer, name, sha=sha)
+    return LoadedModel(model, tokenizer, name, sha=sha, source=source)
 
 
 def check(name: str, layers: int | None = None) -> None:
@@ -98,18 +108,22 @@ def check(name: str, layers: int | None = None) -> None:
 
     Raises:
         UsageError: an unknown shape, or a number of layers that it does not have.
-        PrerequisiteError: a folder that is not there.
+        PrerequisiteError: a folder, file or distribution that is not there.
     """
     if name.startswith(SHAPE):
         named(name.removeprefix(SHAPE), layers)
         return
     if layers is not None:
         raise UsageError(f"Only shape: models can be cut to {layers} layers, not '{name}'.", "Leave the limit out.")
+    if is_gguf(name):
+        find(name)
+        return
     known = Path(name).expanduser().exists() if name else False
     if not known and (name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name)):
         raise PrerequisiteError(
             f"There is no model folder '{name}'.",
-            "Give a folder, a hub id (owner/name), shape:NAME, constructed or needle: questbench ls models",
+            "Give a folder, a .gguf file, pip:DISTRIBUTION, a hub id (owner/name), shape:NAME, constructed or needle: "
+            "questbench ls models",
         )
 
 
