@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from questbench.models.gguf.convert import Converted
+
 SHAPE = "shape:"
 """What names of random models of a well-known shape begin with."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -39,9 +41,7 @@ class LoadedModel:
     """Default of ``--page-size``."""
     random_weights: bool = False
     sha: str | None = None
-    """Commit of a hub model, fingerprint of a local folder, SHA-256 of a GGUF file."""
-    source: str | None = None
-    """Of a GGUF file: its name, its quantisation and its hash, in words."""
+    """Commit of a hub model, fingerprint of a local folder."""
 
 
 def resolve(
@@ -85,22 +85,44 @@ def resolve(
         return LoadedModel(model, None, name, random_weights=True)
     from questbench.models import _folder
 
-    source = None
-    if is_gguf(name):
-        from questbench.models.gguf.convert import converted
-
-        file = converted(find(name), lambda what, needed: check_memory(what, needed, "cpu"))
-        folder, sha, source = file.folder, file.sha256, file.words
-        _folder.check(folder)
-    elif name and (folder := Path(name).expanduser()).exists():
-        _folder.check(folder)
-        sha = _folder.fingerprint(folder)
-    else:
-        folder = _folder.from_hub(name, online=online, with_code=trust_remote_code)
-        sha = folder.name
+    folder = folder_of(name, online=online, trust_remote_code=trust_remote_code)
+    assert folder is not None
+    sha = folder.name if not is_gguf(name) and not Path(name).expanduser().exists() else _folder.fingerprint(folder)
     model = _folder.load_model(folder, dtype, device, trust_remote_code=trust_remote_code)
     tokenizer = _folder.load_tokenizer(folder, trust_remote_code=trust_remote_code, needed=need_tokenizer)
-    return LoadedModel(model, tokenizer, name, sha=sha, source=source)
+    return LoadedModel(model, tokenizer, name, sha=sha)
+
+
+def folder_of(name: str, *, online: bool = False, trust_remote_code: bool = False) -> Path | None:
+    """The checked folder of a model's files; ``None`` for a model that is made by code.
+
+    Raises:
+        PrerequisiteError: it is not there, incomplete or broken.
+    """
+    if name == "constructed" or name.startswith(SHAPE):
+        return None
+    from questbench.models import _folder, _needle
+
+    if is_gguf(name):
+        folder = from_gguf(name).folder
+        _folder.check(folder)
+        return folder
+    folder = _needle.folder() if name == _needle.NAME else Path(name).expanduser()
+    if name and folder.exists():
+        _folder.check(folder)
+        return folder
+    return _folder.from_hub(name, online=online, with_code=trust_remote_code)
+
+
+def from_gguf(name: str) -> Converted:
+    """The folder that a GGUF file was converted to, now or earlier.
+
+    Raises:
+        UsageError, PrerequisiteError: there is no usable file of that name.
+    """
+    from questbench.models.gguf.convert import converted
+
+    return converted(find(name), lambda what, needed: check_memory(what, needed, "cpu"))
 
 
 def check(name: str, layers: int | None = None) -> None:
@@ -138,8 +160,8 @@ def _constructed(dtype: torch.dtype, device: str) -> LoadedModel:
 def _needle(dtype: torch.dtype, device: str) -> LoadedModel:
     from questbench.models import _folder, _needle
 
-    path = _needle.folder()
-    _folder.check(path)
+    path = folder_of(_needle.NAME)
+    assert path is not None
     model = _folder.load_model(path, dtype, device, trust_remote_code=False)
     tokenizer = _folder.load_tokenizer(path, trust_remote_code=False, needed=True)
     sha = _folder.fingerprint(path)

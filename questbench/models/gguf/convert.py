@@ -41,11 +41,6 @@ class Converted:
     quantisation: str
     """The file's own name for it, such as ``Q4_K_M``; of mixed types the most common one counts."""
 
-    @property
-    def words(self) -> str:
-        """One line for the record."""
-        return f"{self.file}, {self.quantisation}, SHA-256 {self.sha256}"
-
 
 def check_extra() -> None:
     """Raise :class:`PrerequisiteError` where a package is missing that reading GGUF files needs."""

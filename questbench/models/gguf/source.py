@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from questbench import _digest
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.models.gguf.known import KNOWN
 
@@ -69,15 +70,22 @@ class Source:
         Raises:
             PrerequisiteError: it is not the file that the package is known to carry.
         """
-        found = hashlib.sha256()
-        for block in self.blocks():
-            found.update(block)
-        if self.sha256 and found.hexdigest() != self.sha256:
+        found = self._digest()
+        if self.sha256 and found != self.sha256:
             raise PrerequisiteError(
-                f"{self.file} of {self.name} is not the published file: its SHA-256 is {found.hexdigest()[:16]}..., "
+                f"{self.file} of {self.name} is not the published file: its SHA-256 is {found[:16]}..., "
                 f"not {self.sha256[:16]}...",
                 self.again,
             )
+        return found
+
+    def _digest(self) -> str:
+        if len(self.parts) == 1:
+            with contextlib.suppress(OSError):  # what cannot be read is told by blocks()
+                return _digest.sha256(self.parts[0])
+        found = hashlib.sha256()
+        for block in self.blocks():
+            found.update(block)
         return found.hexdigest()
 
 
