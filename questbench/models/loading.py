@@ -81,16 +81,29 @@ def resolve(
         return LoadedModel(model, None, name, random_weights=True)
     from questbench.models import _folder
 
-    folder = Path(name).expanduser()
-    if name and folder.exists():
-        _folder.check(folder)
-        sha = _folder.fingerprint(folder)
-    else:
-        folder = _folder.from_hub(name, online=online, with_code=trust_remote_code)
-        sha = folder.name
+    folder = folder_of(name, online=online, trust_remote_code=trust_remote_code)
+    assert folder is not None
+    sha = _folder.fingerprint(folder) if Path(name).expanduser().exists() else folder.name
     model = _folder.load_model(folder, dtype, device, trust_remote_code=trust_remote_code)
     tokenizer = _folder.load_tokenizer(folder, trust_remote_code=trust_remote_code, needed=need_tokenizer)
     return LoadedModel(model, tokenizer, name, sha=sha)
+
+
+def folder_of(name: str, *, online: bool = False, trust_remote_code: bool = False) -> Path | None:
+    """The checked folder of a model's files; ``None`` for a model that is made by code.
+
+    Raises:
+        PrerequisiteError: it is not there, incomplete or broken.
+    """
+    if name == "constructed" or name.startswith(SHAPE):
+        return None
+    from questbench.models import _folder, _needle
+
+    folder = _needle.folder() if name == _needle.NAME else Path(name).expanduser()
+    if name and folder.exists():
+        _folder.check(folder)
+        return folder
+    return _folder.from_hub(name, online=online, with_code=trust_remote_code)
 
 
 def check(name: str, layers: int | None = None) -> None:
@@ -124,8 +137,8 @@ def _constructed(dtype: torch.dtype, device: str) -> LoadedModel:
 def _needle(dtype: torch.dtype, device: str) -> LoadedModel:
     from questbench.models import _folder, _needle
 
-    path = _needle.folder()
-    _folder.check(path)
+    path = folder_of(_needle.NAME)
+    assert path is not None
     model = _folder.load_model(path, dtype, device, trust_remote_code=False)
     tokenizer = _folder.load_tokenizer(path, trust_remote_code=False, needed=True)
     sha = _folder.fingerprint(path)

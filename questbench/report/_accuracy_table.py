@@ -135,10 +135,18 @@ def _scores(frame: pd.DataFrame) -> Layout:
 
 
 def _lossless(row: Any) -> str:
-    claimed, samples = row.get("score.lossless"), row.get("score.n")
+    """Yes, no, how many samples the answer needs, or why the question makes no sense."""
+    if row.get("score.nothing_left_out") is True:
+        return "nothing left out"
+    claimed, samples, needed = (row.get(f"score.{name}") for name in ("lossless", "n", "lossless_needs"))
     if fmt.missing(claimed) or fmt.missing(samples):
         return NONE
-    return "yes" if claimed else f"n < {FEW}" if samples < FEW else "no"
+    if claimed:
+        return "yes"
+    if not fmt.missing(needed) and needed > samples:
+        return f"needs {int(needed):,} samples"
+    # Records of earlier versions do not say how many are needed.
+    return f"n < {FEW}" if samples < FEW and "score.lossless_needs" not in row else "no"
 
 
 def _stat(row: Any, name: str, metric: str) -> Any:

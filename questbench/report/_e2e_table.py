@@ -17,6 +17,7 @@ BASELINE = "flashinfer"
 """Another library's dense attention in the same captured loop."""
 BYTES = ("kv_bytes", "bounds_bytes", "weights_bytes", "peak_memory.prefill", "peak_memory.decode")
 FIRST = "dense"
+TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
 
 
 def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
@@ -86,7 +87,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         cells = [*(fmt.inputs(key, row[key]) for key in keys), row["label"], fmt.gap(table, row) if missing else spread]
         cells += [fmt.number(row.get(name), divisor) for name in ("tpot.p90", "tpot.p99", "tpot_slope")]
         cells += [fmt.number(row.get("tokens_per_second")), fmt.number(row.get("bound"), divisor)]
-        cells.append(_share(table, row.get("bandwidth_fraction")))
+        cells.append(_share(table, row))
         cells += _speedup(table, row)
         cells.append(fmt.number(row.get("ttft")))
         cells += [fmt.number(row.get(name), size) for name in BYTES]
@@ -99,10 +100,12 @@ TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
 ABOVE_IDEAL = "mismeasured: faster than the ratio of bytes to dense allows"
 
 
-def _share(table: Table, share: Any) -> str:
+def _share(table: Table, row: Any) -> str:
     """Per cent of the measured bandwidth; what cannot be is marked."""
-    text = fmt.number(share, 0.01)
-    return text if fmt.missing(share) or share <= 1 else f"{text} {table.mark(TOO_MUCH)}"
+    text = fmt.number(row.get("bandwidth_fraction"), 0.01)
+    if fmt.surely_above(row, "bandwidth_fraction", 1):
+        text += f" {table.mark(TOO_MUCH)}"
+    return text
 
 
 def _speedup(table: Table, row: Any) -> list[str]:
@@ -115,8 +118,8 @@ def _speedup(table: Table, row: Any) -> list[str]:
     speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")
     if row["method"] == FIRST and not fmt.missing(row.get("tpot")):
         speedup = 1.0
-    text, (low, _) = fmt.number(speedup), fmt.interval(row, "speedup.dense")
-    if not fmt.missing(low) and not fmt.missing(ideal) and low > ideal:
+    text = fmt.number(speedup)
+    if row["method"] != FIRST and fmt.surely_above(row, "speedup.dense", ideal):
         text += f" {table.mark(ABOVE_IDEAL)}"
     return [text, fmt.number(ideal), fmt.number(row.get(f"speedup.{BASELINE}"))]
 
@@ -179,11 +182,17 @@ def _parts(frame: pd.DataFrame, keys: list[str]) -> Table:
         cells += [fmt.number(row.get(f"tpot.{stage}"), divisor) for stage in (*STAGES, "staged")]
         cells += [
             fmt.number(row.get("tpot.weights.share"), 0.01),
-            _share(table, row.get("tpot.weights.bandwidth_fraction")),
+            _weights_share(table, row),
             str(row.get("tpot.linear") or NONE),
         ]
         table.rows.append([Cell(text) for text in cells])
     return table
+
+
+def _weights_share(table: Table, row: Any) -> str:
+    text = fmt.number(row.get("tpot.weights.bandwidth_fraction"), 0.01)
+    low = row.get("tpot.weights.bandwidth_fraction_low")
+    return f"{text} {table.mark(TOO_MUCH)}" if not fmt.missing(low) and low > 1 else text
 
 
 def _break_even(frame: pd.DataFrame, keys: list[str]) -> Table:
@@ -195,17 +204,16 @@ def _break_even(frame: pd.DataFrame, keys: list[str]) -> Table:
         text_columns=frozenset({"method", "measured"}),
         keys=len(others),
         setup=[
-            "Measured is where the speed-up crosses 1, between two lengths of the sweep on a logarithmic scale. "
-            "A length counts as won or lost only where the interval of its speed-up excludes 1."
+            "Measured is where the speed-up crosses 1, between two lengths of the sweep on a logarithmic scale; "
+            "a length at which 1 lies within the interval of the speed-up decides nothing."
         ],
     )
     if "speedup.dense" not in frame or frame.empty:
         return table
     sparse = frame[(frame["method"] != FIRST) & ~frame["fallback"] & frame["speedup.dense"].notna()]
     for values, part in sparse.groupby([*others, "label"], sort=False, dropna=False):
-        points = sorted(
-            (row["seq_len"], row["speedup.dense"], *fmt.interval(row, "speedup.dense")) for _, row in part.iterrows()
-        )
+        rows = [row for _, row in part.sort_values("seq_len").iterrows()]
+        points = [(row["seq_len"], row["speedup.dense"], *fmt.ends(row, "speedup.dense")) for row in rows]
         by_bytes = next((value for value in fmt.column(part, "break_even") if value is not None), None)
         cells = [fmt.inputs(key, value) for key, value in zip(others, values, strict=False)]
         cells += [str(values[-1]), fmt.tokens(by_bytes), crossing(points)]
@@ -214,22 +222,25 @@ def _break_even(frame: pd.DataFrame, keys: list[str]) -> Table:
 
 
 def crossing(points: list[tuple[float, float, float, float]]) -> str:
-    """Where the speed-up over (length, speed-up, its interval) points in ascending order rises above 1 for good."""
-    lengths = [units.count(int(length)) for length, *_ in points]
-    lost = [place for place, (*_, high) in enumerate(points) if high < 1]
-    unsure = [place for place, (*_, low, _high) in enumerate(points) if low <= 1]  # the lost ones among them
-    last = len(points) - 1
-    if last in lost:
-        return f"not up to {lengths[last]}"
-    if last in unsure:
-        _, speedup, low, high = points[last]
-        return f"not clear up to {lengths[last]} ({fmt.spread(speedup, low, high)})"
-    if not unsure:
+    """From which length on the method wins for good.
+
+    Args:
+        points: length, speed-up and the two ends of its interval, in ascending order of length. A speed-up is a gain
+            only if its whole interval is above 1, and a loss only if it is below.
+    """
+    lengths = [units.count(int(point[0])) for point in points]
+    gains = [low > 1 for _, _, low, _ in points]
+    losses = [high < 1 for _, _, _, high in points]
+    if losses[-1]:
+        return f"not up to {lengths[-1]}"
+    if not gains[-1]:
+        return f"undecided up to {lengths[-1]}"
+    if all(gains):
         return f"at or below {lengths[0]}"
-    first = unsure[-1] + 1
-    if first - 1 not in lost:
-        below = [place for place in lost if place < first]
-        return f"between {lengths[below[-1]]} and {lengths[first]}" if below else f"at or below {lengths[first]}"
-    (left, under, *_), (right, over, *_) = points[first - 1], points[first]
-    part = (1 - under) / (over - under)
-    return f"about {math.exp(math.log(left) + part * (math.log(right) - math.log(left))):,.0f}"
+    place = max(number for number, gain in enumerate(gains) if not gain)
+    (left, low, *_), (right, high, *_) = points[place], points[place + 1]
+    if losses[place]:
+        part = (1 - low) / (high - low)
+        return f"about {math.exp(math.log(left) + part * (math.log(right) - math.log(left))):,.0f}"
+    lost = [number for number in range(place) if losses[number]]
+    return f"between {lengths[lost[-1]]} and {lengths[place + 1]}" if lost else f"at or below {lengths[place + 1]}"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from questbench import units
+from questbench.records import limits
 from questbench.report.render import NONE, Cell, Table
 
 if TYPE_CHECKING:
@@ -48,6 +49,17 @@ def number(value: Any, divisor: float = 1.0) -> str:
     return NONE if missing(value) else units.significant(value / divisor)
 
 
+def ends(row: Any, column: str) -> tuple[float, float]:
+    """Between which two numbers a median of a row lies; see :mod:`questbench.records.limits`."""
+    names = ("ci_low", "ci_high", "min", "max")
+    return limits.ends(row[column], {name: row.get(f"{column}.{name}") for name in names})
+
+
+def surely_above(row: Any, column: str, limit: Any) -> bool:
+    """Whether a row's number is above what is possible, its interval considered."""
+    return not missing(row.get(column)) and not missing(limit) and ends(row, column)[0] > limit
+
+
 def tokens(value: Any) -> str:
     """A token count; means over steps and samples keep three figures."""
     return NONE if missing(value) else f"{value:,.0f}" if float(value).is_integer() else units.significant(value)
@@ -59,15 +71,6 @@ def spread(value: Any, low: Any, high: Any, divisor: float = 1.0) -> str:
         return number(value, divisor)
     to = "–" if low >= 0 else ", "  # a dash after a minus sign cannot be read
     return f"{number(value, divisor)} [{number(low, divisor)}{to}{number(high, divisor)}]"
-
-
-def interval(row: Any, metric: str) -> tuple[Any, Any]:
-    """Ends of a metric's 95 % interval where there is one, else its 20th and 80th percentile, else the value itself."""
-    for ends in (("ci_low", "ci_high"), ("p20", "p80")):
-        low, high = (row.get(f"{metric}.{end}") for end in ends)
-        if not missing(low) and not missing(high):
-            return low, high
-    return row.get(metric), row.get(metric)
 
 
 def inputs(name: str, value: Any) -> str:

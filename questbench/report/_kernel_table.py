@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-OPTIONAL = ("tokens\nread", "x sdpa", "x flash-\ninfer", "% of\nideal", "% of\nbandwidth", "ideal x\nvs dense")
+OPTIONAL = ("tokens\nread", "x torch", "x flash-\ninfer", "% of\nideal", "% of\nbandwidth", "ideal x\nvs dense")
 
 TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine (warm caches or miscounted traffic)"
 
@@ -32,7 +32,7 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
             "method",
             latency,
             "x dense",
-            "x sdpa",
+            "x torch",
             "x flash-\ninfer",
             "ideal x\nvs dense",
             "% of\nideal",
@@ -56,7 +56,7 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
     for _, row in frame.iterrows():
         cells = [fmt.inputs(key, row[key]) for key in keys]
         untimed = fmt.missing(row.get("latency"))
-        cells += [row["label"], fmt.gap(table, row) if untimed else _latency(row, divisor)]
+        cells += [_label(row), fmt.gap(table, row) if untimed else _latency(row, divisor)]
         cells += _limits(table, row)
         cells += [
             fmt.number(row.get("bytes"), size),
@@ -66,10 +66,15 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
     return [table.without_empty_columns()]
 
 
+def _label(row: Any) -> str:
+    """The method; a baseline with the way that it took: ``torch (folded)``."""
+    way = row.get("latency.path")
+    return f"{row['label']} ({way})" if row["method"] in BASELINES and isinstance(way, str) and way else row["label"]
+
+
 def mismeasured(row: Any) -> str | None:
-    """Why the speed-up of a cell cannot be right, or ``None``: its whole interval lies above the ideal."""
-    ideal, (low, _) = row.get("ideal_speedup"), fmt.interval(row, "speedup.dense")
-    if fmt.missing(low) or fmt.missing(ideal) or row["method"] in BASELINES or low <= ideal:
+    """Why the speed-up of a cell cannot be right, or ``None``."""
+    if row["method"] in BASELINES or not fmt.surely_above(row, "speedup.dense", row.get("ideal_speedup")):
         return None
     return "mismeasured: faster than the ratio of the traffic to dense allows (warm caches or a slow dense arm)"
 
@@ -82,7 +87,7 @@ def _limits(table: Table, row: Any) -> list[str]:
     """Speed-ups, ideal, and both distances to the limit."""
     share = row.get("bandwidth_fraction")
     used = fmt.number(share, 0.01)
-    if not fmt.missing(share) and share > 1:
+    if fmt.surely_above(row, "bandwidth_fraction", 1):
         used += f" {table.mark(TOO_MUCH)}"
     if row["fallback"]:
         return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE, NONE, NONE, NONE, used]
@@ -95,7 +100,7 @@ def _limits(table: Table, row: Any) -> list[str]:
     flag = f" {table.mark(why)}" if (why := mismeasured(row)) else ""
     return [
         fmt.number(speedup) + flag,
-        fmt.number(row.get("speedup.sdpa")),
+        fmt.number(row.get("speedup.torch")),
         fmt.number(row.get("speedup.flashinfer")),
         fmt.number(ideal),
         fmt.number(reached, 0.01),

@@ -22,7 +22,9 @@ from questbench.report import _label, _runs
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINES = ("dense", "sdpa", "flashinfer")
+FORMER = {"sdpa": "torch"}
+"""Names in records of earlier versions, and what they are called now."""
+BASELINES = ("dense", "torch", "flashinfer")
 """What others are compared with: never the best sparse method, never a fallback."""
 OWN = (
     "run",
@@ -69,15 +71,16 @@ def cell_frame(
         manifest = (manifests or {}).get(record.run)
         environment = manifest.environment if manifest else {}
         inputs = {key: value for key, value in record.params.items() if key not in QUALIFIERS}
-        identity = [machine(environment), record.kind, record.method, record.method_args, record.backend]
+        method = FORMER.get(record.method, record.method)
+        identity = [machine(environment), record.kind, method, record.method_args, record.backend]
         key = json.dumps([*identity, inputs, record.seed, not join and record.run], sort_keys=True, default=str)
         row = rows.get(key)
         if row is None:
             row = rows[key] = {
                 "machine": machine(environment),
                 "kind": record.kind,
-                "method": record.method,
-                "label": record.method,
+                "method": method,
+                "label": method,
                 "args": record.method_args,
                 "typed": _label.typed(record, manifest),
                 "backend": record.backend,
@@ -133,13 +136,15 @@ def _column(record: ResultRecord) -> str:
     if record.metric in UNQUALIFIED:
         return record.metric
     qualifiers = [str(record.params[name]) for name in QUALIFIERS if record.params.get(name) not in (None, "total")]
-    return ".".join([record.metric, *qualifiers])
+    return ".".join([record.metric, *(FORMER.get(name, name) for name in qualifiers)])
 
 
 def _add(row: dict[str, Any], record: ResultRecord) -> None:
     row["warnings"] = [*row["warnings"], *(text for text in record.warnings if text not in row["warnings"])]
     row["yardstick"] |= bool(record.stats.get("yardstick"))
-    row["fallback"] |= bool(record.stats.get("dense_fallback")) and record.method not in BASELINES
+    row["fallback"] |= (
+        bool(record.stats.get("dense_fallback")) and FORMER.get(record.method, record.method) not in BASELINES
+    )
     if record.status != "ok":
         row["reason"] = row["reason"] or f"{record.status}: {record.reason}"
         return

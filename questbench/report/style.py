@@ -54,7 +54,7 @@ class Look:
 
 _FIXED = {
     "dense": Look("#000000", "o", "-"),
-    "sdpa": Look("#7F7F7F", "x", (0, (1, 1)), "xxx"),
+    "torch": Look("#7F7F7F", "x", (0, (1, 1)), "xxx"),
     "flashinfer": Look("#3F3F3F", "d", (0, (3, 1)), "+++"),
     "quest": Look("#D55E00", "s", "-"),
     "h2o": Look("#0072B2", "^", "--", "///"),
@@ -108,7 +108,7 @@ def looks(labels: Iterable[str], yardsticks: Iterable[str] = ()) -> dict[str, Lo
 
 def drawing_order(labels: Iterable[str]) -> list[str]:
     """Baselines below, quest on top: what is drawn last is never hidden."""
-    rank = {"dense": 0, "sdpa": 1, "flashinfer": 1, "quest": 3}
+    rank = {"dense": 0, "torch": 1, "flashinfer": 1, "quest": 3}
     return sorted(dict.fromkeys(labels), key=lambda label: rank.get(label.split(" ")[0], 2))
 
 

@@ -39,7 +39,7 @@ def test_noise_is_not_significant() -> None:
 
 def test_slower_is_a_regression_and_faster_is_not() -> None:
     found = run(kernel(), kernel(slower=1.3, seed=1))
-    assert len(found.regressions) == 8, "four sparse methods at two lengths; dense and sdpa did not change"
+    assert len(found.regressions) == 8, "four sparse methods at two lengths; dense and torch did not change"
     assert all("worse" in text for text in found.regressions)
     assert run(kernel(), kernel(slower=0.7, seed=1)).regressions == []
 

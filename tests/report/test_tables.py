@@ -65,7 +65,7 @@ def test_a_fallback_is_never_a_speed_up() -> None:
     table = one(records)
     shown = row(table, "streaming_llm")
     assert shown["x dense"].startswith("DENSE-FALLBACK [")
-    assert (shown["x sdpa"], shown["% of ideal"]) == ("—", "—")
+    assert (shown["x torch"], shown["% of ideal"]) == ("—", "—")
     assert "no result of the method" in to_markdown(table)
 
 
@@ -83,7 +83,7 @@ def test_impossible_numbers_are_flagged(metric: str, value: float, column: str) 
 def test_other_baselines_are_not_held_against_the_ideal() -> None:
     records = golden.kernel((32768,), (2048,))
     records = [
-        dataclasses.replace(record, value=99.0) if record.params.get("baseline") == "sdpa" else record
+        dataclasses.replace(record, value=99.0) if record.params.get("baseline") == "torch" else record
         for record in records
     ]
     assert not one(records).footnotes

@@ -82,11 +82,11 @@ def load(name: str) -> Plot:
 
     Raises:
         UsageError: there is no such plot.
-        TypeError: the module lacks a part.
+        PluginError: the module cannot be imported or lacks a part.
     """
     module = registry.load_module(PACKAGE, name, kind="plot")
     if lacking := [part for part in ("KIND", "TITLE", "AXES", "draw") if not hasattr(module, part)]:
-        raise TypeError(f"{module.__file__} must define {', '.join(lacking)}")
+        raise registry.broken("plot", name, f"{module.__file__} must define {', '.join(lacking)}")
     return cast(Plot, module)
 
 
