@@ -196,7 +196,7 @@ def frequent_warnings(frame: pd.DataFrame, most: int = 3) -> list[str]:
     return run_warnings(frame) + often[:most]
 
 
-_RUN_WIDE = ("machine was busy", "probe", "read bandwidth")
+_RUN_WIDE = ("machine was busy", "Other programs", "The read bandwidth")
 """Words of warnings that are about a whole run or round, however few cells carry them."""
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(?: (?:s|ms|us|ns)\b)?")
 """A number with its unit of time, which may differ between two warnings of one kind."""

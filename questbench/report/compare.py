@@ -21,6 +21,8 @@ from questbench.report.render import NONE, Cell, Table
 
 THRESHOLD = 0.05
 """Smallest relative change of a time that is called one: two runs of the same code differ by some per cent."""
+DISTURBED = ("This machine was busy", "Other programs", "The read bandwidth")
+"""How the warnings begin that are about the machine."""
 UNFORCED = ("dtype", "device", "threads")
 """Inputs that ``force`` lets differ."""
 
@@ -206,5 +208,5 @@ def _same_libraries(manifests: Mapping[str, RunManifest], *sides: Mapping[str, R
 
 def _disturbed(records: Iterable[ResultRecord], name: str) -> list[str]:
     """A note if one side was measured while the machine had other work."""
-    texts = dict.fromkeys(text for record in records for text in record.warnings if "machine was busy" in text)
+    texts = dict.fromkeys(text for record in records for text in record.warnings if text.startswith(DISTURBED))
     return [f"In the {name}: {text}" for text in list(texts)[:1]]
