@@ -1,7 +1,8 @@
 """questbench measures what query-aware KV-cache sparsity really buys.
 
 From Python: ``questbench.build_cache(model, questbench.Quest(budget=1024))``; every method's class is here by its name.
-Importing the package imports neither torch nor transformers; using these names does.
+Importing the package imports neither torch nor transformers; using these names does. It makes transformers know the
+attention "questbench", be it imported before or afterwards.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from questbench.models._registration import register_when_imported
+
 __version__ = "0.1.0"
+
+register_when_imported()
 
 
 def __dir__() -> list[str]:

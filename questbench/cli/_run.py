@@ -77,10 +77,12 @@ def execute(
     environment = probes.collect()
     argv = ["questbench", *sys.argv[1:]]
     settings = dataclasses.asdict(config)
+    # Not every experiment reads a file.
+    inputs = experiment.inputs(config) if hasattr(experiment, "inputs") else {}
     if resume is None:
-        writer = store.create_run(out, kind, argv, settings, environment)
+        writer = store.create_run(out, kind, argv, settings, environment, inputs)
     else:
-        writer = store.resume(resume, kind, argv, settings, environment)
+        writer = store.resume(resume, kind, argv, settings, environment, inputs)
     with writer:
         return _run(experiment, config, writer, output, probes.machine(environment))
 

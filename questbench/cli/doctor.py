@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from questbench import _paths, registry, units
+from questbench import _compiling, _paths, registry, units
 from questbench.cli import _options as opt
 from questbench.cli._child import python
 from questbench.cli._output import Output
+from questbench.errors import PrerequisiteError
 from questbench.report.render import NONE, Cell, Table
 
 EXAMPLES = ("questbench doctor", "questbench doctor --json")
@@ -100,11 +101,13 @@ def _compilers(versions: dict[str, str]) -> Iterator[Check]:
     from questbench.kernels import _build
 
     names = ", ".join(f"{name} {versions[name]}" for name in ("g++", "clang++") if name in versions)
-    if _build.compiler():
-        yield Check("C++ compiler", "ok", names or str(_build.compiler()))
-    else:
-        todo = "Set CXX=clang++." if names else "Install g++ (apt-get install g++); --backend reference needs none."
-        yield Check("C++ compiler", "missing", names or "none on PATH", todo)
+    try:
+        chosen = _build.compiler()
+    except PrerequisiteError as error:
+        todo = "Set CXX=clang++." if "clang++" in versions else error.hint or ""
+        yield Check("C++ compiler", "missing", error.message, todo)
+        return
+    yield Check("C++ compiler", "ok", names or " ".join(chosen.command))
 
 
 def _cuda(devices: bool, torch_cuda: str | None) -> Iterator[Check]:
@@ -182,6 +185,10 @@ def _cached() -> Check:
     built = sorted(_paths.cache_folder().rglob("*.so")) if _paths.cache_folder().is_dir() else []
     size = units.size(sum(path.stat().st_size for path in built))
     found = f"{len(built)} in {_paths.cache_folder()} ({size})" if built else "none yet"
+    damaged = [path for path in built if not _compiling.is_whole(path)]
+    if damaged:
+        found += f"; {len(damaged)} of them damaged or of an earlier version"
+        return Check("built kernels", "optional", found, "questbench build (damaged ones are compiled anew when used)")
     return Check("built kernels", "ok" if built else "optional", found, "" if built else "questbench build")
 
 

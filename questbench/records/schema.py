@@ -28,7 +28,7 @@ class ResultRecord:
     status: Status
     """``skipped`` and ``failed`` records have a ``reason`` and no value."""
     method: str
-    """Registered name of the method; ``sdpa`` for torch's own attention in ``kernel``."""
+    """Registered name of the method; ``torch`` for the fastest of torch's own ways in ``kernel``."""
     method_args: dict[str, Any]
     """Every field of the method, defaults included, effective values (budget floored to whole pages)."""
     backend: str

@@ -24,6 +24,7 @@ from typing import Any
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.records import environment as probes
 from questbench.records import fields, files, journal, wants
+from questbench.records.inputs import require_same_inputs
 from questbench.records.schema import Kind, ResultRecord, RunManifest
 from questbench.records.writer import MANIFEST, RunWriter, now, unwritable, write_manifest
 
@@ -45,9 +46,17 @@ NOT_COMPARED = frozenset({"out", "resume", "json", "quiet"})
 
 
 def create_run(
-    results: Path, kind: Kind, argv: Sequence[str], config: Mapping[str, Any], environment: Mapping[str, Any]
+    results: Path,
+    kind: Kind,
+    argv: Sequence[str],
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None = None,
 ) -> RunWriter:
     """Make a new run folder ``results/<UTC time>-<kind>-<machine>-<id>`` and its manifest.
+
+    Args:
+        inputs: what the run reads besides its configuration, by content.
 
     Raises:
         PrerequisiteError: the folder cannot be made.
@@ -71,22 +80,31 @@ def create_run(
         config=_plain(config),
         environment=dict(environment),
         start=start.isoformat(),
+        inputs=dict(inputs or {}),
     )
     write_manifest(path, manifest)
     return RunWriter(path, manifest, held)
 
 
 def resume(
-    path: Path, kind: Kind, argv: Sequence[str], config: Mapping[str, Any], environment: Mapping[str, Any]
+    path: Path,
+    kind: Kind,
+    argv: Sequence[str],
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None = None,
 ) -> RunWriter:
     """Open a run folder again: cells in ``finished`` need not run, a cell that was in flight is removed.
 
     Raises:
         PrerequisiteError: there is no run, another process writes it, or its files do not fit together.
-        UsageError: the kind, the configuration or the machine is not the one the run was started with.
+        UsageError: the kind, the configuration, the machine or what is read (model, data, chat template) is not the
+            one the run was started with.
     """
     manifest = load_manifest(path)
     _require_same(path, manifest, kind, _plain(config), dict(environment))
+    if inputs is not None:
+        require_same_inputs(path, manifest.inputs, dict(inputs))
     try:
         held = journal.lock(path)
     except OSError as error:

@@ -148,6 +148,16 @@ class RunWriter:
         self._prefills += commit.prefills
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    """A row as strict JSON, readable where its texts can be written as UTF-8."""
+    text = json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return json.dumps(row, separators=(",", ":"), allow_nan=False)
+    return text
+
+
 def write_manifest(folder: Path, manifest: RunManifest) -> None:
     """Replace ``run.json`` as a whole, so that a reader never sees half of it.
 

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from questbench import registry
+from questbench import registry, units
 from questbench.errors import UsageError
 from questbench.tasks._base import Task
 from questbench.tasks._data import DataTask, data_for
@@ -85,7 +85,7 @@ def _coerce(task: str, key: str, text: str, hint: Any) -> Any:
     for option in options:
         if option is bool and text.lower() in ("true", "false"):
             return text.lower() == "true"
-        if option is int and text.isdigit():
+        if option is int and units.is_whole(text):
             return int(text)
         if option is float:
             try:
