@@ -102,6 +102,9 @@ def _run(experiment: Experiment, config: Any, writer: RunWriter, output: Output,
                 written = writer.write(unit.records, key=unit.key, samples=unit.samples, prefills=unit.prefills)
                 output.records(written)
                 fresh = False
+        records = store.newest_per_cell(store.load([writer.path]))
+        code = exit_code(records)
+        writer.finish(exit_code=code)
     except KeyboardInterrupt:
         return _interrupted(writer, output)
     except Exception as error:
@@ -113,9 +116,6 @@ def _run(experiment: Experiment, config: Any, writer: RunWriter, output: Output,
         else:
             output.say(f"What was finished is kept. To continue: {_again(writer)}")
         raise
-    records = store.newest_per_cell(store.load([writer.path]))
-    code = exit_code(records)
-    writer.finish(exit_code=code)
     output.tables(tables(records, {writer.name: writer.manifest}))
     _close(records, code, writer, output)
     return code
