@@ -20,6 +20,8 @@ demo: .venv/installed
 	$(BIN)/questbench kernel --seq-len 8k,32k --max-seconds 10 --out $(OUT)
 	$(BIN)/questbench accuracy --task passkey --out $(OUT)
 	$(BIN)/questbench report --out $(OUT)
+	@echo "Done. To type 'questbench' as the README does, activate the environment in this shell first:"
+	@echo "    . $(BIN)/activate"
 
 test: .venv/installed-dev lint types pytest
 

@@ -33,6 +33,9 @@ class LayerCache:
         query_heads: of the model; where it equals ``kv_heads``, bounds may stand by channel (``kernels/_bounds.py``).
         rotate: rotary embedding of the model, for methods that re-index positions.
         pool: share the pages of another cache instead of allocating (see :meth:`fork`).
+
+    Raises:
+        UsageError: the backend has no kernels for this shape.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class LayerCache:
         bounds: bool | None = None,
         query_heads: int | None = None,
     ) -> None:
+        ops.limits.check(ops.name, query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size)
         self.method, self.ops, self.index, self.rotate = method, ops, index, rotate
         self.rows, self.kv_heads, self.head_dim, self.page_size = rows, kv_heads, head_dim, page_size
         self.dtype, self.device = dtype, torch.device(device)

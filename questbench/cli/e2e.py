@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from questbench import seeding
 from questbench.cli import _options as opt
 
 EXAMPLES = (
@@ -48,6 +49,7 @@ Rivals = Annotated[str | None, opt.flag("--transformers", metavar="NAMES", help=
 Tokens = Annotated[str, opt.flag("--tokens", metavar="N,M", help=TOKENS, panel=HOW)]
 Rounds = Annotated[str, opt.flag("--rounds", metavar="N", help="Least number of rounds per cell.", panel=HOW)]
 MaxSeconds = Annotated[float, opt.flag("--max-seconds", metavar="S", help="Longest timing of a part.", panel=HOW)]
+TimeLimit = Annotated[str | None, opt.flag("--time-limit", metavar="TIME", help=opt.TIME_LIMIT, panel=HOW)]
 Stages = Annotated[bool, opt.flag("--stages/--no-stages", help="Time the parts of a step apart.", panel=HOW)]
 
 
@@ -74,6 +76,7 @@ def e2e(
     tokens: Tokens = "4,16",
     rounds: Rounds = "20",
     max_seconds: MaxSeconds = 60.0,
+    time_limit: TimeLimit = None,
     stages: Stages = True,
     threads: opt.Threads = None,
     device: Devices = "cpu",
@@ -115,12 +118,13 @@ def e2e(
         "tokens": opt.counts(tokens, "--tokens"),
         "rounds": opt.count(rounds, "--rounds"),
         "max_seconds": opt.positive(max_seconds, "--max-seconds"),
+        "time_limit": opt.optional_duration(time_limit, "--time-limit"),
         "stages": stages,
         "threads": [None] if threads is None else opt.counts(threads, "--threads"),
         "device": opt.names(device, "--device"),
         "backend": backend,
         "online": online,
         "trust_remote_code": trust_remote_code,
-        "seed": seed,
+        "seed": seeding.check(seed),
     }
     return execute("e2e", experiment, experiment.E2EConfig, flags, ctx, out=out, resume=resume, json=json)

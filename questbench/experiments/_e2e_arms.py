@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from questbench._memory import empty
 from questbench.errors import CellError
+from questbench.experiments._e2e_torch import choose
 from questbench.experiments._staged import StagedOps
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Noise:
 
 
 class TransformersArm:
-    """A decode step by transformers alone: its cache, SDPA attention, eager.
+    """A decode step by transformers alone: its cache, eager, its SDPA attention or a faster one of torch's ways.
 
     Args:
         kind: ``static`` or ``dynamic``, the class of the cache.
@@ -178,6 +179,9 @@ class TransformersArm:
         self._cache_argument = cache_argument(model, self.cache)
         for layer in self.cache.layers:
             self._fill(layer, noise)
+        held = [(layer.keys, layer.values) for layer in self.cache.layers]
+        full = [(k, v) for k, v in held if k.shape[2] >= self.length]
+        self.attention = choose(model, full, self.length, str(device))
 
     def _fill(self, layer: Any, noise: Noise) -> None:
         if self.kind == "static" or layer.is_sliding:  # neither grows beyond what it is made for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from questbench._digest import sha256
 from questbench.errors import PrerequisiteError, QuestbenchError
 from questbench.models._config_check import check_layers, check_special_tokens, no_weights, weight_files
 from questbench.models.loading import check_memory
@@ -19,7 +21,12 @@ from questbench.models.loading import check_memory
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model", "*.tiktoken"]
-SAMPLE = 1 << 20
+DECIDING = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model"),
+    *("*.tiktoken", "chat_template.*", "*.jinja", "*.py"),
+)
+"""Files that decide what a model does."""
 
 
 def from_hub(name: str, *, online: bool, with_code: bool) -> Path:
@@ -101,6 +108,8 @@ def load_model(folder: Path, dtype: torch.dtype, device: str, *, trust_remote_co
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            # Refused below with the name of the first: transformers would point to a report that nobody sees.
+            ignore_mismatched_sizes=True,
         )
         model.to(device)
     except Exception as error:
@@ -141,17 +150,24 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool, needed: bool) -> An
         raise _explained(error, folder, "tokenizer", trust_remote_code) from error
 
 
+def contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file that decides what the model does: weights, configuration, tokenizer, template, code.
+
+    Raises:
+        PrerequisiteError: one of them cannot be read.
+    """
+    paths = sorted({path for pattern in DECIDING for path in folder.glob(pattern) if path.is_file()})
+    try:
+        with ThreadPoolExecutor(max_workers=4) as several:
+            return dict(zip((path.name for path in paths), several.map(sha256, paths), strict=True))
+    except OSError as error:
+        raise PrerequisiteError(f"{error.filename} cannot be read: {error.strerror}.", "Check the file.") from error
+
+
 def fingerprint(folder: Path) -> str:
-    """Hash of config.json and of each weight file's size, first, middle and last megabyte: tells models apart fast."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for start in (0, max(size // 2, 0), max(size - SAMPLE, 0)):
-                file.seek(start)
-                digest.update(file.read(SAMPLE))
-    return digest.hexdigest()
+    """One hash of all of :func:`contents`: whole files, so that no change of a weight goes unseen."""
+    lines = [f"{name} {digest}" for name, digest in contents(folder).items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def first_line(error: BaseException) -> str:

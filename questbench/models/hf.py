@@ -74,6 +74,7 @@ def build_cache(
     """
     layers = _template(model)
     backend = ops if isinstance(ops, Ops) else kernels.load(ops or next(model.parameters()).device.type)
+    _check_shape(model, backend, page_size)
     settings = Settings(page_size, backend, capacity, observer, collect, bounds)
     full = [index for index, layer in enumerate(layers) if not layer.is_sliding]
     methods = _assign(method, full, dense_layers, page_size)
@@ -247,6 +248,16 @@ def _template(model: PreTrainedModel) -> list[Any]:
     raise PrerequisiteError(
         f"{name} has {reason}, which questbench does not support.", "Use a model with full or sliding attention."
     )
+
+
+def _check_shape(model: PreTrainedModel, ops: Ops, page_size: int) -> None:
+    """Refuse what the backend has no kernels for before anything is fed, as far as the model's configuration tells."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or (heads and config.hidden_size // heads)
+    if isinstance(kv_heads, int) and isinstance(head_dim, int) and page_size > 0:
+        ops.limits.check(ops.name, query_heads=heads, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size)
 
 
 def _assign(method: Method, full: list[int], dense_layers: int, page_size: int) -> dict[int, Method]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from questbench.errors import PrerequisiteError, QuestbenchError, UsageError
 from questbench.methods.quest import Quest
-from questbench.models import hf, loading
+from questbench.models import _folder, hf, loading
 from questbench.models.loading import resolve
 from questbench.models.shapes import SHAPES
 
@@ -68,6 +68,27 @@ def test_the_fingerprint_tells_models_apart(folder):
     weights["model.norm.weight"] += 1
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert resolve(str(folder), dtype=FP32).sha != before
+
+
+def test_the_fingerprint_knows_every_byte_and_what_else_decides(folder):
+    """It looked at three megabytes of each file, and at no tokenizer: other weights passed for the same."""
+    weights = load_file(folder / "model.safetensors")
+    weights["padding"] = torch.zeros(3 << 20)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    seen = {_folder.fingerprint(folder)}
+    size = (folder / "model.safetensors").stat().st_size
+    for place in (size // 4, size // 3, size - 5 * size // 12):
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.seek(place)
+            file.write(b"\x01")
+        seen.add(_folder.fingerprint(folder))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        with (folder / name).open("a") as file:
+            file.write("\n")
+        seen.add(_folder.fingerprint(folder))
+    assert len(seen) == 8
+    (folder / "README.md").write_text("A model.")
+    assert _folder.fingerprint(folder) in seen
 
 
 def test_the_embedded_model():
