@@ -38,7 +38,7 @@ def summary(session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[
         errors = [str(row["error"]) for row in own if "error" in row]
         if errors:
             failure = CellError(f"{len(errors)} of {len(own)} samples failed. {errors[0]}")
-            records.append(_unusable(session, work, cell.name, cell.page_size, _budget(cell), failure))
+            records.append(_unusable(session, work, cell.name, cell.page_size, budget_of(cell), failure))
             continue
         details, warnings = _shared(session, cell, own)
         warnings += floor
@@ -49,7 +49,7 @@ def summary(session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[
             found = stream.metrics(own, against, details, warnings, work.task, session.config.seed)
         else:
             found = [_score(session, work.task, own, against, details, warnings)]
-        inputs = params(session, work, cell.page_size, _budget(cell)) | stream.inputs(work, own)
+        inputs = params(session, work, cell.page_size, budget_of(cell)) | stream.inputs(work, own)
         records += [
             ResultRecord(
                 run="",
@@ -218,7 +218,7 @@ def _unusable(
     return dataclasses.replace(record, status="skipped") if isinstance(error, SkipCell) else record
 
 
-def _budget(cell: Cell) -> int | None:
+def budget_of(cell: Cell) -> int | None:
     """The budget as asked for; dense has none."""
     return cell.method.budget if cell.method.budgeted else None
 

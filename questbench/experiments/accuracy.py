@@ -90,7 +90,7 @@ class Refused:
     """A combination of the sweep that makes no sense; it becomes a failed or, for a ``SkipCell``, a skipped record."""
 
     method: str
-    budget: int
+    budget: int | None
     page_size: int
     error: QuestbenchError
 
@@ -257,7 +257,8 @@ def run(
     Raises:
         CellError: a sample of a task cannot be used at all.
     """
-    from questbench.experiments._accuracy_records import family, refusals, summary
+    from questbench.experiments._accuracy_memory import check as check_memory
+    from questbench.experiments._accuracy_records import budget_of, family, refusals, summary
     from questbench.experiments._accuracy_sample import Session
     from questbench.experiments._time_left import TimeLeft
 
@@ -265,8 +266,11 @@ def run(
     if {f"{one.key}|summary" for one, _, _ in work} | {FAMILY} <= set(finished):
         return
     session = Session.open(config)
+    small = {one.key: error for one, usable, _ in work if (error := check_memory(session, one, usable)) is not None}
     total, done = sum(one.samples for one, _, _ in work) + len(work), 0
     for one, _, _ in work:
+        if one.key in small:
+            continue
         # What cannot be used is found before hours were spent on what stands in front of it.
         for index in range(one.samples if one.task.uneven else 1):
             if one.unit(index) not in finished:
@@ -274,6 +278,12 @@ def run(
     left = TimeLeft([(one.spec, one.length, one.samples) for one, _, _ in work])
     compared: list[ResultRecord] = []
     for one, usable, refused in work:
+        if one.key in small:
+            out = [Refused(c.name, budget_of(c), c.page_size, small[one.key]) for c in usable]
+            left.skip(one.spec, one.length, one.samples)
+            done += one.samples + 1
+            yield Unit(f"{one.key}|summary", refusals(session, one, out + refused))
+            continue
         rows = {
             (str(row["unit"]), str(row["cell"])): dict(row)
             for row in stored
