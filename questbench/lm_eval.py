@@ -74,13 +74,14 @@ def _model_class(base: type[Any]) -> type[Any]:
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             """A chat as the text of one prompt."""
-            text = self.requests.loaded.tokenizer.apply_chat_template(
+            from questbench.experiments._accuracy_template import render
+
+            return render(
+                self.requests.loaded.tokenizer,
                 chat_history,
-                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )
-            return str(text)
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             """Of continuations behind contexts."""

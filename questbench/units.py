@@ -32,6 +32,11 @@ def parse_count(text: str, *, what: str = "count") -> int:
     return int(value)
 
 
+def is_whole(text: str) -> bool:
+    """Whether ``int(text)`` is a number that someone may mean: ``"²".isdigit()`` holds too, and ``int`` refuses it."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
 def parse_counts(text: str, *, what: str = "count") -> list[int]:
     """``"8k,32k"`` -> ``[8192, 32768]``; commas sweep. Raises as :func:`parse_count`, also for an empty list."""
     parts = [part for part in text.split(",") if part.strip()]

@@ -22,7 +22,7 @@ def flag(*names: str, help: str, panel: str, metavar: str = "") -> Any:
 
 
 Methods = Annotated[str, flag("--method", metavar="NAMES", help="Methods: ls methods.", panel=AXES)]
-FIELD = "A field of the methods, or of one: quest.select_by=q_head. Repeatable."
+FIELD = "A field of the methods, or of one: quest.select_by=q_head. Commas sweep. Repeatable."
 MethodArgs = Annotated[list[str] | None, flag("-M", metavar="NAME=VALUE", help=FIELD, panel=AXES)]
 BUDGET = "KV entries that one query head may see in a step."
 Budgets = Annotated[str, flag("--budget", "--token-budget", metavar="TOKENS", help=BUDGET, panel=AXES)]
@@ -35,7 +35,7 @@ Backend = Annotated[str | None, flag("--backend", metavar="NAME", help=BACKEND, 
 Seed = Annotated[int, flag("--seed", metavar="N", help="Seed of everything random.", panel=RUN)]
 Out = Annotated[Path, flag("--out", metavar="DIR", help="Folder that holds the run folders.", panel=RUN)]
 TIME_LIMIT = "End the run after this time (90, 20m, 2h) with what is measured."
-RESUME = "Continue a run; flags left out are those it was started with."
+RESUME = "Continue a run, a folder or its name in --out; flags left out are those it was started with."
 Resume = Annotated[Path | None, flag("--resume", metavar="DIR", help=RESUME, panel=RUN)]
 Json = Annotated[bool, flag("--json", help="Print JSON lines on stdout instead of tables.", panel=RUN)]
 

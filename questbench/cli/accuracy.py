@@ -24,6 +24,7 @@ BATCH = "Samples that run at a time; fewer if memory is short. Results do not de
 PROTOCOL = "When the method becomes active: stepwise (from the question on), prefill, quest-paper, stream."
 CHAT = "Put prompts into the tokenizer's chat template: auto (if it has one), on, off."
 MARGIN = "Loss of score that still counts as lossless."
+LOG = "Keep prompts and gold answers in samples.jsonl too; completions always are."
 MODEL = "constructed, needle, a hub id, a local folder, or shape:NAME: ls models."
 DENSE = "Leading layers left dense; the model's own if left out."
 
@@ -39,6 +40,7 @@ Model = Annotated[str, opt.flag("--model", metavar="NAME", help=MODEL, panel=WHA
 Dtype = Annotated[str, opt.flag("--dtype", metavar="NAME", help="fp32, bf16 or fp16.", panel=WHAT)]
 DenseLayers = Annotated[str | None, opt.flag("--dense-layers", metavar="N", help=DENSE, panel=WHAT)]
 Online = Annotated[bool, opt.flag("--online", help="Fetch models and data from the hub.", panel=WHAT)]
+LogSamples = Annotated[bool, opt.flag("--log-samples", help=LOG, panel=WHAT)]
 RemoteCode = Annotated[bool, opt.flag("--trust-remote-code", help="Run code of the model's repository.", panel=WHAT)]
 
 
@@ -59,6 +61,7 @@ def accuracy(
     model: Model = "constructed",
     dtype: Dtype = "fp32",
     dense_layers: DenseLayers = None,
+    log_samples: LogSamples = False,
     online: Online = False,
     trust_remote_code: RemoteCode = False,
     threads: opt.Threads = None,
@@ -94,6 +97,7 @@ def accuracy(
         "device": device,
         "backend": backend,
         "threads": opt.optional_count(threads, "--threads"),
+        "log_samples": log_samples,
         "seed": seeding.check(seed),
         "online": online,
         "trust_remote_code": trust_remote_code,

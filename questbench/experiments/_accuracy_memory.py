@@ -57,6 +57,8 @@ def check(session: Session, work: Work, cells: Sequence[Cell]) -> CellError | No
         return error
     return None
 
+from questbench.errors import CellError, NotFiniteError
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that memory was not enough, on whatever device."""
@@ -73,7 +75,14 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def apart(error: BaseException) -> bool:
+    """Whether the samples of a batch are to be tried apart: for lack of memory, or since one of them spoils it."""
+    return out_of_memory(error) or isinstance(error, NotFiniteError)
+
+
 def reason(error: BaseException) -> str:
-    """One line for the record."""
+    """One line for the record of a sample that fails even alone."""
+    if isinstance(error, CellError):
+        return f"{error.message} {error.hint or ''}".strip()
     first = str(error).strip().partition("\n")[0]
     return f"Out of memory at batch 1: {first or type(error).__name__}"

@@ -161,6 +161,8 @@ class TransformersArm:
     def __init__(self, model: PreTrainedModel, kind: str, noise: Noise, seq_len: int, room: int) -> None:
         from transformers import DynamicCache, StaticCache
 
+        from questbench.models._forward import cache_argument
+
         self.model, self.kind, self.length = model, kind, seq_len - 1
         try:
             model.set_attn_implementation("sdpa")
@@ -174,6 +176,7 @@ class TransformersArm:
         device = next(model.parameters()).device
         self.ids = torch.ones((noise.rows, 1), dtype=torch.long, device=device)
         self.place = torch.full((noise.rows, 1), self.length, dtype=torch.long, device=device)
+        self._cache_argument = cache_argument(model, self.cache)
         for layer in self.cache.layers:
             self._fill(layer, noise)
         held = [(layer.keys, layer.values) for layer in self.cache.layers]
@@ -215,8 +218,8 @@ class TransformersArm:
         out = self.model(
             input_ids=self.ids,
             position_ids=self.place,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **self._cache_argument,
         )
         self.ids = out.logits[:, -1].argmax(-1, keepdim=True)

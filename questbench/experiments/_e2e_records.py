@@ -349,7 +349,7 @@ class Records:
             run="",
             kind="e2e",
             status=more.pop("status", "ok"),
-            method=name,
+            method=name if method is None else method.name,
             method_args=self._path(name) if method is None else method.arguments(self.cell.page_size),
             backend=more.pop("backend", name if name in self.found.baselines else self.session.ops.name),
             params=params(self.config, self.cell, **known),

@@ -339,7 +339,7 @@ class _Records:
             run="",
             kind="kernel",
             status=more.pop("status", "ok"),
-            method=name,
+            method=name if method is None else method.name,
             method_args=self._path(name) if method is None else method.arguments(self.cell.page_size),
             backend=self.baselines[name].backend if method is None else self.backend,
             params=params(self.config, self.cell, **known),

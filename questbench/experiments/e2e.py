@@ -18,7 +18,7 @@ from questbench import registry, units
 from questbench.errors import CellError, PrerequisiteError, UsageError
 from questbench.experiments._unit import Progress, Unit, refusals_of, unusable, within
 from questbench.methods._base import Method
-from questbench.methods._make import PACKAGE, check_arguments, make, method_class
+from questbench.methods._make import PACKAGE, check_arguments, make_all, method_class
 
 if TYPE_CHECKING:
     from questbench.experiments._e2e_session import Session
@@ -108,11 +108,14 @@ def cells(config: E2EConfig) -> list[Cell]:
 
 
 def methods(config: E2EConfig, cell: Cell) -> dict[str, Method]:
-    """The methods of a cell by name; dense is always one of them, since everything is measured against it."""
+    """The methods of a cell by label; dense is always one of them, since everything is measured against it."""
     arguments = dict(config.method_args)
     if cell.select_by != "auto":
         arguments["select_by"] = cell.select_by
-    return {name: make(name, cell.budget, arguments) for name in dict.fromkeys(["dense", *config.methods])}
+    found: dict[str, Method] = {}
+    for name in dict.fromkeys(["dense", *config.methods]):
+        found |= make_all(name, cell.budget, arguments)
+    return found
 
 
 def check(config: E2EConfig) -> None:
@@ -156,7 +159,9 @@ def check(config: E2EConfig) -> None:
                 raise registry.unknown(what, name, list(known))
     for name in config.methods:
         if method_class(name).yardstick:
-            usable = [known_name for known_name in registry.names(PACKAGE) if not method_class(known_name).yardstick]
+            usable = [
+                known_name for known_name, cls in registry.usable(PACKAGE, method_class).items() if not cls.yardstick
+            ]
             raise UsageError(
                 f"'{name}' is a yardstick for accuracy: nobody would deploy it, so its speed means nothing.",
                 f"Use --method with one of: {', '.join(usable)}.",
@@ -190,8 +195,19 @@ def check_dense_layers(config: E2EConfig, default: int, layers: int) -> int:
     return dense
 
 
+def inputs(config: E2EConfig) -> dict[str, Any]:
+    """What the run reads, by content: the model's files."""
+    from questbench.experiments._inputs import model_files
+
+    files = model_files(config.model, online=config.online, trust_remote_code=config.trust_remote_code)
+    return {"model": files} if files else {}
+
+
 def card(config: E2EConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
+    from questbench.models import reach
+
+    layers = reach.sentence(config.model, config.layers, config.dense_layers)
     from questbench.experiments._e2e_forecast import predicted
     from questbench.experiments.costs import duration
     from questbench.measure import busy
@@ -199,6 +215,7 @@ def card(config: E2EConfig) -> dict[str, str]:
     filled = "prefilled" if config.prefills else "filled with random entries: no prefill is timed"
     return {
         "model": config.model + (f", {config.layers} layers" if config.layers else ""),
+        **({"layers": layers} if layers else {}),
         "lengths": ", ".join(map(units.echo_count, config.seq_lens)),
         "budgets": ", ".join(map(units.echo_count, config.budgets)),
         "methods": ", ".join(dict.fromkeys(["dense", *config.methods])),
@@ -289,16 +306,18 @@ def params(config: E2EConfig, cell: Cell, **more: Any) -> dict[str, Any]:
     }
 
 
-def _failed(config: E2EConfig, cell: Cell, name: str, error: Exception) -> Any:
+def _failed(config: E2EConfig, cell: Cell, label: str, error: Exception) -> Any:
+    method = methods(config, cell)[label]
     return unusable(
         "e2e",
         config.backend or cell.device,
-        name,
+        method.name,
         params(config, cell, stage="total"),
         error,
         metric="tpot",
         unit="s",
         seed=config.seed,
+        method_args=method.arguments(cell.page_size),
     )
 
 

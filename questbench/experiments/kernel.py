@@ -15,7 +15,7 @@ from questbench import registry, units
 from questbench.errors import CellError, UsageError
 from questbench.experiments._unit import Progress, Unit, refusals_of, unusable, within
 from questbench.methods._base import Method
-from questbench.methods._make import PACKAGE, check_arguments, make, method_class
+from questbench.methods._make import PACKAGE, check_arguments, make_all, method_class
 
 TIMINGS = ("graph", "events")
 
@@ -81,8 +81,11 @@ def cells(config: KernelConfig) -> list[Cell]:
 
 
 def methods(config: KernelConfig, cell: Cell) -> dict[str, Method]:
-    """The methods of a cell by name; dense is always one of them, since everything is measured against it."""
-    return {name: make(name, cell.budget, config.method_args) for name in dict.fromkeys(["dense", *config.methods])}
+    """The methods of a cell by label; dense is always one of them, since everything is measured against it."""
+    found: dict[str, Method] = {}
+    for name in dict.fromkeys(["dense", *config.methods]):
+        found |= make_all(name, cell.budget, config.method_args)
+    return found
 
 
 def heads(config: KernelConfig) -> tuple[int, int, int]:
@@ -119,7 +122,7 @@ def check(config: KernelConfig) -> None:
         UsageError: unknown names, impossible values.
         PrerequisiteError: a missing backend, compiler or device.
     """
-    from questbench.experiments._setup import check_machine
+    from questbench.experiments._setup import check_machine, load_ops
 
     positive: Mapping[str, Sequence[int | None]] = {
         "--seq-len": config.seq_lens,
@@ -143,7 +146,7 @@ def check(config: KernelConfig) -> None:
     heads(config)
     for name in config.methods:
         if method_class(name).yardstick:
-            usable = [known for known in registry.names(PACKAGE) if not method_class(known).yardstick]
+            usable = [known for known, cls in registry.usable(PACKAGE, method_class).items() if not cls.yardstick]
             raise UsageError(
                 f"'{name}' is a yardstick for accuracy: nobody would deploy it, so its speed means nothing.",
                 f"Use --method with one of: {', '.join(usable)}.",
@@ -155,6 +158,9 @@ def check(config: KernelConfig) -> None:
             raise error
     for dtype in config.dtype:
         check_machine(config.device, config.backend, dtype, config.page_sizes, config.threads)
+    ops, (query, kv, head_dim) = load_ops(config.device, config.backend), heads(config)
+    for page_size in config.page_sizes:
+        ops.limits.check(ops.name, query_heads=query, kv_heads=kv, head_dim=head_dim, page_size=page_size)
 
 
 def _shape_name(config: KernelConfig) -> str:
@@ -248,14 +254,16 @@ def _against(config: KernelConfig) -> str:
     return " and ".join(["torch's fastest way", *brought])
 
 
-def _failed(config: KernelConfig, cell: Cell, name: str, error: Exception) -> Any:
+def _failed(config: KernelConfig, cell: Cell, label: str, error: Exception) -> Any:
+    method = methods(config, cell)[label]
     return unusable(
         "kernel",
         config.backend or config.device,
-        name,
+        method.name,
         params(config, cell, stage="total"),
         error,
         metric="latency",
         unit="s",
         seed=config.seed,
+        method_args=method.arguments(cell.page_size),
     )

@@ -72,6 +72,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         setup=[
             fmt.shared_line(frame, shared),
             fmt.origin_line(frame),
+            fmt.runs_line(frame),
             "bound is what weights and KV entries take at the read bandwidth measured in the same rounds; ideal is "
             "the ratio of bytes. Speed-ups are medians of paired ratios.",
             fmt.counts_line(frame),
@@ -95,9 +96,13 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
     return table
 
 
+TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
+ABOVE_IDEAL = "mismeasured: faster than the ratio of bytes to dense allows"
+
+
 def _share(table: Table, row: Any) -> str:
-    share = row.get("bandwidth_fraction")
-    text = fmt.number(share, 0.01)
+    """Per cent of the measured bandwidth; what cannot be is marked."""
+    text = fmt.number(row.get("bandwidth_fraction"), 0.01)
     if fmt.surely_above(row, "bandwidth_fraction", 1):
         text += f" {table.mark(TOO_MUCH)}"
     return text
@@ -115,7 +120,7 @@ def _speedup(table: Table, row: Any) -> list[str]:
         speedup = 1.0
     text = fmt.number(speedup)
     if row["method"] != FIRST and fmt.surely_above(row, "speedup.dense", ideal):
-        text += f" {table.mark('mismeasured: faster than the ratio of bytes to dense allows')}"
+        text += f" {table.mark(ABOVE_IDEAL)}"
     return [text, fmt.number(ideal), fmt.number(row.get(f"speedup.{BASELINE}"))]
 
 

@@ -47,6 +47,7 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
         setup=[
             fmt.shared_line(frame, shared),
             fmt.origin_line(frame),
+            fmt.runs_line(frame),
             "Speed-ups are medians of paired ratios; ideal is the ratio of predicted traffic.",
             fmt.counts_line(frame),
         ],
@@ -62,7 +63,6 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
             *(fmt.tokens(row.get(name)) for name in ("tokens_read", "tokens_resident")),
         ]
         table.rows.append([Cell(str(text)) for text in cells])
-    fmt.embolden(table.rows, ((row, len(keys) + 1) for row in _fastest(frame, keys)))
     return [table.without_empty_columns()]
 
 
@@ -106,12 +106,3 @@ def _limits(table: Table, row: Any) -> list[str]:
         fmt.number(reached, 0.01),
         used,
     ]
-
-
-def _fastest(frame: pd.DataFrame, keys: list[str]) -> list[int]:
-    """Row numbers of the fastest cell of every block with something to compare; a fallback cannot win."""
-    if "latency" not in frame:
-        return []
-    fair = frame[~frame["fallback"] & frame["latency"].notna()]
-    blocks = fair.groupby(keys, dropna=False)["latency"]
-    return [list(frame.index).index(block.idxmin()) for _, block in blocks if len(block) > 1]

@@ -43,9 +43,12 @@ def layout(frame: pd.DataFrame) -> Layout:
         setup=[
             "Only tokens behind the largest budget count, the same ones for every method. "
             "Intervals: bootstrap of blocks of neighbouring tokens.",
-            f"{p_note} (signs of blocks); resolvable: the smallest difference that so many tokens can show.",
             *([unknown] if min(values) >= HUGE else []),
         ],
+        about={
+            p_header: f"{p_note} (signs of blocks)",
+            "resolvable\n(%)": "resolvable: the smallest difference that so many tokens can show.",
+        },
         cells=_cells,
         higher_is_better=False,
     )

@@ -27,6 +27,7 @@ VALUES: dict[str, tuple[str, int, str]] = {
     "task field": ("accuracy --task kv:rows=3", USAGE, "no parameter 'rows'"),
     "task value": ("accuracy --task kv:records=many", USAGE, "kv cannot hold many records"),
     "backend": ("kernel --backend triton", USAGE, "Unknown backend 'triton'"),
+    "no backend": ("kernel --backend ", USAGE, "Unknown backend ''"),
     "backend for accuracy": ("accuracy --task passkey --backend triton", USAGE, "Unknown backend 'triton'"),
     "shape": ("kernel --shape llama-9-8b", USAGE, "Unknown shape 'llama-9-8b'"),
     "shape as a model": ("accuracy --task passkey --model shape:llama-9-8b", USAGE, "llama-9-8b"),
@@ -109,7 +110,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("line", "code", "text"), VALUES.values(), ids=VALUES.keys())
 def test_bad_value(line: str, code: int, text: str, questbench: Callable[..., Any], tmp_path: Path) -> None:
-    refused(questbench(*line.split()), code, text)
+    refused(questbench(*line.split(" ")), code, text)
     assert not store.runs(tmp_path / "results"), "a refused run leaves no folder"
 
 
@@ -268,6 +269,14 @@ def test_model_without_tokenizer(questbench: Callable[..., Any], model: Path) ->
 def test_weights_that_are_not_numbers(questbench: Callable[..., Any], model: Path) -> None:
     save_tiny(model, spoil=float("nan"))
     refused(score(questbench, model), PREREQUISITE, "NaN")
+
+
+def test_weights_of_another_shape(model: Path, tmp_path: Path) -> None:
+    save_tiny(model)
+    (model / "config.json").write_text(json.dumps({**LLAMA, "intermediate_size": 32}))
+    ended = score(lambda *words: process(tmp_path, *words), model)
+    refused(ended, PREREQUISITE, "of the wrong shape, such as")
+    assert "above report" not in ended.err
 
 
 def test_weights_that_are_missing(model: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_every_row_stands_beside_its_bound_and_losses_are_shown():
     assert texts(even) == [
         {"budget": "2k", "method": "quest", "by bytes": "2,185", "measured": texts(even)[0]["measured"]}
     ]
-    assert texts(even)[0]["measured"].startswith("about ")
+    assert texts(even)[0]["measured"] == "at or below 8k", "2k is neither won nor lost"
 
 
 def test_a_dense_fallback_has_no_speed_up():
@@ -71,6 +71,30 @@ def sure(length, speedup):
 )
 def test_crossing(points, text):
     assert crossing(points) == text
+
+
+def test_a_speed_up_within_noise_of_its_ideal_is_not_mismeasured():
+    records = [
+        dataclasses.replace(record, value=1.03, stats={"ci_low": 0.98, "ci_high": 1.07})
+        if record.metric == "speedup"
+        else dataclasses.replace(record, value=1.02)
+        if record.metric == "ideal_speedup"
+        else record
+        for record in golden.e2e((32768,))
+    ]
+    assert tables(records)[0].footnotes == []
+
+
+def test_more_than_the_bandwidth_is_marked_in_the_parts_too():
+    records = [
+        dataclasses.replace(record, stats={**record.stats, "bandwidth_fraction": 5.54, "bandwidth_fraction_low": 5.1})
+        if record.params.get("stage") == "weights"
+        else record
+        for record in golden.e2e((32768,))
+    ]
+    parts = tables(records)[1]
+    assert texts(parts)[0]["weights:\n% of bandwidth"] == "554 [1]"
+    assert "more than the measured bandwidth" in parts.footnotes[0]
 
 
 def test_small_models_are_shown_in_a_unit_that_fits_them():
