@@ -9,7 +9,7 @@ import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from questbench.errors import CellError
+from questbench.errors import CellError, NotFiniteError
 from questbench.experiments import costs
 
 if TYPE_CHECKING:
@@ -56,8 +56,6 @@ def check(session: Session, work: Work, cells: Sequence[Cell]) -> CellError | No
     except CellError as error:
         return error
     return None
-
-from questbench.errors import CellError, NotFiniteError
 
 
 def out_of_memory(error: BaseException) -> bool:
