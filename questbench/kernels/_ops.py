@@ -17,7 +17,8 @@ backend; it is declared once, in ``kernels/include/questbench/contract.h``. What
 ``mass``, ``visits`` and ``positions``; lists of pages that exist, ascending; an entry that may be evicted. The cpu
 backend holds counts per row to the width of the lists in every call, since they are at hand.
 All accumulation is fp32 or better; probabilities may be rounded to bf16 where the values are bf16, as tensor cores take
-them. A row of length 0 is legal: it scores -inf, selects nothing and attends to zeros.
+them. A row of length 0 is legal: it scores -inf, selects nothing and attends to zeros. So is an empty list of a longer
+row: its heads attend to zeros.
 Rules that every backend keeps: ties go to the lower index; NaN ranks first; results do not depend on thread counts.
 """
 
@@ -123,8 +124,10 @@ class Ops(ABC):
             force_newest: the newest page is always taken and only ``count - 1`` others are chosen by score.
             merge: how the ``group`` query heads of one KV head become one list. ``none`` gives a list per query
                 head. ``max`` takes the maximum over the group. ``sum_softmax`` ranks by the sum over the
-                group of the softmax over pages of ``scale * score``, compared in logarithms; a page whose score is NaN
-                or +inf for any head of the group ranks first and is left out of the sums.
+                group of the softmax over pages of ``scale * score``, compared in logarithms (a group of one: by
+                the scores themselves). A page for which ``scale * score`` is NaN or +inf in any head of the
+                group ranks first, both alike, and is left out of the sums; a page at -inf in all heads ranks last; a
+                head whose other pages are all at -inf adds nothing.
 
         Returns:
             ``pages`` ``[B, H, width]`` int32, logical page ids ascending, -1 past the end, and ``counts``
@@ -162,12 +165,13 @@ class Ops(ABC):
                 (StreamingLLM's re-indexed positions).
             mass: ``[B, Hk, C]`` fp32, C at least the longest row. ``last`` overwrites slots below each row's length
                 with this query's normalised probabilities, summed over the query heads of the group (0 where not
-                attended); ``sum`` adds them.
+                attended, even where those read are NaN); ``sum`` adds them.
             visits: ``[B, Hk, C]`` int32: incremented for every slot each time a query head reads it. This is where
                 the entries really read are counted.
 
         Returns:
-            ``[B, Hq, D]`` in the dtype of ``q``; zeros for empty rows.
+            ``[B, Hq, D]`` in the dtype of ``q``; zeros for empty rows and lists. Entries of a list whose logits are all
+            -inf, without a sink, give NaN, as softmax does.
         """
 
     def attend_top(
