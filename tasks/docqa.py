@@ -1,4 +1,4 @@
-"""Questions about self-made passages in LongBench's form: a fact told in prose, asked for in other words, scored by F1.
+"""Questions about self-made passages in LongBench's form: a fact in prose, a question worded differently, scored by F1.
 
     instruction / "Passage 1" / portrait of somebody invented / "Passage 2" / ... / "Question: ... Answer:"
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from questbench import units
 from questbench.errors import UsageError
 from questbench.tasks._base import Sample, Task, Tokenizer
 from questbench.tasks._book import KEEPSAKES, MATERIALS, TRADES, full_names
@@ -24,7 +25,7 @@ from questbench.tasks._prose import Sentences
 from questbench.tasks._words import ADJECTIVES, FIRST_NAMES, SURNAMES, TOWNS, article
 
 INSTRUCTION = "Read the passages below and answer the question at the end in a few words.\n\n"
-QUESTION = "\n\nQuestion: {question}\nAnswer:"
+QUESTION, PREFIX = "\n\nQuestion: {question}\n", "Answer:"
 _FEARED = """
 badgers barrels bees bells boats bridges candles carts caves cellars chimneys clocks crows curtains dogs doors dragons
 drums ducks eagles elevators ferries fires flutes foxes geese ghosts goats hammers hats horses kettles ladders lizards
@@ -121,7 +122,7 @@ class DocQA(Task):
 
     def __post_init__(self) -> None:
         """Refuse what is neither a number of passages nor ``auto``."""
-        if isinstance(self.passages, str) and self.passages.isdigit():
+        if isinstance(self.passages, str) and units.is_whole(self.passages):
             object.__setattr__(self, "passages", int(self.passages))
         valid = 1 <= self.passages <= len(SURNAMES) if isinstance(self.passages, int) else self.passages == "auto"
         if not valid:
@@ -157,6 +158,7 @@ class DocQA(Task):
                 id=f"{self.name}-{index:04d}",
                 context=INSTRUCTION + text,
                 question=QUESTION.format(question=question),
+                answer_prefix=PREFIX,
                 answers=(answer,),
                 needles=shifted([spans[needle]], len(INSTRUCTION)),
                 meta={"depth": depth(index), "passages": count, "fact": kind, "input": question},

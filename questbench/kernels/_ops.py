@@ -10,6 +10,12 @@ Paged storage, shared by all ops:
     page_table        [B, P] int32   logical page -> physical page; last dimension contiguous, rows may be strided;
                                      entries past a row's last page are never read
     lengths           [B] int32      entries stored in each row; slot t of row b lies in page_table[b, t // S] at t % S
+Two kinds of checks hold callers to this. What a tensor is (type, shape, strides, device) and what a shape allows
+(heads that divide, room in lists, the backend's limits) is checked in every call, by the binding of every compiled
+backend; it is declared once, in ``kernels/include/questbench/contract.h``. What a tensor holds is checked by
+``_values.py`` where ``QUESTBENCH_CHECK=1`` is set, as in the tests: page ids inside the pool; lengths within the table,
+``mass``, ``visits`` and ``positions``; lists of pages that exist, ascending; an entry that may be evicted. The cpu
+backend holds counts per row to the width of the lists in every call, since they are at hand.
 All accumulation is fp32 or better; probabilities may be rounded to bf16 where the values are bf16, as tensor cores take
 them. A row of length 0 is legal: it scores -inf, selects nothing and attends to zeros. So is an empty list of a longer
 row: its heads attend to zeros.
@@ -21,6 +27,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+from questbench.kernels._limits import Limits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +47,8 @@ class Ops(ABC):
     """Where its tensors live; ``any`` for a backend that runs on every device."""
     dtypes: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
     """Storage types that it has kernels for."""
+    limits: ClassVar[Limits] = Limits()
+    """Shapes that it has kernels for."""
     baseline: ClassVar[bool] = False
     """Whether ``kernel`` also times this backend's own dense attention, by :meth:`dense_paths`, as a baseline."""
 

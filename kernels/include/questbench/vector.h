@@ -17,7 +17,7 @@ constexpr bool kManyRegisters = true;  // 32 vectors
 #else
 constexpr bool kManyRegisters = false;  // 8, as halves or quarters
 #endif
-constexpr int kMaxGroup = 64;  // query heads per KV head
+constexpr int kMaxGroup = 256;  // query heads per KV head
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IntVec __attribute__((vector_size(64)));
 typedef uint16_t HalfBits __attribute__((vector_size(32)));
