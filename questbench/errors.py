@@ -60,3 +60,19 @@ class SkipCell(QuestbenchError):
     """One cell of a sweep makes no sense here; it becomes a skipped record with this reason."""
 
     exit_code = ExitCode.CELLS_FAILED
+
+
+class NotFiniteError(CellError):
+    """The model's logits hold NaN or infinity: whatever is computed from them means nothing (a failed cell).
+
+    Args:
+        dtype: what the model computes in, as ``--dtype`` names it: fp16, bf16 or fp32.
+        where: what was being computed, such as ``"the logits of a decode step"``.
+    """
+
+    def __init__(self, dtype: str, where: str = "the model's logits") -> None:
+        super().__init__(
+            f"NaN or infinity in {where}: the model has left the range of {dtype}.",
+            "Use --dtype fp32." if dtype == "bf16" else "Use --dtype bf16 or --dtype fp32.",
+        )
+        self.dtype = dtype

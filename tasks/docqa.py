@@ -1,4 +1,4 @@
-"""Questions about self-made passages in LongBench's form: a fact told in prose, asked for in other words, scored by F1.
+"""Questions about self-made passages in LongBench's form: a fact in prose, a question worded differently, scored by F1.
 
     instruction / "Passage 1" / portrait of somebody invented / "Passage 2" / ... / "Question: ... Answer:"
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from questbench import units
 from questbench.errors import UsageError
 from questbench.tasks._base import Sample, Task, Tokenizer
 from questbench.tasks._book import KEEPSAKES, MATERIALS, TRADES, full_names
@@ -121,7 +122,7 @@ class DocQA(Task):
 
     def __post_init__(self) -> None:
         """Refuse what is neither a number of passages nor ``auto``."""
-        if isinstance(self.passages, str) and self.passages.isdigit():
+        if isinstance(self.passages, str) and units.is_whole(self.passages):
             object.__setattr__(self, "passages", int(self.passages))
         valid = 1 <= self.passages <= len(SURNAMES) if isinstance(self.passages, int) else self.passages == "auto"
         if not valid:

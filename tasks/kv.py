@@ -19,6 +19,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from questbench import units
 from questbench.errors import UsageError
 from questbench.tasks._base import Sample, Task, Tokenizer
 from questbench.tasks._haystack import Prose, check_expressible, check_length, depth, fit, tokens
@@ -45,7 +46,7 @@ class KV(Task):
 
     def __post_init__(self) -> None:
         """Refuse what is neither a number of records nor ``full``."""
-        if isinstance(self.records, str) and self.records.isdigit():
+        if isinstance(self.records, str) and units.is_whole(self.records):
             object.__setattr__(self, "records", int(self.records))
         valid = 1 <= self.records <= MOST_RECORDS if isinstance(self.records, int) else self.records == "full"
         if not valid:

@@ -37,7 +37,6 @@ class PG19(StreamTask, DataTask):
 
     default_length: ClassVar[int] = 32768
     default_samples: ClassVar[int] = 4
-    uneven: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse shares that leave nothing to prefill or nothing to predict."""

@@ -24,6 +24,7 @@ from questbench.tasks._data import DataTask, Fetch
 from questbench.tasks._data_schema import FULL_TEXT, FULL_TEXTS, TEXT, TEXT_OR_NULL, Schema
 from questbench.tasks._haystack import tokens
 from questbench.tasks._metrics_ruler import string_match_all, string_match_part
+from questbench.tasks._ruler_kinds import needle_set, qa_set
 
 NEEDLES = (
     *("niah_single_1", "niah_single_2", "niah_single_3"),
@@ -108,11 +109,8 @@ class Ruler(DataTask):
 
     def keep(self, row: Mapping[str, Any], where: str) -> bool:
         """Rows of this set, where rows say which they are of."""
-        if "input" in row and not re.search(QUESTIONS[self.kind], row["input"]):
-            raise PrerequisiteError(
-                f"{where}: 'input' has no question of {self.label} ('{QUESTIONS[self.kind]}').",
-                "Name the file of this set with --data.",
-            )
+        if "input" in row:
+            self._check_set(row["input"], where)
         return bool(row.get("task", self.set) == self.set)
 
     def sample(self, index: int, *, length: int, tokenizer: Tokenizer, rng: random.Random) -> Sample:
@@ -143,6 +141,25 @@ class Ruler(DataTask):
         """Share of the references in the completion; of QA, whether there is any."""
         match = string_match_part if self.kind == "qa" else string_match_all
         return match(completion, sample.meta["references"])
+
+    def _check_set(self, prompt: str, where: str) -> None:
+        """Refuse a prompt of another set: RULER's rows do not say which they are of, but their texts tell.
+
+        Raises:
+            PrerequisiteError: naming the set that it is of.
+        """
+        if not re.search(QUESTIONS[self.kind], prompt):
+            raise PrerequisiteError(
+                f"{where}: 'input' has no question of {self.label} ('{QUESTIONS[self.kind]}').",
+                "Name the file of this set with --data.",
+            )
+        tell = {"niah": needle_set, "qa": qa_set}.get(self.kind)
+        found = tell(prompt) if tell else None
+        if found not in (None, self.set):
+            raise PrerequisiteError(
+                f"{where} is a prompt of {found}, not of {self.set}.",
+                f"Use --task {self.name}:set={found}, or name the file of {self.set} with --data.",
+            )
 
     def _split(self, row: Mapping[str, Any]) -> tuple[str, str, str]:
         """Context, question (with its separator) and the beginning of the answer of a row."""

@@ -68,7 +68,6 @@ class RulerQA(DataTask):
     max_new_tokens: ClassVar[int] = 32
     stop: ClassVar[tuple[str, ...]] = ()
     default_samples: ClassVar[int] = 100
-    uneven: ClassVar[bool] = True
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"both": tuple(FILES)}
     known: ClassVar[Mapping[str, str]] = {
         "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8": "dev-v2.0.json",

@@ -48,7 +48,7 @@ def metrics(
             "relative_vs_dense": compared.relative,
             "relative_ci_low": compared.relative_low,
             "relative_ci_high": compared.relative_high,
-            "p_value": compared.p_value,
+            **({} if details["nothing_left_out"] else {"p_value": compared.p_value}),
             "min_detectable": compared.min_detectable,
             "blocks": compared.blocks,
         }

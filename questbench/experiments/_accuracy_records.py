@@ -12,6 +12,7 @@ from questbench.experiments import _accuracy_perplexity as stream
 from questbench.experiments._protocol import STREAM
 from questbench.experiments._unit import unusable
 from questbench.measure import lossless, paired, stats
+from questbench.methods._base import Method
 from questbench.records.schema import ResultRecord
 from questbench.tasks._base import Task
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from questbench.experiments.accuracy import Cell, Refused, Work
 
 Row = Mapping[str, Any]
+LOW = 0.5
+"""Below this score of dense a cell says more about the model than about the method."""
 COUNTS = ("tokens_visible", "tokens_read", "tokens_resident", "pages_read")
 
 
@@ -30,26 +33,36 @@ def summary(session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[
         rows: rows of samples.jsonl, one per (sample, cell), in any order.
     """
     by_cell = {cell.key: sorted((r for r in rows if r["cell"] == cell.key), key=_unit) for cell in cells}
+    # What no cell can use is left out of all of them alike, so that they stay paired.
+    left_out = {_unit(row): str(row["unusable"]) for row in rows if "unusable" in row}
+    by_cell = {key: [row for row in own if _unit(row) not in left_out] for key, own in by_cell.items()}
     dense = by_cell[cells[0].key]
-    floor = _floor(dense)
+    floor = _floor(dense, work.task)
     records = []
     for cell in cells:
         own = by_cell[cell.key]
         errors = [str(row["error"]) for row in own if "error" in row]
-        if errors:
-            failure = CellError(f"{len(errors)} of {len(own)} samples failed. {errors[0]}")
-            records.append(_unusable(session, work, cell.name, cell.page_size, _budget(cell), failure))
+        try:
+            if errors:
+                raise CellError(f"{len(errors)} of {len(own)} samples failed. {errors[0]}")
+            if not own:
+                raise CellError(f"None of {len(left_out)} samples can be used. {next(iter(left_out.values()), '')}")
+            details, warnings = _shared(session, cell, own, left_out)
+            warnings += floor
+            against = [] if any("error" in row for row in dense) or not cell.method.budgeted else dense
+            if cell.method.budgeted and not against:
+                warnings.append("dense failed on a sample, so there is nothing to compare with.")
+            if work.protocol == STREAM:
+                found = stream.metrics(own, against, details, warnings, work.task, session.config.seed)
+            else:
+                found = [_score(session, work.task, own, against, details, warnings)]
+            for metric in found:
+                if not math.isfinite(metric["value"]):
+                    raise CellError(f"The {metric['metric']} is {metric['value']}, which is not a number.")
+        except CellError as failure:
+            records.append(_unusable(session, work, cell.method, cell.page_size, failure))
             continue
-        details, warnings = _shared(session, cell, own)
-        warnings += floor
-        against = [] if any("error" in row for row in dense) or not cell.method.budgeted else dense
-        if cell.method.budgeted and not against:
-            warnings.append("dense failed on some sample, so that there is nothing to compare with.")
-        if work.protocol == STREAM:
-            found = stream.metrics(own, against, details, warnings, work.task, session.config.seed)
-        else:
-            found = [_score(session, work.task, own, against, details, warnings)]
-        inputs = params(session, work, cell.page_size, _budget(cell)) | stream.inputs(work, own)
+        inputs = params(session, work, cell.page_size, _budget(cell.method)) | stream.inputs(work, own)
         records += [
             ResultRecord(
                 run="",
@@ -68,7 +81,10 @@ def summary(session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[
 
 
 def family(records: Sequence[ResultRecord]) -> list[ResultRecord]:
-    """The p values of all comparisons, corrected for having been made together (Holm): one record per comparison."""
+    """The p values of all comparisons, corrected for having been made together (Holm): one record per comparison.
+
+    A cell in which nothing was left out compares dense with itself: it has no p value and is no part of the family.
+    """
     compared = [record for record in records if record.stats.get("p_value") is not None]
     corrected = paired.holm([float(record.stats["p_value"]) for record in compared])
     return [
@@ -87,7 +103,7 @@ def family(records: Sequence[ResultRecord]) -> list[ResultRecord]:
 
 def refusals(session: Session, work: Work, refused: Sequence[Refused]) -> list[ResultRecord]:
     """Records without a value of the combinations that make no sense."""
-    return [_unusable(session, work, item.method, item.page_size, item.budget, item.error) for item in refused]
+    return [_unusable(session, work, item.method, item.page_size, item.error) for item in refused]
 
 
 def params(session: Session, work: Work, page_size: int, budget: int | None) -> dict[str, Any]:
@@ -139,18 +155,23 @@ def _score(
             "delta_vs_dense": compared.delta,
             "delta_ci_low": compared.ci_low,
             "delta_ci_high": compared.ci_high,
-            "p_value": compared.p_value,
             "losses": compared.losses,
             "gains": compared.gains,
             "min_detectable": compared.min_detectable,
-            "lossless": verdict.claimed,
             "lossless_margin": config.margin,
-            "lossless_lower": verdict.lower,
-            "lossless_reason": verdict.reason,
         }
+        if not details["nothing_left_out"]:
+            details |= {
+                "p_value": compared.p_value,
+                "lossless": verdict.claimed,
+                "lossless_lower": verdict.lower,
+                "lossless_reason": verdict.reason,
+                "lossless_needs": verdict.needed,
+            }
     if len(scores) < lossless.SAMPLES:
-        what = f"{len(scores)} samples illustrate" if len(scores) > 1 else "1 sample illustrates"
-        warnings.append(f"{what}; use --samples {lossless.SAMPLES} or more to conclude.")
+        some = f"{len(scores)} samples are" if len(scores) > 1 else "1 sample is"
+        enough = lossless.enough(config.margin)
+        warnings.append(f"{some} too few to draw conclusions from; use --samples {enough} or more.")
     return {
         "metric": "score",
         "unit": "fraction",
@@ -161,13 +182,17 @@ def _score(
     }
 
 
-def _floor(dense: Sequence[Row]) -> list[str]:
-    """A warning where dense does not answer: methods that cannot be worse than it are not as good as it."""
+def _floor(dense: Sequence[Row], task: Task) -> list[str]:
+    """A warning where dense hardly answers: what it cannot do, no method can lose."""
     scores = [row["score"] for row in dense if "score" in row]
-    if not scores or math.fsum(scores) / len(scores) > lossless.MARGIN:
-        return []
-    share = f"{100 * math.fsum(scores) / len(scores):.2g} %"
-    return [f"dense itself scores {share} here: no method can lose anything, so that the comparison says nothing."]
+    mean = math.fsum(scores) / len(scores) if scores else 1.0
+    share = f"{100 * mean:.2g} %"
+    if mean <= lossless.MARGIN:
+        why = "there is nothing for a method to lose, so the comparison means nothing"
+        return [f"dense itself scores {share} here: {why}."]
+    if mean < LOW and task.full_marks:
+        return [f"dense itself scores only {share} here: this cell measures the model rather than the method."]
+    return []
 
 
 def _by_depth(rows: Sequence[Row]) -> list[list[float]]:
@@ -179,9 +204,14 @@ def _by_depth(rows: Sequence[Row]) -> list[list[float]]:
     return [[depth, len(scores), math.fsum(scores)] for depth, scores in sorted(depths.items())]
 
 
-def _shared(session: Session, cell: Cell, own: Sequence[Row]) -> tuple[dict[str, Any], list[str]]:
+def _shared(
+    session: Session, cell: Cell, own: Sequence[Row], left_out: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
     """Details and warnings that every metric of a cell has."""
+    sparse = _sparse_share(own)
     details: dict[str, Any] = {
+        "sparse_steps": sparse,
+        "nothing_left_out": cell.method.budgeted and sparse == 0,
         **{name: _mean(own, name) for name in COUNTS},
         "dense_fallback": any(row["dense_fallback"] for row in own),
         "prompt_tokens": _mean(own, "prompt_tokens"),
@@ -194,6 +224,12 @@ def _shared(session: Session, cell: Cell, own: Sequence[Row]) -> tuple[dict[str,
     warnings = []
     if details["dense_fallback"]:
         warnings.append("dense fallback: a sparse layer attended the whole text; this is not the method's accuracy.")
+    if details["nothing_left_out"]:
+        warnings.append("nothing was left out: every text fits the budget, so this is dense attention again.")
+    if left_out:
+        details["unusable"] = len(left_out)
+        some = f"{len(left_out)} samples" if len(left_out) > 1 else "1 sample"
+        warnings.append(f"{some} could not be used and count nowhere. {next(iter(left_out.values()))}")
     if read := sorted({mark for row in own for mark in row["meta"].get("special_tokens", ())}):
         warnings.append(f"texts spell special tokens, which the model reads as such: {', '.join(read[:4])}.")
     if thoughts := sum(bool(row.get("thinking")) for row in own):
@@ -209,25 +245,31 @@ def _shared(session: Session, cell: Cell, own: Sequence[Row]) -> tuple[dict[str,
     return details, warnings
 
 
-def _unusable(
-    session: Session, work: Work, method: str, page_size: int, budget: int | None, error: Exception
-) -> ResultRecord:
+def _unusable(session: Session, work: Work, method: Method, page_size: int, error: Exception) -> ResultRecord:
     record = unusable(
         "accuracy",
         session.ops.name,
-        method,
-        params(session, work, page_size, budget),
+        method.name,
+        params(session, work, page_size, _budget(method)),
         error,
         metric="perplexity" if work.protocol == STREAM else "score",
         unit="perplexity" if work.protocol == STREAM else "fraction",
         seed=session.config.seed,
+        method_args=method.arguments(page_size),
     )
     return dataclasses.replace(record, status="skipped") if isinstance(error, SkipCell) else record
 
 
-def _budget(cell: Cell) -> int | None:
+def _budget(method: Method) -> int | None:
     """The budget as asked for; dense has none."""
-    return cell.method.budget if cell.method.budgeted else None
+    return method.budget if method.budgeted else None
+
+
+def _sparse_share(rows: Sequence[Row]) -> float | None:
+    """Share of all decode steps in which something of the text was left out."""
+    known = [(row["sparse_steps"], row["steps"]) for row in rows if row.get("sparse_steps") is not None]
+    steps = sum(count for _, count in known)
+    return math.fsum(share * count for share, count in known) / steps if steps else None
 
 
 def _interval(task: Task, scores: Sequence[float], seed: int) -> tuple[float, float]:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from questbench.errors import CellError
 from questbench.experiments._accuracy_chat import thinking
 from questbench.measure import blocks
 
 if TYPE_CHECKING:
+    from questbench.errors import QuestbenchError
     from questbench.experiments._accuracy_sample import Prepared
     from questbench.experiments._accuracy_scripts import Reply, Taught
     from questbench.experiments._counting import ReadCounter, Reads
@@ -42,9 +44,35 @@ def identity(work: Work, cell: Cell, prepared: Prepared, batch: int) -> dict[str
     return row
 
 
-def failed(why: str) -> dict[str, Any]:
-    """Of a cell that did not get through."""
-    return {"error": why}
+def failed(error: QuestbenchError | str) -> dict[str, Any]:
+    """Of a cell that did not get through: tried again by ``--resume``, and no result of the cell without it."""
+    return {"error": error if isinstance(error, str) else f"{error.message} {error.hint or ''}".strip()}
+
+
+def unusable(work: Work, cell: Cell, index: int, error: QuestbenchError) -> dict[str, Any]:
+    """Of a sample that cannot be used, in any cell: counted and shown, and neither right nor wrong."""
+    return {
+        "sample": f"{work.task.name}-{index:04d}",
+        "task": work.spec,
+        "seq_len": work.length,
+        "protocol": work.protocol,
+        "cell": cell.key,
+        "method": cell.name,
+        "unusable": f"{error.message} {error.hint or ''}".strip(),
+    }
+
+
+def logged(prepared: Prepared, tokenizer: Any, *, first: bool) -> dict[str, Any]:
+    """Gold answers and, in the row of the sample's ``first`` cell, the prompt as the model reads it (--log-samples)."""
+    sample, prompt = prepared.sample, prepared.prompt
+    row: dict[str, Any] = {"answers": list(sample.answers)}
+    if sample.turns:
+        row["answers_of_turns"] = [list(turn.answers) for turn in sample.turns]
+    if first:
+        row["prompt_text"] = tokenizer.decode(list(prompt.prefill + prompt.steps), skip_special_tokens=False)
+        if prompt.later:
+            row["questions"] = [tokenizer.decode(list(turn.tokens)) for turn in prompt.later]
+    return row
 
 
 def answered(work: Work, prepared: Prepared, replies: Sequence[Reply], counter: ReadCounter) -> dict[str, Any]:
@@ -54,6 +82,11 @@ def answered(work: Work, prepared: Prepared, replies: Sequence[Reply], counter: 
         scores = [float(task.score_turn(sample, number, reply.answer)) for number, reply in enumerate(replies)]
     else:
         scores = [float(task.score(sample, replies[0].answer))]
+    if not all(math.isfinite(score) for score in scores):
+        raise CellError(
+            f"{task.name} scores {sample.id} with {scores}, which is not a number.",
+            "Check how the task computes its score.",
+        )
     row: dict[str, Any] = {
         "steps": len(counter.steps),
         "new_tokens": sum(len(reply.tokens) for reply in replies),
@@ -100,13 +133,17 @@ def taught(prepared: Prepared, result: Taught) -> dict[str, Any]:
 
 
 def reads(counter: ReadCounter) -> dict[str, Any]:
-    """What was read, counted in the attention op: means over decode steps and sparse layers."""
-    return {
+    """What was read, counted in the attention op: means over decode steps and sparse layers; null without any step."""
+    means = {
         "tokens_visible": counter.mean("visible"),
         "tokens_read": counter.mean("read"),
         "pages_read": counter.mean("pages"),
         "tokens_resident": counter.mean("resident"),
         "tokens_scored": counter.mean("scored"),
+    }
+    return {
+        **{name: value if math.isfinite(value) else None for name, value in means.items()},
+        "sparse_steps": counter.sparse_share,
         "dense_fallback": counter.fallback,
     }
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from questbench import seeding
-from questbench.errors import CellError, UsageError
+from questbench.errors import CellError, NotFiniteError, UsageError
 from questbench.experiments import _accuracy_rows as made
 from questbench.experiments._accuracy_chat import Chat, find
-from questbench.experiments._accuracy_memory import out_of_memory, reason
+from questbench.experiments._accuracy_memory import apart, out_of_memory, reason
 from questbench.experiments._accuracy_scripts import Decoding, Reply, Taught, converse, teach
 from questbench.experiments._counting import ReadCounter, RowCounters
 from questbench.experiments._protocol import STREAM, Prompt, shorten, split, split_stream
@@ -116,14 +116,24 @@ class Session:
 
         from questbench.experiments._setup import thread_count
 
-        with torch.inference_mode(), thread_count(self.config.threads):
-            return self._attempt(work, cells, [self.prepare(work, index) for index in indices], 1)
+        prepared: dict[int, Prepared] = {}
+        finished: dict[int, Finished] = {}
+        for index in indices:
+            try:
+                prepared[index] = self.prepare(work, index)
+            except (UsageError, CellError) as error:
+                finished[index] = Finished([made.unusable(work, cell, index, error) for cell in cells], 0)
+        if prepared:
+            with torch.inference_mode(), thread_count(self.config.threads):
+                done = self._attempt(work, cells, list(prepared.values()), 1)
+            finished |= dict(zip(prepared, done, strict=True))
+        return [finished[index] for index in indices]
 
     def prepare(self, work: Work, index: int) -> Prepared:
         """Sample ``index`` of a (task, length): made, put into the chat template, tokenised, split, cut to fit.
 
         Raises:
-            CellError: it cannot be used with this protocol and model.
+            UsageError, CellError: it cannot be used at this length, with this protocol or model.
         """
         task, tokenizer = work.task, self.loaded.tokenizer
         chat = self.chat_for(work)
@@ -160,16 +170,19 @@ class Session:
     def _attempt(
         self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
     ) -> list[Finished]:
-        """Run a batch; halve it for as long as memory is not enough."""
+        """Run a batch; halve it for as long as memory is not enough or a sample spoils the others."""
+        short = False
         try:
             return self._together(work, cells, prepared, prefills)
         except Exception as error:
-            if len(prepared) == 1 or not out_of_memory(error):
+            if len(prepared) == 1 or not apart(error):
                 raise
+            short = out_of_memory(error)
         # The traceback of the error held the tensors that did not fit; here it is gone.
         gc.collect()
         half = len(prepared) - len(prepared) // 2
-        self.batch = min(self.batch, half)
+        if short:
+            self.batch = min(self.batch, half)
         return [
             done
             for part in (prepared[:half], prepared[half:])
@@ -199,7 +212,7 @@ class Session:
         try:
             batch = Batch.prefill(model, [one.prompt.prefill for one in prepared], base)
         except Exception as error:
-            if len(prepared) > 1 or not out_of_memory(error):
+            if len(prepared) > 1 or not apart(error):
                 raise
             failure = reason(error)
         prefill = time.perf_counter() - start
@@ -208,6 +221,8 @@ class Session:
             found = [made.failed(failure)] * len(prepared) if failure else self._cell(work, cell, batch, prepared)
             for own, one, row in zip(rows, prepared, found, strict=True):
                 known = made.identity(work, cell, one, len(prepared))
+                if self.config.log_samples:
+                    known |= made.logged(one, self.loaded.tokenizer, first=cell is cells[0])
                 row = known | row
                 if "seconds" in row:
                     row["seconds"] = {"prefill": prefill / len(prepared), **row["seconds"]}
@@ -219,10 +234,10 @@ class Session:
         """All samples of a batch through one cell; the rows' own part."""
         try:
             return self._forked(work, cell, batch, prepared)
-        except CellError as error:
-            return [made.failed(error.message)] * len(prepared)
         except Exception as error:
-            if len(prepared) > 1 or not out_of_memory(error):
+            if isinstance(error, CellError) and not isinstance(error, NotFiniteError):
+                return [made.failed(error)] * len(prepared)
+            if len(prepared) > 1 or not apart(error):
                 raise
             return [made.failed(reason(error))]
 
@@ -243,11 +258,22 @@ class Session:
         }
         hf.release(cache)
         return [
-            (made.answered(work, one, result, counter) if isinstance(result, list) else made.taught(one, result))
-            | made.reads(counter)
-            | {"seconds": seconds}
+            self._row(work, one, result, counter) | made.reads(counter) | {"seconds": seconds}
             for one, result, counter in zip(prepared, results, counters, strict=True)
         ]
+
+    def _row(
+        self, work: Work, prepared: Prepared, result: list[Reply] | Taught | CellError, counter: ReadCounter
+    ) -> dict[str, Any]:
+        """What came of one sample in one cell."""
+        try:
+            if isinstance(result, CellError):
+                raise result
+            if isinstance(result, Taught):
+                return made.taught(prepared, result)
+            return made.answered(work, prepared, result, counter)
+        except CellError as error:
+            return made.failed(error)
 
     def _scripts(
         self, work: Work, prepared: Sequence[Prepared], counters: Sequence[ReadCounter]

@@ -94,6 +94,12 @@ class ReadCounter:
         return sum(values) / len(values) if values else float("nan")
 
     @property
+    def sparse_share(self) -> float | None:
+        """Share of the steps in which some counted layer left something of the text out; ``None`` without steps."""
+        sparse = [any(reads.read < reads.text for reads in step) for step in self.steps]
+        return sum(sparse) / len(sparse) if sparse else None
+
+    @property
     def fallback(self) -> bool:
         """Some counted layer ran dense in some step without its method asking for it."""
         return any(reads.everything for step in self.steps for reads in step)

@@ -58,7 +58,7 @@ def load_ops(device: str, backend: str | None) -> Ops:
 
         if not torch.cuda.is_available():
             raise PrerequisiteError("There is no usable CUDA device.", "See: questbench doctor. Or use --device cpu.")
-    name = backend or DEFAULT_BACKEND[device]
+    name = DEFAULT_BACKEND[device] if backend is None else backend
     kind = kernels.load_class(name)
     if kind.device not in (device, "any"):
         raise UsageError(
@@ -73,6 +73,12 @@ def torch_dtype(name: str) -> torch.dtype:
     import torch
 
     return getattr(torch, DTYPES[name])  # type: ignore[no-any-return]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` -> ``bf16``; torch's own name where ``--dtype`` has none."""
+    own = str(dtype).removeprefix("torch.")
+    return next((name for name, full in DTYPES.items() if full == own), own)
 
 
 @contextlib.contextmanager

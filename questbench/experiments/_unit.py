@@ -38,7 +38,7 @@ def within(progress: Progress | None, done: int, total: int) -> Callable[[str], 
 
 
 def refusals_of(methods: Mapping[str, Method], page_size: int) -> dict[str, QuestbenchError]:
-    """Methods that make no sense with this page size, with the reason."""
+    """Labels of methods that make no sense with this page size, with the reason."""
     refused: dict[str, QuestbenchError] = {}
     for name, method in methods.items():
         try:
@@ -59,15 +59,20 @@ def unusable(
     metric: str,
     unit: str,
     seed: int,
+    method_args: Mapping[str, Any] | None = None,
 ) -> ResultRecord:
-    """The record of a cell that cannot run: the reason instead of a value."""
+    """The record of a cell that cannot run: the reason instead of a value.
+
+    Args:
+        method_args: they belong to the cell's identity, by which a later success replaces this record.
+    """
     reason = f"{error.message} {error.hint or ''}".strip() if isinstance(error, QuestbenchError) else str(error)
     return ResultRecord(
         run="",
         kind=kind,
         status="failed",
         method=method,
-        method_args={},
+        method_args=dict(method_args or {}),
         backend=backend,
         params=params,
         metric=metric,

@@ -10,19 +10,18 @@ a killed run loses one batch of samples at most.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from questbench import registry
-from questbench.errors import QuestbenchError, SkipCell, UsageError
+from questbench.errors import CellError, QuestbenchError, SkipCell, UsageError
 from questbench.experiments._accuracy_chat import MODES
 from questbench.experiments._protocol import PROTOCOLS
 from questbench.experiments._unit import Progress, Unit
 from questbench.measure import blocks, lossless
 from questbench.methods._base import Method
-from questbench.methods._make import check_arguments, make
+from questbench.methods._make import check_arguments, make, make_all
 from questbench.tasks._base import StreamTask, Task
 from questbench.tasks._data import DataTask, check_use
 from questbench.tasks._make import expand, make_task
@@ -65,6 +64,8 @@ class AccuracyConfig:
     backend: str | None = None
     threads: int | None = None
     seed: int = 0
+    log_samples: bool = False
+    """Keep prompts and gold answers in samples.jsonl too, not only the completions."""
     online: bool = False
     trust_remote_code: bool = False
     data: dict[str, str] = field(default_factory=dict)
@@ -89,8 +90,7 @@ class Cell:
 class Refused:
     """A combination of the sweep that makes no sense; it becomes a failed or, for a ``SkipCell``, a skipped record."""
 
-    method: str
-    budget: int
+    method: Method
     page_size: int
     error: QuestbenchError
 
@@ -128,13 +128,13 @@ def cells(config: AccuracyConfig) -> tuple[list[Cell], list[Refused]]:
             if name == "dense":
                 continue
             for budget in config.budgets:
-                method = make(name, budget, config.method_args)
-                try:
-                    method.check(page_size)
-                except UsageError as error:
-                    refused.append(Refused(name, budget, page_size, error))
-                else:
-                    usable.append(Cell(method, page_size, name))
+                for method in make_all(name, budget, config.method_args).values():
+                    try:
+                        method.check(page_size)
+                    except UsageError as error:
+                        refused.append(Refused(method, page_size, error))
+                    else:
+                        usable.append(Cell(method, page_size, name))
     return usable, refused
 
 
@@ -168,8 +168,7 @@ def _streamed(work: Work, usable: list[Cell], refused: list[Refused]) -> tuple[W
     fitting = [cell for cell in usable if not cell.method.budgeted or cell.method.budget <= most]
     skipped = [
         Refused(
-            cell.name,
-            cell.method.budget,
+            cell.method,
             cell.page_size,
             SkipCell(
                 f"Budget {cell.method.budget} leaves no {work.task.window} tokens of {work.length} behind it, and up "
@@ -222,14 +221,17 @@ def check(config: AccuracyConfig) -> None:
 def card(config: AccuracyConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
     from questbench import units
+    from questbench.models import reach
 
     work = grid(config)
+    layers = reach.sentence(config.model, dense_layers=config.dense_layers)
     tables = [one.task.table(one.length) for one, _, _ in work if isinstance(one.task, DataTask)]
     files = [f"{table.name} ({len(table):,} rows, SHA-256 {table.sha256[:16]})" for table in tables]
     names = dict.fromkeys(cell.name for _, usable, _ in work for cell in usable)
     protocols = dict.fromkeys(one.protocol for one, _, _ in work)
     return {
         "model": config.model,
+        **({"layers": layers} if layers else {}),
         "protocol": "; ".join(f"{name}: {PROTOCOLS[name]}" for name in protocols),
         "tasks": ", ".join(f"{one.spec} at {units.echo_count(one.length)}, n = {one.samples}" for one, _, _ in work),
         **({"data": ", ".join(dict.fromkeys(files))} if files else {}),
@@ -272,8 +274,9 @@ def run(
         progress: told after every unit.
 
     Raises:
-        CellError: a sample of a task cannot be used at all.
+        UsageError, CellError: no sample of a task can be used.
     """
+    from questbench.experiments._accuracy_memory import check as check_memory
     from questbench.experiments._accuracy_records import family, refusals, summary
     from questbench.experiments._accuracy_sample import Session
     from questbench.experiments._time_left import TimeLeft
@@ -282,25 +285,31 @@ def run(
     if {f"{one.key}|summary" for one, _, _ in work} | {FAMILY} <= set(finished):
         return
     session = Session.open(config)
+    small = {one.key: error for one, usable, _ in work if (error := check_memory(session, one, usable)) is not None}
     total, done = sum(one.samples for one, _, _ in work) + len(work), 0
     for one, _, _ in work:
-        # What cannot be used is found before hours were spent on what stands in front of it.
-        for index in range(one.samples if one.task.uneven else 1):
-            if one.unit(index) not in finished:
-                session.prepare(one, index)
+        if one.key not in small:
+            _check_usable(session, one, finished)
     left = TimeLeft([(one.spec, one.length, one.samples) for one, _, _ in work])
     compared: list[ResultRecord] = []
     for one, usable, refused in work:
+        if one.key in small:
+            out = [Refused(cell.method, cell.page_size, small[one.key]) for cell in usable]
+            left.skip(one.spec, one.length, one.samples)
+            done += one.samples + 1
+            yield Unit(f"{one.key}|summary", refusals(session, one, out + refused))
+            continue
         rows = {
             (str(row["unit"]), str(row["cell"])): dict(row)
             for row in stored
             if str(row.get("unit", "")).startswith(one.key + "|")
         }
         # What failed is tried again; what the sample has of other cells is kept.
-        missing = {index: _missing(one.unit(index), usable, rows, finished) for index in range(one.samples)}
-        done += sum(not lacking for lacking in missing.values())
-        left.skip(one.spec, one.length, sum(not lacking for lacking in missing.values()))
-        for indices, lacking in _batches(missing, session):
+        again = {index: _missing(one.unit(index), usable, rows) for index in _stored(one, finished)}
+        skipped = sum(not lacking for lacking in again.values())
+        done += skipped
+        left.skip(one.spec, one.length, skipped)
+        for indices, lacking in _batches(one.samples, again, tuple(usable), session):
             for index, result in zip(indices, session.samples(one, lacking, indices), strict=True):
                 key = one.unit(index)
                 fresh = [{"unit": key, **row} for row in result.rows]
@@ -321,27 +330,61 @@ def run(
         yield Unit(FAMILY, family(compared))
 
 
-def _missing(
-    unit: str,
-    usable: Sequence[Cell],
-    rows: Mapping[tuple[str, str], Mapping[str, Any]],
-    finished: frozenset[str] | set[str],
-) -> tuple[Cell, ...]:
-    """The cells that a sample still has to go through."""
-    if unit not in finished:
-        return tuple(usable)
+def _check_usable(session: Session, work: Work, finished: frozenset[str] | set[str]) -> None:
+    """Find what cannot be used before hours were spent on what stands in front of it.
+
+    Rows of data differ: one that does not fit is left out later, and only where none fits there is nothing to run.
+    What cannot be made of a generated text cannot be made of the next one either.
+
+    Raises:
+        UsageError, CellError: why the first sample cannot be used, where no sample can.
+    """
+    if any(work.unit(index) in finished for index in range(min(work.samples, len(finished)))):
+        return
+    first: QuestbenchError | None = None
+    for index in range(work.samples if isinstance(work.task, DataTask) else 1):
+        try:
+            session.prepare(work, index)
+        except (UsageError, CellError) as error:
+            first = first or error
+        else:
+            return
+    if first is not None:
+        raise first
+
+
+def _stored(work: Work, finished: frozenset[str] | set[str]) -> list[int]:
+    """Numbers of the samples that an earlier part of this run has stored."""
+    before = work.key + "|"
+    numbers = [key.removeprefix(before) for key in finished if key.startswith(before)]
+    return sorted(int(number) for number in numbers if number.isdecimal() and int(number) < work.samples)
+
+
+def _missing(unit: str, usable: Sequence[Cell], rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[Cell, ...]:
+    """The cells that a stored sample still has to go through."""
     return tuple(cell for cell in usable if "error" in rows.get((unit, cell.key), {"error": "not stored"}))
 
 
-def _batches(missing: Mapping[int, tuple[Cell, ...]], session: Session) -> Iterator[tuple[list[int], tuple[Cell, ...]]]:
-    """Samples that run together: neighbours that need the same cells, as many as the session takes at a time."""
-    waiting = [index for index, lacking in missing.items() if lacking]
-    while waiting:
-        lacking = missing[waiting[0]]
-        alike = itertools.takewhile(lambda index, lacking=lacking: missing[index] == lacking, waiting)  # type: ignore[misc]
-        indices = list(itertools.islice(alike, session.batch))
-        waiting = waiting[len(indices) :]
-        yield indices, lacking
+def _batches(
+    samples: int, again: Mapping[int, tuple[Cell, ...]], usable: tuple[Cell, ...], session: Session
+) -> Iterator[tuple[list[int], tuple[Cell, ...]]]:
+    """Samples that run together: neighbours that need the same cells, as many as the session takes at a time.
+
+    Args:
+        samples: of all; nothing is listed ahead, however many they are.
+        again: what stored samples lack; all others need all of ``usable``.
+    """
+    indices: list[int] = []
+    together: tuple[Cell, ...] = ()
+    for index in range(samples):
+        lacking = again.get(index, usable)
+        if indices and lacking and (lacking != together or len(indices) >= session.batch):
+            yield indices, together
+            indices = []
+        if lacking:
+            indices, together = [*indices, index], lacking
+    if indices:
+        yield indices, together
 
 
 def _estimate(spec: str, rows: Iterable[Mapping[str, Any]], usable: Sequence[Cell]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questbench.errors import UsageError
+from questbench.measure import finite
 from questbench.measure.paired import sign_flip
 from questbench.measure.stats import RESAMPLES, Z95
 from questbench.seeding import derive
@@ -72,6 +73,7 @@ def perplexity(texts: Sequence[Series], *, seed: int = 0, resamples: int = RESAM
 
     Raises:
         UsageError: no tokens.
+        CellError: a loss is NaN or infinite.
     """
     losses, tokens = _totals(texts)
     value = exp(losses / tokens)
@@ -90,6 +92,7 @@ def compare(
 
     Raises:
         UsageError: the windows are not the same, or there are none.
+        CellError: a loss is NaN or infinite.
     """
     if [[count for _, count in text] for text in method] != [[count for _, count in text] for text in dense]:
         raise UsageError("Two perplexities of different tokens cannot be compared.", "Score the same texts with both.")
@@ -161,6 +164,7 @@ def _totals(texts: Sequence[Series]) -> tuple[float, int]:
     tokens = sum(count for text in texts for _, count in text)
     if tokens == 0:
         raise UsageError("There are no scored tokens.", "Use a longer --seq-len or a smaller --budget.")
+    finite.refuse("loss", [loss for text in texts for loss, _ in text])
     return math.fsum(loss for text in texts for loss, _ in text), tokens
 
 

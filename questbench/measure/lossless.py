@@ -11,12 +11,15 @@ import math
 from collections.abc import Sequence
 
 from questbench.errors import UsageError
+from questbench.measure import finite
 from questbench.measure.stats import Z95, bootstrap_mean
 
 MARGIN = 0.02
 """Largest loss that still counts as none: 2 points of 100."""
 SAMPLES = 100
 """On fewer samples nothing is called lossless, whatever the margin."""
+LIMIT = 10_000_000
+"""Nobody runs more samples than this."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Verdict:
     """Lower limit of method less dense: a loss beyond it is ruled out."""
     reason: str
     """A sentence, for the reader of the record."""
+    needed: int | None
+    """Samples with which lossless could be claimed if further ones went as these did; ``None`` where none would do."""
 
 
 def judge(
@@ -44,21 +49,53 @@ def judge(
 
     Raises:
         UsageError: no differences, or a margin that is not between 0 and 1.
+        CellError: a difference is NaN or infinite.
     """
     if not 0 < margin < 1:
         raise UsageError(f"A margin of {margin:g} is not between 0 and 1.", "Use --margin 0.02 for 2 points of 100.")
     n = len(differences)
     lower = lower_limit(differences, binary=binary, seed=seed)
     points = f"{margin * 100:g} points"
-    if n < SAMPLES:
-        return Verdict(False, lower, f"{n} samples are too few; at least {SAMPLES} are needed.")
     if dense_low <= margin:
-        return Verdict(False, lower, "Dense itself hardly answers: there is nothing to lose.")
-    if lower <= -margin:
-        needed = enough(margin)
-        more = f" {needed} samples are needed even if none differs." if n < needed else ""
-        return Verdict(False, lower, f"A loss of up to {-lower * 100:.2g} points is not ruled out.{more}")
-    return Verdict(True, lower, f"A loss of {points} or more is ruled out (one-sided, 2.5 %).")
+        return Verdict(False, lower, "Dense itself hardly answers: there is nothing to lose.", None)
+    needed = samples_needed(differences, margin, binary=binary)
+    if lower > -margin and n >= SAMPLES:
+        return Verdict(True, lower, f"A loss of {points} or more is ruled out (one-sided, 2.5 %).", needed)
+    if needed is None:
+        return Verdict(False, lower, f"The loss seen is {points} or more.", None)
+    loss = f"A loss of up to {-lower * 100:.2g} points is not ruled out."
+    why = f"{n} samples are too few." if n < SAMPLES else loss
+    more = f" {needed:,} samples are needed if the others turn out like these." if n < needed else ""
+    return Verdict(False, lower, why + more, needed)
+
+
+def samples_needed(differences: Sequence[float], margin: float, *, binary: bool) -> int | None:
+    """Samples that rule out a loss of ``margin`` if losses and gains go on at the rate seen; ``None`` if none do.
+
+    Where none differs it is :func:`enough`: 189 for a margin of 2 points.
+    """
+    n = len(differences)
+    mean = math.fsum(differences) / n
+    if mean <= -margin:
+        return None
+    losses, gains = sum(d < 0 for d in differences) / n, sum(d > 0 for d in differences) / n
+    spread = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / n)
+
+    def excluded(count: int) -> bool:
+        if binary:
+            return tango_lower(losses * count, gains * count, count) > -margin
+        unseen = (count * mean - Z95**2) / (count + Z95**2)
+        return min(mean - Z95 * spread / math.sqrt(count), unseen) > -margin
+
+    low, high = enough(margin) - 1, enough(margin)
+    while not excluded(high):
+        low, high = high, 2 * high
+        if high > LIMIT:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if excluded(middle) else (middle, high)
+    return high
 
 
 def lower_limit(differences: Sequence[float], *, binary: bool, seed: int = 0) -> float:
@@ -71,19 +108,20 @@ def lower_limit(differences: Sequence[float], *, binary: bool, seed: int = 0) ->
     n = len(differences)
     if n == 0:
         raise UsageError("There are no samples to compare.", "Score both methods on the same samples, at least one.")
+    finite.refuse("difference", differences)
     if binary:
         return tango_lower(sum(d < 0 for d in differences), sum(d > 0 for d in differences), n)
     unseen = (math.fsum(differences) - Z95**2) / (n + Z95**2)
     return min(bootstrap_mean(differences, seed=seed)[0], unseen)
 
 
-def tango_lower(losses: int, gains: int, n: int, z: float = Z95) -> float:
+def tango_lower(losses: float, gains: float, n: int, z: float = Z95) -> float:
     """Lower limit of the difference of two paired shares (T. Tango, Statistics in Medicine 17, 1998, eq. 6 and 9).
 
     It is the difference at which the score test just does not reject. Wald-like intervals are far too short where
     hardly any pair differs, which is where lossless is decided.
     """
-    if gains == n:
+    if gains >= n:
         low, high = -1.0, 1.0
     else:
         low, high = -1.0, (gains - losses) / n
@@ -97,7 +135,7 @@ def tango_lower(losses: int, gains: int, n: int, z: float = Z95) -> float:
     return low
 
 
-def tango_statistic(losses: int, gains: int, n: int, difference: float) -> float:
+def tango_statistic(losses: float, gains: float, n: int, difference: float) -> float:
     """Tango's score statistic of "the shares differ by ``difference``"; standard normal if they do."""
     # The share of losses that is most likely under the hypothesis: the larger root of 2n q^2 + B q + C = 0.
     b = (2 * n - gains + losses) * difference - gains - losses

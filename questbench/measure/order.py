@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from questbench.errors import UsageError
+from questbench.measure import finite
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -18,9 +19,11 @@ def quantile(values: Sequence[float], q: float) -> float:
 
     Raises:
         UsageError: no samples.
+        CellError: a sample is NaN or infinite; sorting would put it anywhere.
     """
     if not values:
         raise UsageError("There are no samples to summarise.", "Ask for at least one round.")
+    finite.refuse("sample", values)
     ordered = sorted(values)
     place = q * (len(ordered) - 1)
     below = math.floor(place)
@@ -41,6 +44,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     ``len(values)`` times shows fewer than k heads with a probability of at most 2.5 %. Fewer than 6 samples cannot
     bound a median at this level: the interval is then infinite.
     """
+    finite.refuse("sample", values)
     k = _rank(len(values))
     if k == 0:
         return -math.inf, math.inf

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questbench.errors import UsageError
+from questbench.measure import finite
 from questbench.measure.stats import RESAMPLES, Z95, bounded_mean
 from questbench.seeding import derive
 
@@ -62,12 +63,14 @@ def compare(
 
     Raises:
         UsageError: the lists are empty or differ in length, or a binary score is neither 0 nor 1.
+        CellError: a score is NaN or infinite.
     """
     n = len(scores)
     if n != len(baseline) or n == 0:
         raise UsageError(
             f"{n} and {len(baseline)} scores cannot be paired.", "Score both methods on the same samples, at least one."
         )
+    finite.refuse("score", scores, baseline)
     if binary and not {*scores, *baseline} <= {0.0, 1.0}:
         raise UsageError("A binary score is neither 0 nor 1.", "Declare the task graded (binary = False).")
     differences = [score - base for score, base in zip(scores, baseline, strict=True)]
@@ -121,7 +124,11 @@ def sign_flip(differences: Sequence[float], *, seed: int = 0, flips: int = RESAM
 
     Exact for up to 14 differences that are not zero. Beyond, patterns are drawn and the one observed counts as one of
     them, so that p is never 0 (B. Phipson and G. K. Smyth, 2010).
+
+    Raises:
+        CellError: a difference is NaN or infinite.
     """
+    finite.refuse("difference", differences)
     data = np.asarray([d for d in differences if d != 0.0], dtype=np.float64)
     # Sums that are equal on paper differ in the last digits by the order of their terms.
     observed = abs(math.fsum(data)) - 1e-9 * float(np.abs(data).sum())
@@ -139,7 +146,12 @@ def sign_flip(differences: Sequence[float], *, seed: int = 0, flips: int = RESAM
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for being tested together, in the order given (S. Holm, Scand. J. Statist. 6, 1979)."""
+    """p values corrected for being tested together, in the order given (S. Holm, Scand. J. Statist. 6, 1979).
+
+    Raises:
+        CellError: one of them is NaN.
+    """
+    finite.refuse("p value", p_values)
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))

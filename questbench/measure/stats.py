@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from questbench.errors import UsageError
+from questbench.measure import finite
 from questbench.measure.cautions import warnings
 from questbench.measure.order import median, median_interval, quantile, relative_noise
 from questbench.seeding import derive
@@ -41,7 +42,11 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     Returns:
         ``n``, ``mean``, ``min``, ``max``, ``p20``, ``p80``, ``p90``, ``p99``, the 95 % interval of the median
         (``ci_low``, ``ci_high``; infinite below 6 samples) and ``noise``, its half width relative to the median.
+
+    Raises:
+        CellError: a value is NaN or infinite.
     """
+    finite.refuse("sample", values)
     low, high = median_interval(values)
     return {
         "n": len(values),
@@ -80,9 +85,14 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = R
     The same values in the same order with the same seed give the same interval. It has no width where all values are
     equal, which says nothing about samples not drawn; prefer :func:`wilson` for scores of 0 and 1, and
     :func:`bounded_mean` for others.
+
+    Raises:
+        UsageError: no values.
+        CellError: one of them is NaN or infinite.
     """
     if not values:
         raise UsageError("There are no samples to resample.", "Ask for at least one sample.")
+    finite.refuse("value", values)
     data = np.asarray(values, dtype=np.float64)
     n = len(data)
     rng = np.random.default_rng(derive(seed, "bootstrap", n))
@@ -147,6 +157,7 @@ def paired_ratios(baseline: Sequence[float], arm: Sequence[float]) -> Ratios:
         raise UsageError(
             f"{len(baseline)} and {len(arm)} rounds cannot be paired.", "Time both arms in one call of interleave()."
         )
+    finite.refuse("time", baseline, arm)
     ratios = [b / a for b, a in zip(baseline, arm, strict=True)]
     low, high = median_interval(ratios)
     return Ratios(ratios, median(ratios), quantile(ratios, 0.2), quantile(ratios, 0.8), low, high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -41,6 +42,33 @@ def make(name: str, budget: int, arguments: Mapping[str, str] | None = None) -> 
     return kind(**{"budget": budget} | chosen)
 
 
+def make_all(name: str, budget: int, arguments: Mapping[str, str] | None = None) -> dict[str, Method]:
+    """Every variant of a method that ``-M`` values with commas ask for, each once, by a label.
+
+    Args:
+        name: registered name; also the label where there is one variant.
+        budget: visible entries per query head.
+        arguments: as for :func:`make`; ``"kv_head,q_head"`` makes two variants, commas in two fields all combinations.
+            A field that is itself a list keeps its commas.
+
+    Raises:
+        UsageError: unknown method, a value that its field does not take, or an empty one between commas.
+    """
+    fields = _fields(method_class(name))
+    swept: dict[str, list[str]] = {}
+    for key, text in (arguments or {}).items():
+        owner, _, field = key.rpartition(".")
+        if owner in ("", name) and field in fields and not _is_list(fields[field]):
+            swept[key] = _alternatives(key, text)
+    found: dict[Method, str] = {}
+    for values in itertools.product(*swept.values()):
+        chosen = dict(zip(swept, values, strict=True))
+        method = make(name, budget, {**(arguments or {}), **chosen})
+        several = [f"{key.rpartition('.')[2]}={text}" for key, text in chosen.items() if len(swept[key]) > 1]
+        found.setdefault(method, f"{name}[{', '.join(several)}]" if several else name)
+    return {label: method for method, label in found.items()}
+
+
 def check_arguments(names: Iterable[str], arguments: Mapping[str, str]) -> None:
     """Raise UsageError for a ``-M`` key that no method of the run has."""
     known = {name: sorted(_fields(method_class(name))) for name in names}
@@ -58,6 +86,17 @@ def check_arguments(names: Iterable[str], arguments: Mapping[str, str]) -> None:
 def _fields(kind: type[Method]) -> dict[str, Any]:
     hints = typing.get_type_hints(kind, include_extras=True, localns={"Tensor": object, "Observes": str})
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name != "budget"}
+
+
+def _is_list(hint: Any) -> bool:
+    return (typing.get_origin(hint) or hint) in (list, tuple)
+
+
+def _alternatives(key: str, text: str) -> list[str]:
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise UsageError(f"-M {key}={text}: there is nothing between two commas.", f"Write -M {key}=VALUE,VALUE.")
+    return list(dict.fromkeys(found))
 
 
 def _coerce(where: str, text: str, hint: Any) -> Any:

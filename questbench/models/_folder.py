@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from questbench._digest import sha256
 from questbench.errors import PrerequisiteError, QuestbenchError
+from questbench.models._config_check import check_layers, check_special_tokens, no_weights, weight_files
 from questbench.models.loading import check_memory
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -63,27 +64,25 @@ def check(folder: Path) -> None:
     if not folder.is_dir():
         raise PrerequisiteError(f"{folder} is not a folder.", "Give the folder that holds config.json.")
     config = _json(folder / "config.json")
+    if config is None and any(folder.glob("*.gguf")):
+        raise no_weights(folder, pickles=False)
     if config is None:
         raise PrerequisiteError(
             f"{folder} has no config.json: it is not a model folder.", "Give the folder that holds config.json."
         )
     if not isinstance(config, dict) or "model_type" not in config:
         raise PrerequisiteError(f"{folder / 'config.json'} names no model_type.", "Download the model again.")
+    for name in ("config.json", "generation_config.json"):
+        check_special_tokens(folder / name, _json(folder / name))
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-            raise PrerequisiteError(
-                f"{folder} has pickled weights only; loading a pickle runs whatever code it holds.",
-                "Convert it: model.save_pretrained(FOLDER) writes safetensors; or take a revision that has them.",
-            )
-        raise PrerequisiteError(f"{folder} has no *.safetensors weights.", "Download the model again.")
-    index = _json(folder / "model.safetensors.index.json")
-    if isinstance(index, dict):
-        missing = sorted(set(index.get("weight_map", {}).values()) - {path.name for path in weights})
+        raise no_weights(folder, any(path for pattern in PICKLES for path in folder.glob(pattern)))
+    listed = folder / "model.safetensors.index.json"
+    if listed.is_file():
+        missing = sorted(weight_files(listed, _json(listed)) - {path.name for path in weights})
         if missing:
             raise PrerequisiteError(f"{folder} lacks {', '.join(missing)}.", "Download the model again.")
-    for path in weights:
-        _check_weights(path)
+    check_layers(folder / "config.json", config, sum(map(_tensors, weights)))
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: str, *, trust_remote_code: bool) -> PreTrainedModel:
@@ -109,6 +108,8 @@ def load_model(folder: Path, dtype: torch.dtype, device: str, *, trust_remote_co
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            # Refused below with the name of the first: transformers would point to a report that nobody sees.
+            ignore_mismatched_sizes=True,
         )
         model.to(device)
     except Exception as error:
@@ -190,12 +191,13 @@ def _explained(error: Exception, folder: Path, what: str, trusted: bool) -> Ques
     )
 
 
-def _check_weights(path: Path) -> None:
+def _tensors(path: Path) -> int:
+    """How many tensors a file of weights holds; it is opened but not read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as weights:
-            weights.keys()
+            return len(weights.keys())
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size if path.exists() else 0
         raise PrerequisiteError(

@@ -92,8 +92,8 @@ class Task(ABC):
     """Protocol ``quest-paper``: this many last characters of the prompt are fed token by token."""
     chat: ClassVar[bool] = True
     """Whether a chat model's template may stand around the prompt; few-shot prompts and code are continued instead."""
-    uneven: ClassVar[bool] = False
-    """One sample may fit a length and the next one not: all of them are made once before the first one is run."""
+    full_marks: ClassVar[bool] = True
+    """Whether a model that does the task scores near 1; summaries under ROUGE, for one, never do."""
     protocols: ClassVar[tuple[str, ...]] = ("stepwise", "prefill", "quest-paper")
     """Protocols that make sense for the task; the first is its default."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from questbench.errors import PrerequisiteError
 from questbench.tasks._data_files import Place
 
 _BLANKS = " \t\n\r"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 AGAIN = "Download the file again, or name another one with --data."
 Row = Mapping[str, Any]
 
@@ -184,7 +186,29 @@ def _behind(text: str, place: int) -> int:
 def _object(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
         raise PrerequisiteError(f"{where} is {describe(row)}, but must be an object with a field per column.", AGAIN)
+    if (found := _lone_surrogate(row)) is not None:
+        path, character = found
+        raise PrerequisiteError(
+            f"{where}: {path} holds \\u{ord(character):04x}, half of a pair of surrogates: it is no text.",
+            "Repair or replace the file.",
+        )
     return row
+
+
+def _lone_surrogate(value: Any, path: str = "") -> tuple[str, str] | None:
+    """Where a text holds what JSON can escape and no encoding can write, and which character it is."""
+    if isinstance(value, str):
+        match = _SURROGATE.search(value)
+        return (path, match.group()) if match else None
+    if isinstance(value, dict):
+        # A field's own name is shown without its surrogates.
+        parts = [(f"'{_SURROGATE.sub('?', key)}'", [key, item]) for key, item in value.items()]
+        found = (_lone_surrogate(item, path or name) for name, items in parts for item in items)
+    elif isinstance(value, list):
+        found = (_lone_surrogate(item, path) for item in value)
+    else:
+        return None
+    return next((one for one in found if one is not None), None)
 
 
 def _parquet(place: Place) -> Sequence[Row]:

@@ -1,4 +1,4 @@
-"""LongBench's English sets: prompts, answer lengths and metrics (https://arxiv.org/abs/2308.14508).
+"""LongBench's sets: prompts, answer lengths and metrics (https://arxiv.org/abs/2308.14508).
 
 The prompts are data of that benchmark (MIT licence), with their slips ("asconcisely", the blank before "Answer the
 question based on the above article"), because scores of models are compared on exactly these words. A prompt is
@@ -148,10 +148,28 @@ SETS: Mapping[str, Set] = {
     ),
     "lcc": Set(_CODE, "Next line of code:\n", 64, text.code_similarity, chat=False),
     "repobench-p": Set(_CODE, "{input}Next line of code:\n", 64, text.code_similarity, chat=False),
+    "passage_retrieval_zh": Set(
+        "以下是若干段落文字，以及其中一个段落的摘要。请确定给定的摘要出自哪一段。\n\n",  # noqa: RUF001
+        '\n\n下面是一个摘要\n\n{input}\n\n请输入摘要所属段落的编号。答案格式必须是"段落1"，"段落2"等格式\n\n答案是：',  # noqa: RUF001
+        32,
+        text.retrieval_zh,
+    ),
+    "lsht": Set(
+        "请判断给定新闻的类别，下面是一些例子。\n\n",  # noqa: RUF001
+        "\n{input}",
+        64,
+        text.classification,
+        few_shot=True,
+        chat=False,
+    ),
 }
+CHINESE = ("passage_retrieval_zh", "lsht")
+"""Chinese sets that are scored by numbers and by class names."""
+ENGLISH = tuple(name for name in SETS if name not in CHINESE)
 PAPER = ("qasper", "narrativeqa", "hotpotqa", "multifieldqa_en", "gov_report", "triviaqa")
 """The sets of the Quest paper's Fig. 7."""
-CHINESE = ("multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh")
+SEGMENTED = ("multifieldqa_zh", "dureader", "vcsum")
+"""Chinese sets that are scored by words: without upstream's segmenter the numbers would be others."""
 COLUMNS = {"input": TEXT, "context": FULL_TEXT, "answers": TEXTS, "length": NUMBER, "all_classes": TEXTS_OR_NULL}
 MARGIN = 100
 """The paper's code feeds at most so many characters token by token."""
@@ -176,7 +194,7 @@ class LongBench(DataTask):
 
     def __post_init__(self) -> None:
         """Refuse unknown sets, and take the set's own limits."""
-        if self.set in CHINESE:
+        if self.set in SEGMENTED:
             raise UsageError(
                 f"{self.name}: '{self.set}' is Chinese and scored by words that need a segmenter; it is not supported.",
                 f"Sets: {', '.join(self.sets())}.",
@@ -187,6 +205,7 @@ class LongBench(DataTask):
             object.__setattr__(self, "max_new_tokens", self.facts.new_tokens)
             object.__setattr__(self, "metric", self.facts.metric.__name__)
             object.__setattr__(self, "chat", self.facts.chat)
+            object.__setattr__(self, "full_marks", self.facts.metric is not rouge.rouge_l)
 
     @classmethod
     @abstractmethod
@@ -249,7 +268,7 @@ class LongBench(DataTask):
         return True
 
     def sample(self, index: int, *, length: int, tokenizer: Tokenizer, rng: random.Random) -> Sample:
-        """Row ``index`` of the file, cut in the middle to at most ``length`` tokens."""
+        """Row ``index``, cut in the middle to at most ``length`` tokens as upstream cuts, questions included."""
         del rng
         facts = self.facts
         row, origin = self.row(index, length)
@@ -257,16 +276,20 @@ class LongBench(DataTask):
         prompt = facts.head + row["context"] + tail
         cut = middle(prompt, length, tokenizer)
         border = len(prompt) - len(tail)
-        if cut.half == 0 or cut.tail > border:
+        # The middle goes, whatever stands there: of a long question upstream cuts too.
+        head, rest = (cut.head, cut.tail) if cut.tail else (border, border)
+        context = prompt[: min(head, border)] + prompt[rest:border]
+        question = prompt[border : max(head, border)] + prompt[max(rest, border) :]
+        if cut.half == 0 or not context.strip():
             raise UsageError(
-                f"{self.label}: sample {index} does not fit into {length:,} tokens; its question takes half of them.",
+                f"{self.label}: sample {index} does not fit into {length:,} tokens: nothing of its text would be left.",
                 "Use a longer --seq-len.",
             )
         classes = {"classes": list(row["all_classes"])} if row["all_classes"] else {}
         return Sample(
             id=f"{self.name}-{self.set}-{index:04d}",
-            context=prompt[: cut.head] + prompt[cut.tail : border],
-            question=tail,
+            context=context,
+            question=question,
             answers=tuple(row["answers"]),
             meta={
                 "set": self.set,

@@ -64,6 +64,13 @@ def retrieval(prediction: str, gold: str, classes: Sequence[str] = ()) -> float:
     return _share(prediction, wanted.group(1)) if wanted else 0.0
 
 
+def retrieval_zh(prediction: str, gold: str, classes: Sequence[str] = ()) -> float:
+    """As :func:`retrieval`, of "段落7"."""
+    del classes
+    wanted = re.search(r"段落(\d+)", gold)
+    return _share(prediction, wanted.group(1)) if wanted else 0.0
+
+
 def count(prediction: str, gold: str, classes: Sequence[str] = ()) -> float:
     """Share of the numbers in the prediction that are the gold number."""
     del classes

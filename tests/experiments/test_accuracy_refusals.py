@@ -21,16 +21,34 @@ def forwards(monkeypatch):
     return calls
 
 
-def test_a_short_book_is_found_before_the_first_one_is_read(forwards, tmp_path):
-    for number, words in enumerate((600, 600, 40)):
-        (tmp_path / f"{number}.txt").write_text("The lake was quiet and the moon was bright. " * (words // 9))
-    settings = {"tasks": ["pg19"], "seq_lens": [300], "methods": ["dense"], "model": "random"}
-    with pytest.raises(UsageError, match=r"book 2 of .* has only") as caught:
-        helpers.run(**settings, data={"*": str(tmp_path)}, samples=3)
-    assert "or --samples 2" in str(caught.value.hint)
+def books(folder, *counts):
+    for number, words in enumerate(counts):
+        (folder / f"{number}.txt").write_text("The lake was quiet and the moon was bright. " * (words // 9))
+    return {"tasks": ["pg19"], "seq_lens": [300], "model": "random", "data": {"*": str(folder)}}
+
+
+def test_books_that_are_all_too_short_are_found_before_anything_is_run(forwards, tmp_path):
+    with pytest.raises(UsageError, match=r"book 0 of .* has only"):
+        helpers.run(**books(tmp_path, 40, 50, 60), methods=["dense"], samples=3)
     assert not forwards
-    helpers.run(**settings, data={"*": str(tmp_path)}, samples=2)
-    assert forwards
+
+
+def test_a_sample_that_cannot_be_used_is_counted_and_the_others_are_scored(forwards, tmp_path):
+    settings = books(tmp_path, 40, 600, 600) | {"methods": ["dense", "tova"], "budgets": [64], "samples": 3}
+    records, rows, units = helpers.run(**settings)
+    found = [record for record in records if record.metric == "perplexity"]
+    assert [record.status for record in found] == ["ok", "ok"]
+    for record in found:
+        assert record.stats["n"] == 2 and record.stats["unusable"] == 1
+        assert any("1 sample could not be used" in text and "book 0" in text for text in record.warnings)
+    failed = [row for row in rows if "unusable" in row]
+    assert [row["method"] for row in failed] == ["dense", "tova"] and "book 0" in failed[0]["unusable"]
+    assert not {"nll", "score"} & set(failed[0])
+    # Resuming does not stumble over it again, and gives the same.
+    for kept in (1, 2):
+        stored = [row for unit in units[:kept] for row in unit.samples]
+        again, *_ = helpers.run(finished={unit.key for unit in units[:kept]}, stored=stored, **settings)
+        assert again == records
 
 
 def test_a_task_that_cannot_fill_the_length_is_found_before_the_others_are_run(forwards):

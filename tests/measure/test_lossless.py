@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from questbench.errors import UsageError
+from questbench.errors import CellError, UsageError
 from questbench.measure import lossless
 from questbench.measure.stats import bootstrap_mean
 
@@ -58,7 +58,7 @@ def test_the_limit_is_below_the_difference_and_falls_with_losses(n: int, data: s
 
 def test_never_on_fewer_than_100_samples() -> None:
     verdict = lossless.judge([0.0] * 99, 0.9, binary=True, margin=0.5)
-    assert not verdict.claimed and "too few" in verdict.reason
+    assert not verdict.claimed and "too few" in verdict.reason and verdict.needed == 100
     assert lossless.judge([0.0] * 100, 0.9, binary=True, margin=0.05).claimed
 
 
@@ -73,6 +73,41 @@ def test_the_margin_decides() -> None:
     assert lossless.judge(differences(10, 0, 500), 0.9, binary=True, margin=0.04).claimed
     assert lossless.judge(differences(1, 3, 500), 0.9, binary=True).claimed
     assert "2 points or more is ruled out" in lossless.judge(differences(1, 3, 500), 0.9, binary=True).reason
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("n", [5, 20, 100, 188])
+def test_perfect_agreement_says_how_many_samples_it_needs(binary: bool, n: int) -> None:
+    verdict = lossless.judge([0.0] * n, 0.9, binary=binary)
+    assert (verdict.claimed, verdict.needed) == (False, 189)
+    assert "189 samples are needed" in verdict.reason
+
+
+@pytest.mark.parametrize("rate", [0.002, 0.005, 0.01])
+def test_so_many_samples_are_enough_if_further_ones_go_as_these_did(rate: float) -> None:
+    losses = max(1, round(200 * rate))
+    needed = lossless.judge(differences(losses, 0, 200), 0.9, binary=True).needed
+    assert needed is not None
+    scaled = losses * needed / 200
+    assert (
+        lossless.tango_lower(scaled, 0, needed)
+        > -lossless.MARGIN
+        >= lossless.tango_lower(scaled * (needed - 1) / needed, 0, needed - 1)
+    )
+
+
+def test_graded_scores_need_more_samples_the_more_they_scatter() -> None:
+    steady, wild = ([swing, -swing] * 60 for swing in (0.05, 0.4))
+    few = lossless.judge(steady, 0.9, binary=False).needed
+    many = lossless.judge(wild, 0.9, binary=False).needed
+    assert few is not None and many is not None
+    assert few == 189 and many == pytest.approx((1.96 * 0.4 / 0.02) ** 2, rel=0.01)
+
+
+def test_no_number_of_samples_is_enough_for_a_loss_beyond_the_margin() -> None:
+    verdict = lossless.judge(differences(10, 0, 100), 0.9, binary=True)
+    assert not verdict.claimed and verdict.needed is None
+    assert lossless.judge([0.0] * 500, 0.005, binary=True).needed is None
 
 
 def test_nothing_to_lose_is_not_lossless() -> None:
@@ -115,3 +150,6 @@ def test_bad_input() -> None:
             lossless.judge([0.0], 0.9, binary=True, margin=margin)
     with pytest.raises(UsageError, match="no samples"):
         lossless.lower_limit([], binary=False)
+    for binary in (True, False):
+        with pytest.raises(CellError, match="nan"):
+            lossless.judge([0.0, math.nan, 0.0], 0.9, binary=binary)

@@ -14,7 +14,13 @@ from questbench.tasks._longbench import SETS
 Rows = Sequence[Mapping[str, Any]]
 WORDS = "river stone market letter winter garden teacher bridge window harbour copper village music summer".split()
 CLASSES = ["Person", "Place", "Number", "Number of people"]
-ANSWERS = {"passage_retrieval_en": "Paragraph 7", "passage_count": "12", "trec": "Number of people"}
+ANSWERS = {
+    "passage_retrieval_en": "Paragraph 7",
+    "passage_retrieval_zh": "段落7",
+    "passage_count": "12",
+    "trec": "Number of people",
+    "lsht": "Place",
+}
 
 
 def prose(words: int, seed: object = 0) -> str:
@@ -35,7 +41,7 @@ def longbench_rows(name: str, count: int = 3, words: int = 400) -> list[dict[str
             "length": 2000 + 3000 * index,
             "dataset": name,
             "language": "en",
-            "all_classes": CLASSES if name == "trec" else None,
+            "all_classes": CLASSES if name in ("trec", "lsht") else None,
             "_id": f"{name}-row-{index}",
         }
         for index in range(count)

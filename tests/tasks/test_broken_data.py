@@ -23,7 +23,7 @@ from data_helpers import (
     zipped,
 )
 
-from questbench.errors import PrerequisiteError
+from questbench.errors import PrerequisiteError, UsageError
 from questbench.tasks._data import DataTask
 from questbench.tasks._make import make_task
 
@@ -177,3 +177,32 @@ def test_of_a_folder_of_texts_the_file_is_named(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(text)
     assert refused(tmp_path, "pg19").startswith("b.txt: 'text' is an empty text")
     assert refused(zipped(tmp_path / "x.zip", {"a.txt": ""}), "pg19").startswith("x.zip: a.txt: 'text' is an empty")
+
+
+SURROGATE = {"_id": "id\ud800", "context": "text \udfff", "answers": ["a", "b\ud83d"]}
+
+
+@pytest.mark.parametrize("field", SURROGATE)
+@pytest.mark.parametrize("write", [jsonl, json_array], ids=["jsonl", "json"])
+def test_half_a_pair_of_surrogates_is_named_by_line_and_field(
+    field: str, write: Callable[[Path, Rows], Path], tmp_path: Path
+) -> None:
+    rows = [LONGBENCH[0], {**LONGBENCH[1], field: SURROGATE[field]}]
+    path = tmp_path / ("x.jsonl" if write is jsonl else "x.json")
+    text = [json.dumps(row) for row in rows]
+    path.write_text("\n".join(text) if write is jsonl else "[" + ",\n".join(text) + "]")
+    message = refused(path, "longbench:set=qasper")
+    assert "line 2" in message and f"'{field}' holds \\u" in message and "half of a pair" in message
+    message.encode()
+
+
+def test_a_whole_pair_is_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({**LONGBENCH[0], "context": "a smile \U0001f600 " * 9}) + "\n")
+    assert len(make_task("longbench:set=qasper", {"*": str(path)}).table(1024)) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("spec", ["kv:records=²", "docqa:passages=²", "multiturn:records=²", "kv:records=" + "9" * 400])
+def test_digits_that_are_no_number_are_a_usage_error(spec: str) -> None:
+    with pytest.raises(UsageError):
+        make_task(spec)

@@ -110,6 +110,8 @@ def test_answer_lengths_and_metrics(folder: Path) -> None:
         "passage_retrieval_en": 32,
         "lcc": 64,
         "repobench-p": 64,
+        "passage_retrieval_zh": 32,
+        "lsht": 64,
     }
     metrics = {name: make(folder, f"longbench:set={name}").metric for name in SETS}
     assert {name for name, metric in metrics.items() if metric == "rouge_l"} == {
@@ -125,6 +127,7 @@ def test_answer_lengths_and_metrics(folder: Path) -> None:
         "samsum",
         "lcc",
         "repobench-p",
+        "lsht",
     }
 
 
@@ -184,10 +187,41 @@ def test_text_that_fits_is_not_cut() -> None:
     assert middle("one two three", exact - 1, TOKENIZER).half is not None
 
 
-@pytest.mark.parametrize("length", [2, 60])
-def test_a_length_that_cuts_the_question_is_refused(length: int, folder: Path) -> None:
-    with pytest.raises(UsageError, match="its question takes half"):
-        sample(folder, "qasper", length=length)
+@pytest.mark.parametrize("length", [60, 100, 160])
+def test_a_long_question_is_cut_as_upstream_cuts_it(length: int, folder: Path) -> None:
+    """Upstream keeps both ends of the whole prompt, wherever its question begins."""
+    whole = sample(folder, "qasper")
+    got = sample(folder, "qasper", length=length)
+    full, cut = whole.context + whole.question, got.context + got.question
+    kept = got.meta["kept_at_each_end"]
+    spans = TOKENIZER(full, return_offsets_mapping=True)["offset_mapping"]
+    assert cut == full[: spans[kept - 1][1]] + full[spans[-kept][0] :]
+    assert len(got.question) < len(whole.question)
+    assert whole.context.startswith(got.context) and whole.question.endswith(got.question)
+
+
+def test_a_length_that_leaves_nothing_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="nothing of its text would be left"):
+        sample(folder, "qasper", length=1)
+
+
+def test_chinese_sets_that_need_no_segmenter(folder: Path) -> None:
+    got = sample(folder, "passage_retrieval_zh")
+    task = make(folder, "longbench:set=passage_retrieval_zh")
+    assert task.score(got, "段落7") == 1.0 and task.score(got, "答案是段落7，不是8") == 0.5  # noqa: RUF001
+    assert got.context.startswith("以下是若干段落文字") and got.question.endswith("答案是：")  # noqa: RUF001
+    news = sample(folder, "lsht")
+    assert make(folder, "longbench:set=lsht").score(news, f"{news.answers[0]}\n新闻内容") == 1.0
+    for name in ("dureader", "vcsum", "multifieldqa_zh"):
+        with pytest.raises(UsageError, match="segmenter"):
+            make(folder, f"longbench:set={name}")
+    assert len(make_all(folder, "english")) == 16
+
+
+def make_all(folder: Path, group: str) -> list[str]:
+    from questbench.tasks._make import expand
+
+    return expand([f"longbench:set={group}"])
 
 
 def test_quest_papers_last_characters(folder: Path) -> None:
