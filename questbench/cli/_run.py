@@ -102,6 +102,9 @@ def _run(experiment: Experiment, config: Any, writer: RunWriter, output: Output,
                 written = writer.write(unit.records, key=unit.key, samples=unit.samples, prefills=unit.prefills)
                 output.records(written)
                 fresh = False
+        records = store.newest_per_cell(store.load([writer.path]))
+        code = exit_code(records)
+        writer.finish(exit_code=code)
     except KeyboardInterrupt:
         return _interrupted(writer, output)
     except Exception as error:
@@ -113,9 +116,6 @@ def _run(experiment: Experiment, config: Any, writer: RunWriter, output: Output,
         else:
             output.say(f"What was finished is kept. To continue: {_again(writer)}")
         raise
-    records = store.newest_per_cell(store.load([writer.path]))
-    code = exit_code(records)
-    writer.finish(exit_code=code)
     output.tables(tables(records, {writer.name: writer.manifest}))
     _close(records, code, writer, output)
     return code
@@ -160,8 +160,8 @@ def _close(records: list[ResultRecord], code: ExitCode, writer: RunWriter, outpu
         output.say(f"  {', '.join(dict.fromkeys(methods))}: {reason}")
     cells = {record.cell() for record in gone}
     some = f"{len(cells)} cell{'s' * (len(cells) > 1)}"
-    hint = f"Mend what the reasons name. To try again what did not end well: {_again(writer)}"
-    output.error(f"{some} {verb}; the reasons stand in the records.", hint)
+    hint = f"Fix the causes, then run the failed cells again: {_again(writer)}"
+    output.error(f"{some} {verb}; the reasons are above and in the records.", hint)
 
 
 def _again(writer: RunWriter) -> str:

