@@ -290,17 +290,15 @@ class Records:
         value = stats.median(seconds)
         bandwidth = self.found.probe_bytes / stats.median(reads.seconds)
         attention = self.found.attention[kind]
+        reasons = "; ".join(f"{way}: {why}" for way, why in attention.left_out.items())
+        left_out = {"left_out": reasons} if reasons else {}
         about = {
             **stats.summary(seconds),
             "bandwidth": bandwidth,
             "paired": False,  # in rounds of its own
             "path_of_attention": attention.path,
             "paths": attention.paths,
-            **(
-                {"left_out": "; ".join(f"{w}: {why}" for w, why in attention.left_out.items())}
-                if attention.left_out
-                else {}
-            ),
+            **left_out,
         }
         unsteady = cautions.unsteady(reads.seconds, self.found.probe_bytes)
         warnings = [*filter(None, [self.found.before, unsteady]), *stats.warnings(seconds, stopped=timed.stopped)]

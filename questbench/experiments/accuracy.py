@@ -276,6 +276,7 @@ def run(
     Raises:
         UsageError, CellError: no sample of a task can be used.
     """
+    from questbench.experiments._accuracy_memory import check as check_memory
     from questbench.experiments._accuracy_records import family, refusals, summary
     from questbench.experiments._accuracy_sample import Session
     from questbench.experiments._time_left import TimeLeft
@@ -284,12 +285,20 @@ def run(
     if {f"{one.key}|summary" for one, _, _ in work} | {FAMILY} <= set(finished):
         return
     session = Session.open(config)
+    small = {one.key: error for one, usable, _ in work if (error := check_memory(session, one, usable)) is not None}
     total, done = sum(one.samples for one, _, _ in work) + len(work), 0
     for one, _, _ in work:
-        _check_usable(session, one, finished)
+        if one.key not in small:
+            _check_usable(session, one, finished)
     left = TimeLeft([(one.spec, one.length, one.samples) for one, _, _ in work])
     compared: list[ResultRecord] = []
     for one, usable, refused in work:
+        if one.key in small:
+            out = [Refused(cell.method, cell.page_size, small[one.key]) for cell in usable]
+            left.skip(one.spec, one.length, one.samples)
+            done += one.samples + 1
+            yield Unit(f"{one.key}|summary", refusals(session, one, out + refused))
+            continue
         rows = {
             (str(row["unit"]), str(row["cell"])): dict(row)
             for row in stored

@@ -10,7 +10,7 @@ import dataclasses
 import gc
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from questbench.methods._make import PACKAGE, check_arguments, make_all, method_
 
 if TYPE_CHECKING:
     from questbench.experiments._e2e_session import Session
+    from questbench.experiments.costs import Forecast
 
 FILLS = ("prefill", "random")
 LOOPS = ("auto", "eager", "graph", "model")
@@ -265,10 +266,8 @@ def run(
                 session = None
                 gc.collect()  # the old model must be gone before the next one comes
                 session, opened = Session.open(config, cell), cell.model
-            tell = within(progress, done, len(grid))
-            records = measure(
-                config, cell, session, refused, lambda text: tell(f"{text}{forecast.words()}"), deadline, before
-            )
+            tell = _with_forecast(within(progress, done, len(grid)), forecast)
+            records = measure(config, cell, session, refused, tell, deadline, before)
         except (UsageError, PrerequisiteError) as error:
             # What no cell can do ends the run; a kind of weights that does not work here is a record like any other.
             if session is None and len({one.model for one in grid}) == 1:
@@ -324,3 +323,7 @@ def _failed(config: E2EConfig, cell: Cell, label: str, error: Exception) -> Any:
 
 def _missing(config: E2EConfig, cell: Cell, name: str, reason: str) -> Any:
     return dataclasses.replace(_failed(config, cell, name, CellError(reason)), status="skipped")
+
+
+def _with_forecast(tell: Callable[[str], None], forecast: Forecast) -> Callable[[str], None]:
+    return lambda text: tell(f"{text}{forecast.words()}")

@@ -41,8 +41,8 @@ VALUES: dict[str, tuple[str, int, str]] = {
     "report format": ("report --format docx", USAGE, "Unknown report format 'docx'"),
     "figure of the paper": ("report --compare paper:fig99", USAGE, "no 'fig99'"),
     # impossible values
-    "heads that do not divide": ("kernel --heads 32 --kv-heads 5", USAGE, "cannot share 5 KV heads"),
-    "more KV heads than heads": ("kernel --heads 4 --kv-heads 8", USAGE, "cannot share 8 KV heads"),
+    "heads that do not divide": ("kernel --heads 32 --kv-heads 5", USAGE, "cannot share the 5 KV heads"),
+    "more KV heads than heads": ("kernel --heads 4 --kv-heads 8", USAGE, "cannot share the 8 KV heads"),
     "budget below a page": ("kernel --method quest --budget 8", USAGE, "below one page of 16"),
     "budget below a page, accuracy": ("accuracy --task passkey --method quest --budget 8", USAGE, "below one page"),
     "budget below the sinks": ("kernel --method streaming_llm --budget 4", USAGE, "needs a budget of at least 6"),

@@ -118,3 +118,18 @@ def test_seeds_that_no_generator_takes_are_refused(seed):
 def test_seeds_that_are_fine():
     for seed in (0, 1, -1, (1 << 63) - 1, -(1 << 63)):
         assert seeding.check(seed) == seed
+
+
+def test_a_length_that_does_not_fit_is_a_failed_record_and_the_others_run(monkeypatch):
+    """Nothing of it is made: not even its text, which alone would take the memory."""
+    from accuracy_helpers import random_model, run, use
+
+    use(random_model(), monkeypatch)
+    monkeypatch.setattr(costs, "free_bytes", lambda device: 4 << 30)
+    settings = {"tasks": ["passkey"], "methods": ["dense", "quest"], "budgets": [64], "samples": 1}
+    records, _, units_made = run(seq_lens=[256, 100 << 20], **settings)
+    long = [record for record in records if record.params["seq_len"] == 100 << 20]
+    assert {record.method for record in long} == {"dense", "quest"}
+    assert all(record.status == "failed" and "out of memory: this cell needs about" in record.reason for record in long)
+    assert all(record.status == "ok" for record in records if record.params["seq_len"] == 256)
+    assert {unit.key for unit in units_made if str(100 << 20) in unit.key} == {f"passkey|{100 << 20}|stepwise|summary"}
