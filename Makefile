@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_FLAGS)
 OUT ?= results
 
-.PHONY: demo test lint types pytest wheel clean
+.PHONY: demo test lint types pytest test-transformers wheel clean
 
 demo: .venv/installed
 	@test -n "$$(command -v $(CXX))" || { \
@@ -20,6 +20,8 @@ demo: .venv/installed
 	$(BIN)/questbench kernel --seq-len 8k,32k --max-seconds 10 --out $(OUT)
 	$(BIN)/questbench accuracy --task passkey --out $(OUT)
 	$(BIN)/questbench report --out $(OUT)
+	@echo "Done. To type 'questbench' as the README does, activate the environment in this shell first:"
+	@echo "    . $(BIN)/activate"
 
 test: .venv/installed-dev lint types pytest
 
@@ -32,6 +34,10 @@ types: .venv/installed-dev
 
 pytest: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+# Slow: the tests of models with the oldest and the newest transformers.
+test-transformers: .venv/installed-dev
+	$(BIN)/python scripts/check_transformers.py
 
 # Slow: builds sdist and wheel and installs them in an empty environment.
 wheel: .venv/installed-dev

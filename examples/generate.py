@@ -3,6 +3,8 @@
 python examples/generate.py
 """
 
+import inspect
+
 import torch
 
 import questbench
@@ -18,8 +20,10 @@ def main() -> None:
     ids = torch.tensor([tokenizer.encode(prompt)])
     for budget in (64, 256):
         cache = questbench.build_cache(model, questbench.Quest(budget=budget), dense_layers=1)
-        model.set_attn_implementation("questbench")  # known since build_cache was looked up
-        out = model.generate(ids, past_key_values=cache, max_new_tokens=3, do_sample=False)
+        model.set_attn_implementation("questbench")
+        # transformers 5.24 renamed past_key_values to cache.
+        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        out = model.generate(ids, **{name: cache}, max_new_tokens=3, do_sample=False)
         print(f"budget {budget:4d} of {ids.shape[1]} tokens:{tokenizer.decode(out[0, ids.shape[1] :])}")
 
 

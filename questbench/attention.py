@@ -16,7 +16,8 @@ from torch.nn.attention.bias import causal_lower_right
 
 from questbench.cache import LayerCache
 from questbench.errors import CellError
-from questbench.methods._base import Everything, Pages, TopPages
+from questbench.kernels._ops import MassMode
+from questbench.methods._base import Everything, Observes, Pages, TopPages
 
 PREFILL_CHUNK = 256
 """Most query rows per block where prefill attention is masked or written out: memory stays linear in the length."""
@@ -47,11 +48,19 @@ class Observer(Protocol):
         ...
 
 
-def decode(layer: LayerCache, q: Tensor, scoring: Scoring, observer: Observer | None = None) -> Tensor:
+def decode(
+    layer: LayerCache,
+    q: Tensor,
+    scoring: Scoring,
+    observer: Observer | None = None,
+    collect: frozenset[str] = frozenset(),
+) -> Tensor:
     """Attention of one new query per row; its key and value are in the cache already.
 
     Args:
         q: ``[B, Hq, D]`` in storage dtype.
+        collect: attention mass to keep up to date in ``layer.prefill_mass``; see :func:`prefill`. A step that does not
+            read everything has no such mass: nothing is collected any more.
 
     Returns:
         ``[B, Hq, D]``.
@@ -61,6 +70,7 @@ def decode(layer: LayerCache, q: Tensor, scoring: Scoring, observer: Observer | 
     visits = None
     if observer is not None:
         visits = torch.zeros((layer.rows, layer.kv_heads, layer.slots), dtype=torch.int32, device=q.device)
+    own = torch.zeros((layer.rows, layer.kv_heads, layer.slots), device=q.device) if collect else None
     if isinstance(selection, TopPages):
         if layer.bounds is None:
             raise CellError(f"{method.name} needs page bounds, but this cache keeps none.")
@@ -96,15 +106,39 @@ def decode(layer: LayerCache, q: Tensor, scoring: Scoring, observer: Observer | 
             sinks=scoring.sinks,
             prefix_q=everything.prefix_q,
             prefix=everything.prefix,
-            mass=layer.mass,
-            mass_mode="none" if method.observes == "nothing" else method.observes,
+            mass=layer.mass if own is None else own,
+            mass_mode=_observed(method.observes) if own is None else "last",
             visits=visits,
         )
     if observer is not None and visits is not None:
         observer.step(layer, visits)
+    if own is not None:
+        _add_step(layer, own, collect if isinstance(selection, Everything) else frozenset())
     layer.steps += 1
     layer.forget()
+    if not layer.reversible:
+        layer.prefill_mass.clear()  # it is that of slots which others have taken
     return out
+
+
+def _observed(observes: Observes) -> MassMode:
+    return "none" if observes == "nothing" else observes
+
+
+def _add_step(layer: LayerCache, own: Tensor, collect: frozenset[str]) -> None:
+    """Add one query's mass ``[B, Hk, slots]`` to what the method and ``collect`` ask for."""
+    if layer.mass is not None:
+        mass = layer.mass[:, :, : own.shape[2]]
+        mass.copy_(mass + own if layer.method.observes == "sum" else own)
+    own = own[:, :, : max(layer.held)]
+    if not collect:
+        layer.prefill_mass.clear()
+    if "last" in collect:
+        layer.prefill_mass["last"] = own
+    earlier = layer.prefill_mass.pop("sum", None)
+    if "sum" in collect and earlier is not None and earlier.shape[2] >= own.shape[2] - 1:  # else steps were left out
+        # Not in place: a fork may look at the same tensor.
+        layer.prefill_mass["sum"] = own + F.pad(earlier, (0, own.shape[2] - earlier.shape[2]))
 
 
 def prefill(
@@ -134,14 +168,17 @@ def prefill(
     """
     out = torch.zeros_like(q)
     everything = Everything()
-    if layer.held != ([q.shape[2]] * layer.rows if new is None else list(new)):
+    counts = [q.shape[2]] * layer.rows if new is None else list(new)
+    earlier = max(held - count for held, count in zip(layer.held, counts, strict=True))
+    if layer.held != counts:
         everything = layer.method.reread(q.flatten(1, 2), layer)
     prefix_q = None if everything.prefix_q is None else everything.prefix_q.unflatten(1, q.shape[1:3])
-    wanted = collect | ({layer.method.prefill_observes} - {"nothing"})
-    for mode in wanted:
-        _make_mass(layer, mode, resumed)
+    own = layer.method.prefill_observes
+    wanted = {
+        mode for mode in collect | ({own} - {"nothing"}) if _make_mass(layer, mode, resumed, mode == own, earlier)
+    }
     for row in range(layer.rows):
-        count = q.shape[2] if new is None else new[row]
+        count = counts[row]
         if count == 0:
             continue
         queries = q[row, :, -count:]
@@ -165,13 +202,26 @@ def prefill(
     return out
 
 
-def _make_mass(layer: LayerCache, mode: str, resumed: bool) -> None:
-    """Room for one kind of mass of all resident entries; a running sum goes on where it was."""
+def _make_mass(layer: LayerCache, mode: str, resumed: bool, own: bool, entries: int) -> bool:
+    """Room for one kind of mass of all resident entries; a running sum goes on where it was.
+
+    Args:
+        resumed: the prompt goes on.
+        own: the layer's method asks for it, and keeps a running sum of earlier turns by itself.
+        entries: what the longest row held before.
+
+    Returns:
+        Whether it can be collected. The sum over a text cannot if that of its earlier part is not there.
+    """
     mass = torch.zeros((layer.rows, layer.kv_heads, max(layer.held)), device=layer.device)
-    earlier = layer.prefill_mass.get(mode)
-    if resumed and mode == "sum" and earlier is not None:
-        mass[:, :, : earlier.shape[2]] = earlier
+    earlier = layer.prefill_mass.pop(mode, None)
+    if mode == "sum" and (resumed or not own):
+        if entries > 0 and (earlier is None or earlier.shape[2] < entries):
+            return False
+        if earlier is not None and entries > 0:
+            mass[:, :, : earlier.shape[2]] = earlier
     layer.prefill_mass[mode] = mass
+    return True
 
 
 def _plain(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:

@@ -7,11 +7,12 @@ with it, ``positions`` tells. ``seen`` counts the text, ``held`` what is residen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from questbench.eviction import kept_slots
+from questbench.eviction import kept_slots, of_row
 from questbench.kernels._ops import Ops
 from questbench.methods._base import Keep, Method
 from questbench.paging import BoundsLayout, PagePool, widened
@@ -32,6 +33,9 @@ class LayerCache:
         query_heads: of the model; where it equals ``kv_heads``, bounds may stand by channel (``kernels/_bounds.py``).
         rotate: rotary embedding of the model, for methods that re-index positions.
         pool: share the pages of another cache instead of allocating (see :meth:`fork`).
+
+    Raises:
+        UsageError: the backend has no kernels for this shape.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class LayerCache:
         bounds: bool | None = None,
         query_heads: int | None = None,
     ) -> None:
+        ops.limits.check(ops.name, query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size)
         self.method, self.ops, self.index, self.rotate = method, ops, index, rotate
         self.rows, self.kv_heads, self.head_dim, self.page_size = rows, kv_heads, head_dim, page_size
         self.dtype, self.device = dtype, torch.device(device)
@@ -62,7 +67,8 @@ class LayerCache:
         """Decode steps since the prefill."""
         self.lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
         self.prefill_mass: dict[str, Tensor] = {}
-        """Attention mass ``[B, Hk, T]`` of the prefill's queries: of the ``last`` row, and the ``sum`` over rows."""
+        """Attention mass ``[B, Hk, T]`` of the text so far: of the ``last`` query, and the ``sum`` over queries."""
+        self._inherited = False  # whether ``mass`` comes from a cache of the same rule: nothing need be collected then
         pages = -(-capacity // page_size)
         self.pool = pool or PagePool(
             kv_heads,
@@ -146,14 +152,16 @@ class LayerCache:
         """Hand the prefill's attention mass to the method and drop what it does not keep.
 
         Raises:
-            ValueError: the prefill did not collect the mass that the method needs.
+            ValueError: the mass that the method needs was not collected, or not that of all entries.
         """
         self.steps = 0
         wanted = self.method.prefill_observes
-        if wanted != "nothing" and self.mass is not None:
-            if wanted not in self.prefill_mass:
-                raise ValueError(f"{self.method.name} needs the prefill's mass '{wanted}', which was not collected")
-            collected = self.prefill_mass[wanted]
+        if wanted != "nothing" and self.mass is not None and (wanted in self.prefill_mass or not self._inherited):
+            collected = self.prefill_mass.get(wanted)
+            if collected is None or collected.shape[2] < max(self.held):
+                raise ValueError(
+                    f"{self.method.name} needs the attention mass '{wanted}' of the whole text, which was not collected"
+                )
             mass = self.mass[:, :, : collected.shape[2]]
             # A running sum goes on in later turns: entries that are resident already keep what they have.
             mass.copy_(mass + collected if wanted == "sum" else collected)
@@ -185,23 +193,24 @@ class LayerCache:
             )
             self.held = [min(held, keep.entries) for held in self.held]
 
-    def rewind(self, held: int) -> None:
-        """Forget the newest entries of every row so that ``held`` remain; their pages stay owned.
+    def rewind(self, held: int | Sequence[int]) -> None:
+        """Forget the newest entries of each row so that at most ``held`` (of all, or per row) remain; pages stay owned.
 
         Raises:
             ValueError: entries were dropped, so that the newest ones may have taken older ones' slots.
         """
         if not self.reversible:
             raise ValueError(f"{self.method.name} has dropped entries: its cache cannot go back")
-        for row in range(self.rows):
-            self.seen[row] -= max(self.held[row] - held, 0)
-            self.held[row] = min(self.held[row], held)
-            reopened = held % self.page_size and len(self._owned[row]) > held // self.page_size
-            if self.bounds is not None and self.pool.layout == "page" and reopened:
-                page = self._own(row, held // self.page_size)
-                keys = self.k_pages[page, :, : held % self.page_size]
-                self.bounds[page] = torch.stack([keys.amax(1), keys.amin(1)], dim=1)
-        self.lengths.clamp_(max=held)
+        for row, most in enumerate([held] * self.rows if isinstance(held, int) else held):
+            if self.held[row] <= most:
+                continue
+            self.seen[row] -= self.held[row] - most
+            self.held[row] = most
+            if self.bounds is not None and most % self.page_size:
+                self.pool.reopen(self._own(row, most // self.page_size), most % self.page_size)
+            self.prefill_mass.clear()  # it counts queries that are gone
+        limit: Any = held if isinstance(held, int) else torch.tensor(held, dtype=torch.int32, device=self.device)
+        self.lengths.clamp_(max=limit)
 
     def retain(self, keep: Keep) -> None:
         """Gather the kept entries of every row, oldest first, into a store of their own."""
@@ -216,9 +225,8 @@ class LayerCache:
             pages=self.rows * (-(-(keep.entries + 1) // self.page_size)),
             bounds="none",
         )
-        old_positions, old_mass = self.positions, self.mass
+        old_positions, old_mass, held, seen = self.positions, self.mass, self.held, self.seen
         gathered = [self.gather(row) for row in range(self.rows)]
-        held, seen = self.held, self.seen
         self.release()
         self.pool = fresh
         self._table = self._table.new_zeros((self.rows, 1))
@@ -227,7 +235,7 @@ class LayerCache:
         self.lengths.zero_()
         self.held, self._newest = [0] * self.rows, None
         kept = [
-            kept_slots(old_positions[row, :, : held[row]], _of(old_mass, row, held[row]), keep)
+            kept_slots(old_positions[row, :, : held[row]], of_row(old_mass, row, held[row]), keep)
             for row in range(self.rows)
         ]
         for row, slots in enumerate(kept):
@@ -294,9 +302,11 @@ class LayerCache:
                 twin.positions[:, :, :common] = self.positions[:, :, :common]
             else:
                 twin.positions[:] = torch.arange(twin.positions.shape[2], dtype=torch.int32, device=self.device)
-        if twin.mass is not None and self.mass is not None and method.observes == self.method.observes:
+        same_rule = (method.observes, method.prefill_observes) == (self.method.observes, self.method.prefill_observes)
+        if twin.mass is not None and self.mass is not None and same_rule:
             common = min(twin.mass.shape[2], self.mass.shape[2])
             twin.mass[:, :, :common] = self.mass[:, :, :common]
+            twin.prefill_mass, twin._inherited = {}, True
         return twin
 
     def select_rows(self, rows: Tensor) -> None:
@@ -310,8 +320,7 @@ class LayerCache:
         self._table, self._view = self._table[rows], None
         self.lengths = self.lengths[rows]
         self.held, self.seen = [self.held[row] for row in order], [self.seen[row] for row in order]
-        self.positions = None if self.positions is None else self.positions[rows]
-        self.mass = None if self.mass is None else self.mass[rows]
+        self.positions, self.mass = (None if x is None else x[rows] for x in (self.positions, self.mass))
         self.prefill_mass = {mode: mass[rows] for mode, mass in self.prefill_mass.items()}
 
     def release(self) -> None:
@@ -393,7 +402,3 @@ class LayerCache:
         """Grow the per-slot tensors with the page table."""
         slots = self._table.shape[1] * self.page_size
         self.positions, self.mass = widened(self.positions, slots), widened(self.mass, slots)
-
-
-def _of(mass: Tensor | None, row: int, held: int) -> Tensor | None:
-    return None if mass is None else mass[row, :, :held]

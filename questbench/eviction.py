@@ -33,3 +33,8 @@ def kept_slots(positions: Tensor, mass: Tensor | None, keep: Keep) -> Tensor:
     order = order.gather(1, safe.gather(1, order).to(torch.int8).argsort(dim=1, descending=True, stable=True))
     kept = order[:, : keep.entries]
     return kept.gather(1, positions.gather(1, kept).argsort(dim=1))
+
+
+def of_row(mass: Tensor | None, row: int, held: int) -> Tensor | None:
+    """One row's mass ``[Hk, held]``, where there is any."""
+    return None if mass is None else mass[row, :, :held]

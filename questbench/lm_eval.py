@@ -74,13 +74,14 @@ def _model_class(base: type[Any]) -> type[Any]:
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             """A chat as the text of one prompt."""
-            text = self.requests.loaded.tokenizer.apply_chat_template(
+            from questbench.experiments._accuracy_template import render
+
+            return render(
+                self.requests.loaded.tokenizer,
                 chat_history,
-                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )
-            return str(text)
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             """Of continuations behind contexts."""
@@ -255,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget", default="256", metavar="TOKENS", help="KV entries that one query head may see; commas sweep")
     add("-M", dest="field", action="append", metavar="NAME=VALUE", help="a field of the methods; repeatable")
     add("--page-size", type=int, default=16, metavar="TOKENS")
-    add("--dense-layers", type=int, metavar="N", help="leading layers left dense; the model's own if left out")
+    add("--dense-layers", type=int, metavar="N", help="leading layers that stay dense (default: the model's own)")
     add("--feed", type=int, default=1, metavar="TOKENS", help="last tokens of a context fed with the method active")
     add("--batch", type=int, default=1, metavar="N", help="contexts that run at a time")
     add("--limit", type=float, metavar="N", help="samples per task, or a share below 1")
@@ -263,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--apply-chat-template", action="store_true")
     add("--dtype", default="fp32", metavar="NAME", help="fp32, bf16 or fp16")
     add("--device", default="cpu", metavar="NAME")
-    add("--backend", metavar="NAME", help="kernels; the device's own if left out")
+    add("--backend", metavar="NAME", help="kernels (default: the device's own)")
     add("--threads", type=int, metavar="N")
     add("--seed", type=int, default=0, metavar="N")
     add("--online", action="store_true", help="let models and data be fetched from the hub")

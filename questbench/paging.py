@@ -88,6 +88,12 @@ class PagePool:
         self.release([page])
         return target
 
+    def reopen(self, page: int, entries: int) -> None:
+        """The page holds its first ``entries`` again, and its bounds are theirs. By channel, open pages have none."""
+        if self.bounds is not None and self.layout == "page":
+            keys = self.k[page, :, :entries]
+            self.bounds[page] = torch.stack([keys.amax(1), keys.amin(1)], dim=1)
+
     def _new_bounds(self, pages: int) -> Tensor | None:
         if self.layout == "none":
             return None

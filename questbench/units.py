@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from questbench.errors import UsageError
 
 _COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(k|ki|m|mi)?\s*$", re.IGNORECASE)
+LARGEST = 1 << 53
+"""More than this no count can be: beyond it not even every whole number has a floating-point one."""
 _FACTOR = {"": 1, "k": 1024, "m": 1024 * 1024}
 
 
@@ -20,9 +23,12 @@ def parse_count(text: str, *, what: str = "count") -> int:
     if not match:
         raise UsageError(f"'{text}' is not a {what}.", "Write a whole number such as 4096, or 4k for 4,096.")
     suffix = (match.group(2) or "").lower().removesuffix("i")
-    value = float(match.group(1)) * _FACTOR[suffix]
-    if value != int(value):
-        raise UsageError(f"{what} '{text}' is not whole: {value}.", "Write a whole number such as 4096, or 4k.")
+    value = Fraction(match.group(1)) * _FACTOR[suffix]
+    if value > LARGEST:
+        shown = text.strip() if len(text.strip()) <= 24 else f"{text.strip()[:20]}..."
+        raise UsageError(f"{what} '{shown}' is too large.", f"Write a whole number of at most {LARGEST:,}.")
+    if value.denominator != 1:
+        raise UsageError(f"{what} '{text}' is not whole: {float(value)}.", "Write a whole number such as 4096, or 4k.")
     return int(value)
 
 
@@ -68,6 +74,30 @@ def seconds(value: float) -> str:
         if abs(value) >= scale:
             return f"{significant(value / scale)} {unit}"
     return f"{significant(value / 1e-9)} ns"
+
+
+def duration(value: float) -> str:
+    """Seconds as one tells them: ``40 s``, ``12 min``, ``2.5 h``."""
+    if value < 90:
+        return f"{max(round(value), 1)} s"
+    minutes = value / 60
+    return f"{round(minutes)} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+_DURATION = re.compile(r"^\s*(\d{1,9}(?:\.\d{1,9})?)\s*(s|sec|min|m|h)?\s*$", re.IGNORECASE)
+
+
+def parse_duration(text: str, *, what: str = "duration") -> float:
+    """``"90"``, ``"90s"``, ``"20m"``, ``"1.5h"`` in seconds.
+
+    Raises:
+        UsageError: it is none, or 0.
+    """
+    match = _DURATION.match(text)
+    if not match or float(match.group(1)) == 0:
+        raise UsageError(f"'{text}' is not a {what}.", "Write seconds, or 20m, or 2h.")
+    factor = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}[(match.group(2) or "s").lower()]
+    return float(match.group(1)) * factor
 
 
 def size(value: float) -> str:

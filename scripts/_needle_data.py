@@ -81,7 +81,7 @@ class Generator:
         ]
         self.garbage = np.concatenate([self.line(" " + word) for word in GARBAGE])
         self.record = {part: self.line(text) for part, text in zip("ab", _around(kv.RECORD), strict=True)}
-        ask, key, value = kv.QUESTION.lstrip("\n").partition("\nkey {key}:")
+        ask, key, value = (kv.QUESTION + kv.PREFIX).lstrip("\n").partition("\nkey {key}:")
         assert key and not value, "the kv task's question has another form now: teach it to Generator.records"
         self.ask = [self.line(text.rstrip(" ")) for text in ask.split("{key}")]
 
@@ -185,7 +185,7 @@ class Generator:
         pieces = [self.line(text) for text in passkey.NEEDLE.replace("{key} is", " {key} is").split(" {key}")]
         pieces[1] = pieces[1][:-1] if self.tokenizer.decode(pieces[1][-1:]) == " " else pieces[1]
         needle = np.concatenate([pieces[0], key, pieces[1], key, pieces[2]])
-        question = self.line(passkey.QUESTION)
+        question = self.line(passkey.QUESTION + passkey.PREFIX)
         head = np.concatenate([[self.bos], self.line(passkey.INSTRUCTION), [self.newline]])
         spare = shape.length - len(head) - len(needle) - len(question) - 8
         if spare < 16:
@@ -215,7 +215,7 @@ class Generator:
         seed, index = TRAINING_SEED + int(rng.integers(1 << 30)), int(rng.integers(1 << 20))
         generator = seeding.generator(seed, name, shape.length, index)
         sample = self.task(name).sample(index, length=shape.length - 40, tokenizer=self.tokenizer, rng=generator)
-        return self._joined([(sample.context + sample.question, False), (" " + sample.answers[0], True)])
+        return self._joined([(sample.prompt, False), (" " + sample.answers[0], True)])
 
     def niah(self, rng: np.random.Generator, shape: Shape) -> tuple[Ids, NDArray[np.bool_]]:
         """One to four numbers of the niah task in prose or garbage, all of them asked for."""
@@ -235,7 +235,7 @@ class Generator:
         text, _ = insert(units, needles, " ")
         pieces = [((niah.INSTRUCTION if draw.random() < 0.8 else "") + text, False)]
         for key, value in pairs:
-            pieces += [(niah.QUESTION.format(key=key), False), (f" {value}", True)]
+            pieces += [((niah.QUESTION + niah.PREFIX).format(key=key), False), (f" {value}", True)]
         return self._joined(pieces)
 
     def vt(self, rng: np.random.Generator, shape: Shape) -> tuple[Ids, NDArray[np.bool_]]:
@@ -260,7 +260,7 @@ class Generator:
         text, _ = insert(garbage_lines(max(int(room / 1.5), 0)), lines, "\n")
         pieces = [(shown + vt.INSTRUCTION + text, False)]
         for names, value in zip(found, values, strict=False):
-            pieces.append((vt.QUESTION.format(value=value, count=len(names)), False))
+            pieces.append(((vt.QUESTION + vt.PREFIX).format(value=value, count=len(names)), False))
             pieces.append((" " + " ".join(names), True))
         return self._joined(pieces)
 
@@ -282,7 +282,7 @@ class Generator:
             taken += int(units[-1].count(" ") * 1.2) + 3
         text, _ = insert(units[:-1], pieces, "\n")
         walk = [stops[(at + 1) % links] for at in range(steps)]
-        question = chain.QUESTION.format(stop=stops[0], steps=steps)
+        question = (chain.QUESTION + chain.PREFIX).format(stop=stops[0], steps=steps)
         return self._joined([(chain.INSTRUCTION + text + question, False), (" " + " -> ".join(map(str, walk)), True)])
 
     def book(self, rng: np.random.Generator, shape: Shape) -> tuple[Ids, NDArray[np.bool_]]:

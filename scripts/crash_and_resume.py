@@ -18,13 +18,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-COMMAND = [sys.executable, "-m", "questbench", "accuracy", "--task", "passkey", "--seq-len", "512,768"]
-COMMAND += ["--budget", "64,128", "--method", "dense,quest,tova"]
-LONGEST = 4.0
-"""Seconds of the sweep after which it is killed at the latest: some starts die in start-up, the others in the sweep."""
+COMMAND = [sys.executable, "-m", "questbench", "accuracy", "--task", "passkey", "--seq-len", "256"]
+COMMAND += ["--budget", "64", "--method", "dense,quest"]
+STARTS = 0.25
+"""Share of the kills that fall into start-up; the others wait for a unit of work, so that a loaded machine hits too."""
+PATIENCE = 600.0
+"""Seconds to wait for a unit of work."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,15 +35,15 @@ def main() -> int:
     """Run the check; 0 if all is well."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--samples", type=int, default=60)
+    parser.add_argument("--samples", type=int, help="two more than kills if left out")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        command = [*COMMAND, "--samples", str(options.samples), "--out"]
-        whole, latest = _whole_run([*command, f"{scratch}/whole"], Path(scratch, "whole"))
+        command = [*COMMAND, "--samples", str(options.samples or options.kills + 2), "--out"]
+        whole, start = _whole_run([*command, f"{scratch}/whole"], Path(scratch, "whole"))
         killed = Path(scratch, "killed")
-        run, kills = _interrupted([*command, str(killed)], killed, options.kills, moments, latest)
+        run, kills = _interrupted([*command, str(killed)], killed, options.kills, moments, start)
         problems = _problems(whole, run)
     sys.stdout.write(f"{kills} kills, {run.units} units of work: ")
     sys.stdout.write("nothing lost, nothing twice\n" if not problems else "\n".join(["FAILED", *problems, ""]))
@@ -48,36 +51,49 @@ def main() -> int:
 
 
 def _whole_run(command: list[str], out: Path) -> tuple[dict[str, Any], float]:
-    """Its state, and the seconds from a start within which a run may be killed."""
+    """Its state, and the seconds that it took to start."""
     start = time.time()
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-    length, run = time.time() - start, next(out.iterdir())
+    run = next(out.iterdir())
     begun = datetime.datetime.fromisoformat(json.loads((run / "run.json").read_text())["start"]).timestamp()
-    # A loaded machine takes long to start.
-    return _state(run), min(length, begun - start + LONGEST)
+    return _state(run), begun - start
 
 
-def _interrupted(
-    command: list[str], out: Path, kills: int, moments: random.Random, latest: float
-) -> tuple[_State, int]:
+def _interrupted(command: list[str], out: Path, kills: int, moments: random.Random, start: float) -> tuple[_State, int]:
     """Start, kill, resume ... The moments fall all over a run, start-up and last write included."""
     done = 0
     while done < kills:
         begun = sorted(out.glob("*/run.json"))
         again = [*command[:-2], "--resume", str(begun[0].parent)] if begun else command
+        before = _written(out)
         process = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-        try:
-            process.wait(timeout=moments.uniform(0.2, latest))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            done += 1
+        if moments.random() < STARTS:
+            _wait(process, moments.uniform(0.05, 1.2) * start, lambda: False)
         else:
+            # Somewhere between the end of one unit and the end of the next, of which the writing is the last part.
+            _wait(process, PATIENCE, lambda before=before: _written(out) > before)  # type: ignore[misc]
+            _wait(process, moments.uniform(0.0, 0.5), lambda: False)
+        if process.poll() is not None:
             break  # done before the last kill: a sweep with more samples takes more of them
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done += 1
     begun = sorted(out.glob("*/run.json"))
     last = [*command[:-2], "--resume", str(begun[0].parent)] if begun else command  # all of them died in start-up
     subprocess.run(last, check=True, capture_output=True, cwd=ROOT)
     return _State(sorted(out.glob("*/run.json"))[0].parent), done
+
+
+def _written(out: Path) -> int:
+    """Bytes of the run's files so far."""
+    return sum(path.stat().st_size for path in out.glob("*/*.jsonl"))
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float, over: Callable[[], bool]) -> None:
+    """Wait for a moment: so many seconds, the process's own end, or ``over``."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None and not over():
+        time.sleep(0.002)
 
 
 class _State:

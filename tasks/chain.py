@@ -26,7 +26,8 @@ INSTRUCTION = (
     "Remember the links: I will ask for a walk along them.\n"
 )
 LINK = "stop {stop} -> {following}"
-QUESTION = "\nStart at stop {stop} and list the next {steps} stops in order.\nstop {stop} ->"
+QUESTION = "\nStart at stop {stop} and list the next {steps} stops in order.\n"
+PREFIX = "stop {stop} ->"
 ARROW = " -> "
 MOST_LINKS, MOST_STEPS = 4000, 256
 
@@ -72,6 +73,7 @@ class Chain(Task):
                 id=f"{self.name}-{index:04d}",
                 context=INSTRUCTION + text,
                 question=QUESTION.format(stop=stops[0], steps=self.steps),
+                answer_prefix=PREFIX.format(stop=stops[0]),
                 answers=(answer,),
                 needles=shifted(spans[: self.steps], len(INSTRUCTION)),
                 needles_needed="all",

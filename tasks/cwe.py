@@ -26,10 +26,8 @@ INSTRUCTION = (
     "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
     "appear most often.\n"
 )
-QUESTION = (
-    "\nQuestion: What are the 10 most common words in the above list? Answer: The top 10 words that appear most often "
-    "in the list are:"
-)
+QUESTION = "\nQuestion: What are the 10 most common words in the above list? "
+PREFIX = "Answer: The top 10 words that appear most often in the list are:"
 COMMON = 10
 LONG, SHORT = ((40, 10, 3), (30, 3)), ((20, 3, 1), (6, 1))
 """Words, repeats of common and of other words in the example; repeats of common and of other words in the list."""
@@ -77,7 +75,7 @@ class CommonWords(RulerTask):
         example = words[:shown]
         solved = example[:COMMON] * shown_often + example[COMMON:] * shown_rarely
         rng.shuffle(solved)
-        head = f"{INSTRUCTION}{listed(solved)}{QUESTION} {answer_of(example)}\n\n{INSTRUCTION}"
+        head = f"{INSTRUCTION}{listed(solved)}{QUESTION}{PREFIX} {answer_of(example)}\n\n{INSTRUCTION}"
         common, others = words[shown : shown + COMMON], words[shown + COMMON :]
         # Every repeat has a random rank of its own, so that a list of other length is the same list but for its end.
         ranks = {(word, turn): rng.random() for word in common for turn in range(often)}
@@ -91,7 +89,7 @@ class CommonWords(RulerTask):
             return head + listed([word for word, _ in entries])
 
         def count(more: int) -> int:
-            return tokens(tokenizer, context(more) + QUESTION)
+            return tokens(tokenizer, context(more) + QUESTION, PREFIX)
 
         more = max(fit(count, length, most * rarely), 0)
         reached = count(more)
@@ -102,6 +100,7 @@ class CommonWords(RulerTask):
             id=f"{self.name}-{index:04d}",
             context=context(more),
             question=QUESTION,
+            answer_prefix=PREFIX,
             answers=(answer_of(common),),
             meta={
                 "references": common,

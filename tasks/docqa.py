@@ -1,4 +1,4 @@
-"""Questions about self-made passages in LongBench's form: a fact told in prose, asked for in other words, scored by F1.
+"""Questions about self-made passages in LongBench's form: a fact in prose, a question worded differently, scored by F1.
 
     instruction / "Passage 1" / portrait of somebody invented / "Passage 2" / ... / "Question: ... Answer:"
 
@@ -25,7 +25,7 @@ from questbench.tasks._prose import Sentences
 from questbench.tasks._words import ADJECTIVES, FIRST_NAMES, SURNAMES, TOWNS, article
 
 INSTRUCTION = "Read the passages below and answer the question at the end in a few words.\n\n"
-QUESTION = "\n\nQuestion: {question}\nAnswer:"
+QUESTION, PREFIX = "\n\nQuestion: {question}\n", "Answer:"
 _FEARED = """
 badgers barrels bees bells boats bridges candles carts caves cellars chimneys clocks crows curtains dogs doors dragons
 drums ducks eagles elevators ferries fires flutes foxes geese ghosts goats hammers hats horses kettles ladders lizards
@@ -158,6 +158,7 @@ class DocQA(Task):
                 id=f"{self.name}-{index:04d}",
                 context=INSTRUCTION + text,
                 question=QUESTION.format(question=question),
+                answer_prefix=PREFIX,
                 answers=(answer,),
                 needles=shifted([spans[needle]], len(INSTRUCTION)),
                 meta={"depth": depth(index), "passages": count, "fact": kind, "input": question},

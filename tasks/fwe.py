@@ -27,9 +27,9 @@ INSTRUCTION = (
 )
 QUESTION = (
     "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most frequently "
-    "appeared words in the above coded text? Answer: According to the coded text above, the three most frequently "
-    "appeared words are:"
+    "appeared words in the above coded text? "
 )
+PREFIX = "Answer: According to the coded text above, the three most frequently appeared words are:"
 DOTS = "..."
 ASKED, LETTERS, TOKENS_PER_WORD = 3, 6, 50
 
@@ -76,6 +76,7 @@ class FrequentWords(RulerTask):
                 id=f"{self.name}-{index:04d}",
                 context=INSTRUCTION + " ".join(text),
                 question=QUESTION,
+                answer_prefix=PREFIX,
                 answers=(answer,),
                 meta={"references": references, "counts": counts(words, ranks, self.alpha)[: ASKED + 2]},
                 max_new_tokens=answer_room(tokenizer, answer, least=self.max_new_tokens),

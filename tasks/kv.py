@@ -30,7 +30,7 @@ INSTRUCTION = (
     "Remember the records: I will ask for the value of one key."
 )
 RECORD = "key {key}: {value}"
-QUESTION = "\nWhat is the value of key {key}?\nkey {key}:"
+QUESTION, PREFIX = "\nWhat is the value of key {key}?\n", "key {key}:"
 MOST_RECORDS = 40_000
 
 
@@ -81,7 +81,7 @@ class KV(Task):
 
         def count(records: int, words: int) -> int:
             head, needle, tail, (key, _) = parts(records, words)
-            return tokens(tokenizer, head + needle + tail + QUESTION.format(key=key))
+            return tokens(tokenizer, head + needle + tail + QUESTION.format(key=key), PREFIX.format(key=key))
 
         # "full" is fitted in records and then, like any other number, filled up with prose.
         records = half if self.records != "full" else 1 + fit(lambda more: count(1 + more, 0), length, half - 1)
@@ -96,6 +96,7 @@ class KV(Task):
             id=f"{self.name}-{index:04d}",
             context=head + needle + tail,
             question=QUESTION.format(key=key),
+            answer_prefix=PREFIX.format(key=key),
             answers=(str(value),),
             needles=((len(head), len(head) + len(needle)),),
             meta={"depth": depth(index), "records": records, "key": key, "tokens": reached},

@@ -27,7 +27,7 @@ INSTRUCTION = (
     "Remember the records: I will ask for the values of several keys, one after another.\n"
 )
 RECORD = "key {key}: {value}"
-QUESTION = "\nWhat is the value of key {key}?\nkey {key}:"
+QUESTION, PREFIX = "\nWhat is the value of key {key}?\n", "key {key}:"
 MOST_RECORDS = 10_000
 
 
@@ -72,11 +72,12 @@ class MultiTurn(Task):
         def build(words: int) -> Sample:
             text, spans = insert(prose.cut(words), pieces, "\n")
             needles = shifted(spans, len(INSTRUCTION))
-            turns = tuple(Turn(QUESTION.format(key=pairs[at][0]), (str(pairs[at][1]),), (needles[at],)) for at in asked)
+            turns = tuple(_turn(*pairs[at], needles[at]) for at in asked)
             return Sample(
                 id=f"{self.name}-{index:04d}",
                 context=INSTRUCTION + text,
                 question=turns[0].question,
+                answer_prefix=turns[0].answer_prefix,
                 answers=turns[0].answers,
                 needles=turns[0].needles,
                 meta={"depths": [round((at + 0.5) / self.records, 4) for at in asked], "records": self.records},
@@ -89,3 +90,7 @@ class MultiTurn(Task):
         """1 if the first run of digits is the value that the sample's question asks for."""
         found = re.search(r"\d+", completion)
         return float(found is not None and found.group() == sample.answers[0])
+
+
+def _turn(key: int, value: int, needle: tuple[int, int]) -> Turn:
+    return Turn(QUESTION.format(key=key), (str(value),), (needle,), PREFIX.format(key=key))

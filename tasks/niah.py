@@ -24,7 +24,7 @@ from questbench.tasks._words import keys
 
 INSTRUCTION = "A magic number is hidden in the text below. Remember it: I will ask for it afterwards.\n"
 NEEDLE = "The magic number of the {key} is {value}."
-QUESTION = "\nWhat is the magic number of the {key}? The magic number of the {key} is"
+QUESTION, PREFIX = "\nWhat is the magic number of the {key}? ", "The magic number of the {key} is"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class NeedleInAHaystack(Task):
         key = keys(rng, 1)[0].replace("-", " ")
         value = rng.randrange(100_000, 1_000_000)
         needle = NEEDLE.format(key=key, value=value)
-        question = QUESTION.format(key=key)
+        question, prefix = QUESTION.format(key=key), PREFIX.format(key=key)
         prose = Sentences(rng)
 
         def build(words: int) -> Sample:
@@ -67,6 +67,7 @@ class NeedleInAHaystack(Task):
                 id=f"{self.name}-{index:04d}",
                 context=INSTRUCTION + text,
                 question=question,
+                answer_prefix=prefix,
                 answers=(str(value),),
                 needles=shifted(spans, len(INSTRUCTION)),
                 meta={"depth": place, "key": key},

@@ -27,7 +27,7 @@ INSTRUCTION = (
     "I will quiz you about the important information there."
 )
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
-QUESTION = "\nWhat is the pass key? The pass key is"
+QUESTION, PREFIX = "\nWhat is the pass key? ", "The pass key is"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Passkey(Task):
             return head, "\n".join([needle, *filter(None, [garbage(words - before)])])
 
         def count(words: int) -> int:
-            return tokens(tokenizer, "".join(parts(words)) + QUESTION)
+            return tokens(tokenizer, "".join(parts(words)) + QUESTION, PREFIX)
 
         words = max(fit(count, length), 0)
         reached = count(words)
@@ -63,6 +63,7 @@ class Passkey(Task):
             id=f"{self.name}-{index:04d}",
             context=head + tail,
             question=QUESTION,
+            answer_prefix=PREFIX,
             answers=(str(key),),
             needles=((len(head), len(head) + len(needle)),),
             meta={"depth": place, "key": key, "tokens": reached},

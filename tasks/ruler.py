@@ -42,6 +42,8 @@ QUESTIONS = {
     "qa": r"Answer the question based on the given documents",
 }
 """Where the question begins in a prompt: at the last of these, which no context holds behind its own example."""
+PREFIXES = {"niah": r"\?( The special magic)"}
+"""Where the beginning of the answer begins behind the question, in rows that do not keep it apart."""
 OWN = Schema("RULER's jsonl", {"input": FULL_TEXT, "outputs": FULL_TEXTS}, {"answer_prefix": TEXT_OR_NULL})
 COPY = Schema(
     "the hub's copy of RULER",
@@ -115,9 +117,9 @@ class Ruler(DataTask):
         """Row ``index`` as it is."""
         del rng
         row, origin = self.row(index, length)
-        context, question = self._split(row)
+        context, question, prefix = self._split(row)
         references = list(row["outputs"] if "outputs" in row else row["answer"])
-        reached = tokens(tokenizer, context + question)
+        reached = tokens(tokenizer, context + question, prefix)
         if not LEAST * length <= reached <= MOST * length:
             raise UsageError(
                 f"{self.label}: sample {index} has {reached:,} tokens with this tokenizer, not about {length:,}.",
@@ -128,6 +130,7 @@ class Ruler(DataTask):
             id=f"{self.name}-{self.set}-{index:04d}",
             context=context,
             question=question,
+            answer_prefix=prefix,
             answers=tuple(references) if alternatives else (", ".join(references),),
             needles=_mentions(context, references) if self.kind == "niah" else (),
             needles_needed="any" if self.set.startswith(ONE_ANSWER) else "all",
@@ -158,17 +161,23 @@ class Ruler(DataTask):
                 f"Use --task {self.name}:set={found}, or name the file of {self.set} with --data.",
             )
 
-    def _split(self, row: Mapping[str, Any]) -> tuple[str, str]:
-        """Context and question of a row; the question has its separator and the beginning of the answer."""
+    def _split(self, row: Mapping[str, Any]) -> tuple[str, str, str]:
+        """Context, question (with its separator) and the beginning of the answer of a row."""
         if "input" in row:
             prompt, prefix = row["input"], row.get("answer_prefix") or ""
             border = list(re.finditer(QUESTIONS[self.kind], prompt))[-1].start()
-            given = prompt.rstrip().endswith(prefix.strip())  # older generators leave it in the prompt
-            prompt = prompt if given else prompt + prefix
+            if not prefix.strip():  # older generators leave it in the prompt
+                found = list(re.finditer(PREFIXES.get(self.kind, r"( Answer:)"), prompt[border:]))
+                at = border + found[-1].start(1) if found else len(prompt)
+                prompt, prefix = prompt[:at], prompt[at:]
+            elif prompt.rstrip().endswith(prefix.strip()):  # or have it twice
+                at = prompt.rindex(prefix.strip())
+                at = len(prompt[:at].rstrip())
+                prompt, prefix = prompt[:at], prompt[at:]
         else:
-            prompt, border = row["context"] + row["question"] + row["answer_prefix"], len(row["context"])
+            prompt, border, prefix = row["context"] + row["question"], len(row["context"]), row["answer_prefix"]
         context = prompt[:border].rstrip()
-        return context, prompt[len(context) :]
+        return context, prompt[len(context) :], prefix
 
 
 def _mentions(context: str, references: list[str]) -> tuple[tuple[int, int], ...]:

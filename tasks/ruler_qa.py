@@ -30,7 +30,7 @@ from questbench.tasks._metrics_ruler import string_match_part
 
 _ASK = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 HEAD = f"{_ASK}\n\nThe following are given documents.\n\n"
-QUESTION = f"\n\n{_ASK}\n\nQuestion: {{question}} Answer:"
+QUESTION, PREFIX = f"\n\n{_ASK}\n\nQuestion: {{question}}", " Answer:"
 DOCUMENT = "Document {number}:\n{text}"
 SHORTEST_DOCUMENT = 8
 """No tokenizer writes a document and its heading in fewer tokens."""
@@ -121,9 +121,9 @@ class RulerQA(DataTask):
             texts = [DOCUMENT.format(number=place, text=docs[number]) for place, number in enumerate(order, 1)]
             return HEAD + "\n\n".join(texts), order
 
-        count = fit(lambda number: tokens(tokenizer, build(number)[0] + question), length, len(others))
+        count = fit(lambda number: tokens(tokenizer, build(number)[0] + question, PREFIX), length, len(others))
         if count < 0:
-            least = tokens(tokenizer, build(0)[0] + question)
+            least = tokens(tokenizer, build(0)[0] + question, PREFIX)
             raise UsageError(
                 f"{self.label}: the documents of question {index} alone have {least:,} tokens with this tokenizer.",
                 f"Use --seq-len {least} or more.",
@@ -133,6 +133,7 @@ class RulerQA(DataTask):
             id=f"{self.name}-{self.set}-{index:04d}",
             context=context,
             question=question,
+            answer_prefix=PREFIX,
             answers=tuple(row["answers"]),
             needles=_spans(context, [docs[number] for number in row["evidence"]]),
             needles_needed="all",
@@ -141,7 +142,7 @@ class RulerQA(DataTask):
                 "documents": len(order),
                 "of_documents": len(docs),
                 "evidence": [order.index(number) + 1 for number in row["evidence"]],
-                "tokens": tokens(tokenizer, context + question),
+                "tokens": tokens(tokenizer, context + question, PREFIX),
                 **origin,
             },
         )

@@ -25,9 +25,10 @@ from questbench.tasks._ruler import RulerTask
 
 INSTRUCTION = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 FIRST, NEXT = "VAR {name} = {value}", "VAR {name} = VAR {before}"
-QUESTION = (
-    "\nQuestion: Find all variables that are assigned the value {value} in the text above. Answer: According to the "
-    "chain(s) of variable assignment in the text above, {count} variables are assigned the value {value}, they are:"
+QUESTION = "\nQuestion: Find all variables that are assigned the value {value} in the text above. "
+PREFIX = (
+    "Answer: According to the chain(s) of variable assignment in the text above, {count} variables are assigned the "
+    "value {value}, they are:"
 )
 NOISE_WORDS_PER_LINE = 20
 
@@ -90,7 +91,8 @@ class VariableTracking(RulerTask):
             return Sample(
                 id=f"{self.name}-{index:04d}",
                 context=head + text,
-                question=QUESTION.format(value=values[0], count=size),
+                question=QUESTION.format(value=values[0]),
+                answer_prefix=PREFIX.format(value=values[0], count=size),
                 answers=(answer,),
                 needles=shifted(spans[:size], len(head)),
                 needles_needed="all",
@@ -108,4 +110,5 @@ class VariableTracking(RulerTask):
         places = sorted(rng.random() for _ in chain)
         noise = garbage_lines(NOISE_WORDS_PER_LINE * len(chain))
         text, _ = insert(noise, list(zip(places, assignments(chain, value), strict=True)), "\n")
-        return f"{INSTRUCTION}{text}{QUESTION.format(value=value, count=len(chain))} {' '.join(chain)}\n\n"
+        asked = QUESTION.format(value=value) + PREFIX.format(value=value, count=len(chain))
+        return f"{INSTRUCTION}{text}{asked} {' '.join(chain)}\n\n"

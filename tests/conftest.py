@@ -52,6 +52,7 @@ def ops(request: pytest.FixtureRequest) -> Any:
 
 
 def pytest_configure() -> None:
+    os.environ["QUESTBENCH_CHECK"] = "1"  # before anything is imported: what tensors hold is checked too
     # Processes that tests start import the checkout too, installed or not.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 

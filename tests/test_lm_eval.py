@@ -22,7 +22,9 @@ from questbench.kernels import load
 from questbench.methods._make import make
 
 sys.path.insert(0, str(Path(__file__).parent / "experiments"))
+sys.path.insert(0, str(Path(__file__).parent / "tasks"))
 import accuracy_helpers as helpers
+from tokenizer_kinds import around, in_front
 
 TEXT = " ".join(f"{number * 37 % 900 + 100} grass is green." for number in range(24))
 PAIRS = [
@@ -182,6 +184,28 @@ def test_a_context_that_begins_with_the_bos_gets_no_second_one(monkeypatch):
         assert list(asked._pair(text, " blue")[0]) == plain
     (chat, bare) = asked.loglikelihood([(tokenizer.bos_token + TEXT, " blue"), (TEXT, " blue")])
     assert chat == bare
+
+
+@pytest.mark.parametrize("kind", ["bos", "eos", "both", "none"])
+def test_an_end_of_text_that_a_tokenizer_appends_is_not_judged(kind):
+    """It stood behind contexts and continuations, which cost three nats and the border between the two."""
+    tokenizer = around(kind)
+    asked = Requests(dataclasses.replace(helpers.random_model(), tokenizer=tokenizer), make("dense", 0), load("cpu"))
+    front = in_front(tokenizer, kind)
+    bare = tokenizer.encode(TEXT, add_special_tokens=False)
+    whole = tokenizer.encode(TEXT + " blue", add_special_tokens=False)
+    assert asked._pair(TEXT, " blue") == ((*front, *bare), tuple(whole[len(bare) :]))
+    assert list(asked._context(TEXT, room=4)) == front + bare
+    ((value, _),) = asked.loglikelihood([(TEXT, " blue")])
+    assert value == pytest.approx(-float(losses(front + whole)[len(front) + len(bare) - 1 :].sum()), rel=1e-4)
+
+
+def test_a_chat_is_the_same_on_every_day():
+    tokenizer = copy.copy(helpers.random_model().tokenizer)
+    tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }} {% for m in messages %}{{ m.content }} {% endfor %}"
+    asked = Requests(dataclasses.replace(helpers.random_model(), tokenizer=tokenizer), make("dense", 0), load("cpu"))
+    model = bridge._model_class(Base)(asked)
+    assert model.apply_chat_template([{"role": "user", "content": "Hi"}]) == "2024-07-26 Hi "
 
 
 class Base:

@@ -1,9 +1,11 @@
-// The only file that knows the tensors of the binding: turns them into plain views and dispatches on the storage type.
+// The only file that knows the tensors of the binding: holds them to the contract, turns them into plain views and
+// dispatches on the storage type.
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/error.h>
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/optional.h>
 
+#include "questbench/contract.h"
 #include "questbench/linear.h"
 #include "questbench/ops.h"
 
@@ -12,6 +14,8 @@ namespace {
 
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
+
+constexpr contract::Backend kBackend{"CPU", kDLCPU, kMaxGroup};
 
 template <typename T>
 T* data(const TensorView& tensor) {
@@ -46,11 +50,14 @@ Paged<T> paged(const TensorView& k, const TensorView& v, const Optional<TensorVi
   out.kv_heads = k.size(1);
   out.page_size = k.size(2);
   out.head_dim = k.size(3);
+  if (out.page_size > kChunk)
+    TVM_FFI_THROW(ValueError) << "the CPU kernels have pages of 1 to " << kChunk << " entries, not " << out.page_size;
   return out;
 }
 
 void bind_append(TensorView k, TensorView v, TensorView k_pages, TensorView v_pages, Optional<TensorView> bounds,
                  TensorView table, TensorView lengths, Optional<TensorView> fresh, int64_t threads) {
+  contract::append(kBackend, k, v, k_pages, v_pages, bounds, table, lengths, fresh);
   with_type(k_pages, [&]<typename T>(T) {
     Append<T> job;
     job.paged = paged<T>(k_pages, v_pages, bounds, table, lengths);
@@ -83,6 +90,7 @@ Score<T> score_job(const TensorView& q, const TensorView& bounds, const TensorVi
 
 void bind_score(TensorView q, TensorView bounds, TensorView table, TensorView lengths, int64_t page_size,
                 bool skip_newest, TensorView scores, int64_t threads) {
+  contract::score(kBackend, q, bounds, table, lengths, page_size, skip_newest, scores);
   with_type(bounds, [&]<typename T>(T) {
     score(score_job<T>(q, bounds, table, lengths, page_size, skip_newest, data<float>(scores), threads));
   });
@@ -99,9 +107,23 @@ void set_rule(Select& job, int64_t count, const Optional<TensorView>& row_counts
   job.threads = static_cast<int>(threads);
 }
 
+// Lists must have room for what each row asks for; how much that is stands in memory that is at hand here.
+void check_row_counts(const TensorView& lengths, const Optional<TensorView>& row_counts, int64_t page_size, int64_t width) {
+  if (!row_counts.has_value()) return;
+  for (int64_t row = 0; row < lengths.size(0); ++row) {
+    const int64_t pages = (data<int32_t>(lengths)[row] + page_size - 1) / page_size;
+    const int64_t asked = data<int32_t>(row_counts)[row];
+    if (std::min(pages, asked) > width)
+      TVM_FFI_THROW(ValueError) << "lists of " << width << " pages cannot hold the " << asked << " that row " << row
+                                << " asks for";
+  }
+}
+
 void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64_t count,
                  Optional<TensorView> row_counts, bool force_newest, int64_t merge, int64_t group, double scale,
                  TensorView pages, TensorView counts, int64_t threads) {
+  contract::select(kBackend, scores, lengths, page_size, count, row_counts, merge, group, pages, counts);
+  check_row_counts(lengths, row_counts, page_size, pages.size(2));
   Select job{};
   job.scores = data<float>(scores);
   job.lengths = data<int32_t>(lengths);
@@ -136,6 +158,7 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
                  double scale, Optional<TensorView> pages, Optional<TensorView> counts, double softcap,
                  Optional<TensorView> sinks, Optional<TensorView> prefix_q, int64_t prefix, Optional<TensorView> mass,
                  bool add_mass, Optional<TensorView> visits, TensorView out, int64_t threads) {
+  contract::attend(kBackend, q, k_pages, v_pages, table, lengths, pages, counts, sinks, prefix_q, mass, visits, out);
   with_type(k_pages, [&]<typename T>(T) {
     Attend<T> job = attend_job<T>(q, k_pages, v_pages, table, lengths, scale, softcap, sinks, visits, out);
     if (pages.has_value()) {
@@ -157,6 +180,9 @@ void bind_attend_top(TensorView q, TensorView k_pages, TensorView v_pages, Tenso
                      TensorView lengths, double scale, int64_t count, Optional<TensorView> row_counts, int64_t width,
                      bool force_newest, int64_t merge, double softcap, Optional<TensorView> sinks,
                      Optional<TensorView> visits, TensorView out, int64_t threads) {
+  contract::attend_top(kBackend, q, k_pages, v_pages, bounds, table, lengths, count, row_counts, width, force_newest,
+                       merge, sinks, visits, out);
+  check_row_counts(lengths, row_counts, k_pages.size(2), width);
   with_type(k_pages, [&]<typename T>(T) {
     Attend<T> attending = attend_job<T>(q, k_pages, v_pages, table, lengths, scale, softcap, sinks, visits, out);
     const Paged<T>& pages = attending.paged;
@@ -182,6 +208,7 @@ void bind_attend_top(TensorView q, TensorView k_pages, TensorView v_pages, Tenso
 void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, TensorView lengths, TensorView positions,
                 Optional<TensorView> mass, int64_t capacity, int64_t sinks, int64_t recent, bool shared,
                 int64_t) {
+  contract::evict(kBackend, k_pages, v_pages, table, lengths, positions, mass, capacity, sinks, recent);
   with_type(k_pages, [&]<typename T>(T) {
     Evict<T> job;
     job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), table, lengths);
@@ -195,6 +222,7 @@ void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, Tensor
 }
 
 void bind_linear(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView y, int64_t threads) {
+  contract::linear(kBackend, x, weight, bias, y);
   with_type(weight, [&]<typename T>(T) {
     Linear<T> job{data<T>(weight), data<T>(bias), data<T>(x), data<T>(y), y.stride(0), x.size(0), weight.size(1),
                   weight.size(0), static_cast<int>(threads)};

@@ -48,13 +48,12 @@ void score_items(const Score<T>& job, const void* queries) {
 
 template <typename T>
 void prepare(Attend<T>& job) {
-  const int64_t dim = job.paged.head_dim;
   int64_t longest = 0;
   for (int64_t row = 0; row < job.paged.rows; ++row) longest = std::max(longest, job.paged.pages_of(row));
   if (job.pages) longest = std::min(longest, job.width);
   job.chunks = std::max<int64_t>(1, (longest + job.chunk_pages() - 1) / job.chunk_pages());
   const int64_t parts = job.items() * job.heads();
-  job.partial_out = scratch<float>(1, parts * dim);
+  job.partial_out = scratch<float>(1, parts * sums_width(job.paged.head_dim));
   job.partial_max = scratch<float>(2, parts);
   job.partial_sum = scratch<float>(3, parts);
   job.weights = job.mass ? scratch<float>(4, parts * kChunk) : nullptr;

@@ -10,6 +10,7 @@
 namespace qb {
 namespace {
 
+constexpr float kLowest = -3.4028234663852886e38f;
 constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
 // Tiles of a warp in shared memory: 4 warps hold 48 to 64 KiB of entries in flight.
 constexpr int stages_for(int dim) { return dim == 64 ? 4 : dim == 128 ? 3 : 2; }
@@ -112,8 +113,10 @@ QB_DEVICE void attend_tile(const AttendJob<T>& job, const Place& at, const Atten
   for (int i = 0; i < 8; ++i) {
     const int slot = slots[i / 4 * 8 + part * 2 + i % 2], query = quad + i % 4 / 2 * 8;
     s[i / 4][i % 4] = logit(job, s[i / 4][i % 4], slot);
+    // -inf is for what was not read; a logit of -inf that was is as good as the lowest number.
     if (job.logits != nullptr && slot >= 0 && query < at.heads)
-      job.logits[(int64_t{at.row} * job.query_heads + at.first_query + query) * job.logit_slots + slot] = s[i / 4][i % 4];
+      job.logits[(int64_t{at.row} * job.query_heads + at.first_query + query) * job.logit_slots + slot] =
+          s[i / 4][i % 4] == -INFINITY ? kLowest : s[i / 4][i % 4];
   }
   if (job.visits != nullptr && lane < kTile && own >= 0)
     atomicAdd(job.visits + (int64_t{at.row} * job.paged.kv_heads + at.head) * job.visit_slots + own, at.heads);

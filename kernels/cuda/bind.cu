@@ -1,5 +1,5 @@
-// The only file that knows tensors: checks what the kernels rely on, turns tensors into plain views, and puts the work on
-// the stream that torch uses. Nothing here reads device memory or waits for it.
+// The only file that knows tensors: holds them to the contract and to what the kernels have, turns them into plain views, and
+// puts the work on the stream that torch uses. Nothing here reads device memory or waits for it.
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/error.h>
 #include <tvm/ffi/extra/c_env_api.h>
@@ -7,13 +7,20 @@
 #include <tvm/ffi/optional.h>
 
 #include "launches.h"
+#include "questbench/contract.h"
 
 namespace qb {
 namespace {
 
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
+namespace contract = questbench::contract;
 
+#if defined(QUESTBENCH_EMULATOR)
+constexpr contract::Backend kBackend{"CUDA", kDLCPU, kMaxGroup};
+#else
+constexpr contract::Backend kBackend{"CUDA", kDLCUDA, kMaxGroup};
+#endif
 constexpr int64_t kCounters = 1 << 16;  // 32-bit words at the start of the workspace, zero between calls
 
 template <class T>
@@ -62,31 +69,23 @@ void with_type(const TensorView& tensor, F&& f) {
   TVM_FFI_THROW(TypeError) << "the CUDA kernels store fp16 and bf16, not " << tvm::ffi::DLDataTypeToString(type);
 }
 
+void check_page_size(int64_t page_size) {
+  if (page_size < 4 || page_size > 128 || (page_size & (page_size - 1)) != 0)
+    TVM_FFI_THROW(ValueError) << "the CUDA kernels have page sizes 4, 8, ... 128, not " << page_size;
+}
+
 // Threads read and write 16 bytes at a time: elsewhere a device would fault, and its context be lost with it.
 void check_aligned(const TensorView& tensor, const char* name) {
   if (reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 != 0)
     TVM_FFI_THROW(ValueError) << name << " does not begin at a multiple of 16 bytes";
 }
-// What comes in is of the type of what is stored.
-void check_type(const TensorView& given, const TensorView& stored, const char* name) {
-  const DLDataType a = given.dtype(), b = stored.dtype();
-  if (a.code != b.code || a.bits != b.bits)
-    TVM_FFI_THROW(TypeError) << name << " is " << tvm::ffi::DLDataTypeToString(a) << " where "
-                             << tvm::ffi::DLDataTypeToString(b) << " is stored";
-}
-void check_query(const TensorView& q, const TensorView& stored, const char* name) {
-  check_type(q, stored, name);
-  check_aligned(q, name);
-}
-
 template <class T>
 Paged<T> paged(const Optional<TensorView>& k, const Optional<TensorView>& v, const Optional<TensorView>& bounds,
                const TensorView& table, const TensorView& lengths, int64_t kv_heads, int64_t page_size,
                int64_t head_dim) {
   if (head_dim != 64 && head_dim != 128 && head_dim != 256)
     TVM_FFI_THROW(ValueError) << "the CUDA kernels have head dims 64, 128 and 256, not " << head_dim;
-  if (page_size < 4 || page_size > 128 || (page_size & (page_size - 1)) != 0)
-    TVM_FFI_THROW(ValueError) << "the CUDA kernels have page sizes 4, 8, ... 128, not " << page_size;
+  check_page_size(page_size);
   if (k.has_value() && k.value().size(0) * kv_heads * page_size > (int64_t{1} << 32))
     TVM_FFI_THROW(ValueError) << "a pool of more than 2^32 entries";
   if (k.has_value()) check_aligned(k.value(), "k_pages");
@@ -115,12 +114,6 @@ Paged<T> paged(const TensorView& k, const TensorView& v, const Optional<TensorVi
   return paged<T>(Optional<TensorView>(k), Optional<TensorView>(v), bounds, table, lengths, k.size(1), k.size(2), k.size(3));
 }
 
-void check_group(int64_t query_heads, int64_t kv_heads) {
-  if (query_heads % kv_heads != 0 || query_heads / kv_heads > kMaxGroup)
-    TVM_FFI_THROW(ValueError) << query_heads << " query heads over " << kv_heads
-                              << " KV heads: the CUDA kernels have groups of 1 to " << kMaxGroup;
-}
-
 unsigned* counters(const TensorView& workspace, int64_t wanted) {
   if (wanted > kCounters || workspace.size(0) < kCounters)
     TVM_FFI_THROW(ValueError) << wanted << " lists at once; the workspace has counters for " << kCounters;
@@ -129,9 +122,8 @@ unsigned* counters(const TensorView& workspace, int64_t wanted) {
 
 void bind_append(TensorView k, TensorView v, TensorView k_pages, TensorView v_pages, Optional<TensorView> bounds,
                  TensorView table, TensorView lengths, Optional<TensorView> fresh, TensorView workspace) {
+  contract::append(kBackend, k, v, k_pages, v_pages, bounds, table, lengths, fresh);
   const OnDevice guard(k_pages);
-  check_type(k, k_pages, "k");
-  check_type(v, k_pages, "v");
   with_type(k_pages, [&](auto kind) {
     using T = decltype(kind);
     AppendJob<T> job{};
@@ -149,9 +141,9 @@ void bind_append(TensorView k, TensorView v, TensorView k_pages, TensorView v_pa
 
 void bind_score(TensorView q, TensorView bounds, TensorView table, TensorView lengths, int64_t page_size,
                 bool skip_newest, TensorView scores) {
+  contract::score(kBackend, q, bounds, table, lengths, page_size, skip_newest, scores);
   const OnDevice guard(bounds);
-  check_group(q.size(1), bounds.size(1));
-  check_query(q, bounds, "q");
+  check_aligned(q, "q");
   with_type(bounds, [&](auto kind) {
     using T = decltype(kind);
     const bool by_channel = bounds.ndim() == 5;
@@ -169,8 +161,9 @@ void bind_score(TensorView q, TensorView bounds, TensorView table, TensorView le
 void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64_t count,
                  Optional<TensorView> row_counts, bool force_newest, int64_t merge, int64_t group, double scale,
                  TensorView pages, TensorView counts, TensorView keys) {
+  contract::select(kBackend, scores, lengths, page_size, count, row_counts, merge, group, pages, counts);
+  check_page_size(page_size);
   const OnDevice guard(scores);
-  check_group(group, 1);
   SelectJob job{};
   job.scores = data<float>(scores);
   job.lengths = data<int32_t>(lengths);
@@ -194,11 +187,11 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
                  Optional<TensorView> sinks, Optional<TensorView> prefix_q, int64_t prefix, Optional<TensorView> mass_out,
                  bool add_mass, Optional<TensorView> visits, TensorView out, TensorView workspace, int64_t splits,
                  Optional<TensorView> logits) {
+  contract::attend(kBackend, q, k_pages, v_pages, table, lengths, pages, counts, sinks, prefix_q, mass_out, visits, out);
   const OnDevice guard(k_pages);
   const Stream stream = stream_of(k_pages);
-  check_group(q.size(1), k_pages.size(1));
-  check_query(q, k_pages, "q");
-  if (prefix_q.has_value()) check_query(prefix_q.value(), k_pages, "prefix_q");
+  check_aligned(q, "q");
+  if (prefix_q.has_value()) check_aligned(prefix_q.value(), "prefix_q");
   with_type(k_pages, [&](auto kind) {
     using T = decltype(kind);
     AttendJob<T> job{};
@@ -252,6 +245,7 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
 void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, TensorView lengths, TensorView positions,
                 Optional<TensorView> mass, int64_t capacity, int64_t sinks, int64_t recent, bool shared,
                 TensorView workspace) {
+  contract::evict(kBackend, k_pages, v_pages, table, lengths, positions, mass, capacity, sinks, recent);
   const OnDevice guard(k_pages);
   with_type(k_pages, [&](auto kind) {
     using T = decltype(kind);

@@ -61,7 +61,7 @@ struct AttendJob {
   int lists, width;
   int32_t* visits;  // [rows, kv_heads, visit_slots] or null
   int visit_slots;
-  float* logits;  // [rows, query_heads, logit_slots] in powers of two, for the mass; or null
+  float* logits;  // [rows, query_heads, logit_slots] in powers of two, for the mass (-inf: not read); or null
   int logit_slots;
   int splits;
   unsigned* counters;  // [rows, lists], zero between calls

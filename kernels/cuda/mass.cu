@@ -17,7 +17,9 @@ QB_KERNEL mass_kernel(MassJob job) {
   float sum = 0;
   for (int64_t query = first; query < first + job.group; ++query) {
     const float top = job.weights[2 * query], total = job.weights[2 * query + 1];
-    sum += exp2f(job.logits[query * job.logit_slots + slot] - top) / total;
+    const float logit = job.logits[query * job.logit_slots + slot];
+    // What was not read has no mass, whatever the others weigh: NaN, or nothing where the list is empty.
+    sum += logit == -INFINITY ? 0.0f : exp2f(logit - top) / total;
   }
   float* mass = job.mass + (int64_t{row} * job.kv_heads + head) * job.mass_slots + slot;
   *mass = job.add ? *mass + sum : sum;

@@ -55,7 +55,7 @@ QB_DEVICE void log_totals(const SelectJob& job, const float* scores, int heads, 
     float top = -INFINITY, sum = 0;
     for (int i = 0; i < parts; ++i) top = fmaxf(top, tops[i]);
     for (int i = 0; i < parts; ++i) sum += sums[i] == 0 ? 0.0f : sums[i] * expf(tops[i] - top);
-    held.log_total[threadIdx.x] = top + logf(sum);
+    held.log_total[threadIdx.x] = top == -INFINITY ? 0.0f : top + logf(sum);  // only -inf known: adds nothing
   }
   __syncthreads();
 }
@@ -85,14 +85,19 @@ QB_DEVICE float merged(const SelectJob& job, const float* scores, int heads, int
   return top + logf(sum);
 }
 
-QB_DEVICE void copy_keys(const float* scores, int pages, unsigned* keys) {
+// One head alone ranks by its raw scores, with the same exception.
+QB_DEVICE float alone(const SelectJob& job, float score) {
+  return job.merge != kSumSoftmax || job.scale * score < INFINITY ? score : NAN;
+}
+
+QB_DEVICE void copy_keys(const SelectJob& job, const float* scores, int pages, unsigned* keys) {
   for (int begin = threadIdx.x; begin < pages; begin += kBatch * kThreads) {
     float score[kBatch];
 #pragma unroll
     for (int n = 0; n < kBatch; ++n) score[n] = scores[min(begin + n * kThreads, pages - 1)];
 #pragma unroll
     for (int n = 0; n < kBatch; ++n)
-      if (begin + n * kThreads < pages) keys[begin + n * kThreads] = order_key(score[n]);
+      if (begin + n * kThreads < pages) keys[begin + n * kThreads] = order_key(alone(job, score[n]));
   }
 }
 
@@ -182,7 +187,7 @@ QB_KERNEL __launch_bounds__(kThreads) select_kernel(SelectJob job) {
                                                  : job.keys + item * job.pages;
       if (job.merge == kSumSoftmax && heads > 1) log_totals(job, scores, heads, scored, held);
       if (heads == 1) {
-        copy_keys(scores, scored, keys);
+        copy_keys(job, scores, scored, keys);
       } else {
         for (int page = threadIdx.x; page < scored; page += kThreads)
           keys[page] = order_key(merged(job, scores, heads, page, held));

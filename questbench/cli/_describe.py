@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import importlib.util
 import re
 from dataclasses import dataclass, field
@@ -28,14 +27,25 @@ class Description:
 
 
 def describe(package: str) -> list[Description]:
-    """Every plug-in of a package, sorted by name; one that cannot be read says so in its summary."""
-    return [_describe(package, name) for name in registry.names(package)]
+    """Every plug-in of a package, sorted by name; one that cannot be used says so in its summary.
+
+    Files of questbench are read, not imported. Those of other packages are imported too, in another process: nothing
+    else tells whether they work.
+    """
+    found = [_describe(package, name) for name in registry.names(package)]
+    found += [Description(name, why) for name, why in registry.refused(package).items()]
+    if added := registry.foreign(package):
+        from questbench.cli._plugins import problems
+
+        broken = {name: why for (_, name), why in problems([(package, name) for name in added]).items()}
+        found = [Description(one.name, broken[one.name]) if one.name in broken else one for one in found]
+    return sorted(found, key=lambda one: one.name)
 
 
 def _describe(package: str, name: str) -> Description:
     try:
         tree = ast.parse(_source(package, name))
-    except (OSError, SyntaxError, ImportError) as error:
+    except (OSError, SyntaxError, ImportError, ValueError, RecursionError) as error:
         return Description(name, f"cannot be read: {error}")
     fields: dict[str, str] = {}
     yardstick = False
@@ -51,13 +61,26 @@ def _describe(package: str, name: str) -> Description:
 
 
 def _source(package: str, name: str) -> str:
-    group = "questbench." + package.rsplit(".", 1)[-1]
-    added = {point.name: point.module for point in importlib.metadata.entry_points(group=group)}
-    module = added.get(name, f"{package}.{name}")
+    module = registry.foreign(package).get(name, f"{package}.{name}")
+    parent, _, last = module.rpartition(".")
+    # Finding a module in a package imports the package: one of ours is harmless, another one may do anything.
+    if parent and not module.startswith("questbench."):
+        return _below(parent.split("."), last)
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise ImportError(f"no file for {module}")
+        raise ImportError(f"there is no module {module}")
     return Path(spec.origin).read_text(encoding="utf-8")
+
+
+def _below(parents: list[str], last: str) -> str:
+    """Source of a module in another package, found without importing that package."""
+    top = importlib.util.find_spec(parents[0])
+    for folder in (top.submodule_search_locations or []) if top else []:
+        stem = Path(folder, *parents[1:], last)
+        for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+            if path.is_file():
+                return path.read_text(encoding="utf-8")
+    raise ImportError(f"there is no module {'.'.join([*parents, last])}")
 
 
 def _literal(node: ast.expr) -> str:

@@ -21,20 +21,21 @@ def flag(*names: str, help: str, panel: str, metavar: str = "") -> Any:
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
 
 
-Methods = Annotated[str, flag("--method", metavar="NAMES", help="Methods: ls methods.", panel=AXES)]
-FIELD = "A field of the methods, or of one: quest.select_by=q_head. Commas sweep. Repeatable."
+Methods = Annotated[str, flag("--method", metavar="NAMES", help="Methods (see: ls methods).", panel=AXES)]
+FIELD = "Set a parameter of all methods, or of one: quest.select_by=q_head. Commas sweep. Repeatable."
 MethodArgs = Annotated[list[str] | None, flag("-M", metavar="NAME=VALUE", help=FIELD, panel=AXES)]
 BUDGET = "KV entries that one query head may see in a step."
 Budgets = Annotated[str, flag("--budget", "--token-budget", metavar="TOKENS", help=BUDGET, panel=AXES)]
 PageSizes = Annotated[str, flag("--page-size", metavar="TOKENS", help="Tokens per page: 4, 8 ... 128.", panel=AXES)]
-THREADS = "CPU threads; all cores if left out."
+THREADS = "CPU threads (default: all cores)."
 Threads = Annotated[str | None, flag("--threads", metavar="N", help=THREADS, panel=MACHINE)]
 Device = Annotated[str, flag("--device", metavar="NAME", help="cpu or cuda.", panel=MACHINE)]
-BACKEND = "Kernels: ls backends; the device's own if left out."
+BACKEND = "Kernels (see: ls backends; default: the device's own)."
 Backend = Annotated[str | None, flag("--backend", metavar="NAME", help=BACKEND, panel=MACHINE)]
 Seed = Annotated[int, flag("--seed", metavar="N", help="Seed of everything random.", panel=RUN)]
 Out = Annotated[Path, flag("--out", metavar="DIR", help="Folder that holds the run folders.", panel=RUN)]
-RESUME = "Continue a run; flags left out are those it was started with."
+TIME_LIMIT = "End the run after this time (90, 20m, 2h) with what is measured."
+RESUME = "Continue a run, a folder or its name in --out; flags left out are those it was started with."
 Resume = Annotated[Path | None, flag("--resume", metavar="DIR", help=RESUME, panel=RUN)]
 Json = Annotated[bool, flag("--json", help="Print JSON lines on stdout instead of tables.", panel=RUN)]
 
@@ -75,6 +76,15 @@ def count(text: str, flag: str, *, least: int = 1) -> int:
 def optional_count(text: str | None, flag: str, *, least: int = 1) -> int | None:
     """As :func:`count`; ``None`` stays ``None``."""
     return None if text is None else count(text, flag, least=least)
+
+
+def optional_duration(text: str | None, flag: str) -> float | None:
+    """``"20m"`` -> 1200.0; ``None`` stays ``None``.
+
+    Raises:
+        UsageError: it is no duration.
+    """
+    return None if text is None else units.parse_duration(text, what=f"duration for {flag}")
 
 
 def pairs(texts: Sequence[str] | None) -> dict[str, str]:
@@ -124,4 +134,15 @@ def positive(value: float, flag: str) -> float:
     """
     if not 0 < value < float("inf"):
         raise UsageError(f"{flag} {value:g}: must be a number above 0.", f"Write {flag} 10.")
+    return value
+
+
+def not_negative(value: float, flag: str) -> float:
+    """The value.
+
+    Raises:
+        UsageError: it is below 0.
+    """
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"{flag} {value:g}: must be a number of 0 or more.", f"Write {flag} 10.")
     return value

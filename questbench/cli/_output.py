@@ -1,21 +1,27 @@
-"""Everything the command line shows: data goes to stdout, conversation to stderr. rich is imported when needed."""
+"""Everything the command line shows: results go to stdout, messages to stderr. rich is imported when needed."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from questbench.cli import _streams
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
     from questbench.records.schema import ResultRecord
     from questbench.report.render import Table
 
 PIPE_WIDTH = 160
 """Width of tables that are written to a file or a pipe, where there is no terminal to ask."""
+HALF_A_MINUTE = 30.0
 
 
 class Output:
@@ -30,8 +36,7 @@ class Output:
 
     def line(self, text: str) -> None:
         """One line of data."""
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        _streams.write(sys.stdout, text + "\n")
 
     def records(self, records: Iterable[ResultRecord]) -> None:
         """Records as they are stored, under ``--json`` only."""
@@ -44,14 +49,14 @@ class Output:
         if not self.json:
             from questbench.report.render import to_rich
 
-            console = _stdout()
             for table in tables:
-                console.print(to_rich(table))
+                _streams.write(sys.stdout, _rendered(to_rich(table)))
 
     def say(self, text: str) -> None:
         """A remark for the user."""
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        from questbench.report.escape import terminal
+
+        _streams.write(sys.stderr, terminal(text) + "\n")
 
     def error(self, message: str, hint: str | None = None) -> None:
         """What went wrong and why, and the next step."""
@@ -68,24 +73,65 @@ class Output:
         self.say("")
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[Callable[[int, int, str], None]]:
-        """A progress bar for the block; silent in ``--json``, in CI and where stderr is no terminal."""
-        if self.json or "CI" in os.environ or not sys.stderr.isatty():
-            yield lambda done, total, estimate: None
+    def progress(self, every: float = HALF_A_MINUTE) -> Iterator[Callable[[int, int, str], None]]:
+        """A progress bar for the block; where stderr is no terminal, and in CI, a line from time to time.
+
+        Args:
+            every: seconds between two lines.
+        """
+        if "CI" in os.environ or not sys.stderr.isatty():
+            with self._lines(every) as told:
+                yield told
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from questbench.report.escape import terminal
 
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("starting", total=None)
             yield lambda done, total, estimate: bar.update(
-                task, completed=done, total=total, description=estimate.replace("[", r"\[")
+                task, completed=done, total=total, description=terminal(estimate).replace("[", r"\[")
             )
 
+    @contextlib.contextmanager
+    def _lines(self, every: float) -> Iterator[Callable[[int, int, str], None]]:
+        """Says how far it is from a thread of its own, since one unit of work may take many minutes."""
+        start, over = time.monotonic(), threading.Event()
+        state = ["loading"]
 
-def _stdout() -> Console:
+        def tell() -> None:
+            while not over.wait(every):
+                minutes, seconds = divmod(int(time.monotonic() - start), 60)
+                self.say(f"  {minutes}:{seconds:02}  {state[0]}")
+
+        def told(done: int, total: int, estimate: str) -> None:
+            state[0] = f"{done} of {total} done" + (f"; {estimate}" if estimate else "")
+
+        thread = threading.Thread(target=tell, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield told
+        finally:
+            over.set()
+            thread.join()
+
+
+class _Page(io.StringIO):
+    """Text for stdout that is not written yet: as wide, as coloured and of the same characters."""
+
+    encoding = property(lambda self: getattr(sys.stdout, "encoding", None) or "utf-8")  # type: ignore[assignment]
+
+    def isatty(self) -> bool:
+        """Whether it will be read on a terminal."""
+        return sys.stdout.isatty()
+
+
+def _rendered(what: RenderableType) -> str:
     from rich.console import Console
 
     known = sys.stdout.isatty() or os.environ.get("COLUMNS")
-    return Console(file=sys.stdout, width=None if known else PIPE_WIDTH, highlight=False)
+    page = _Page()
+    Console(file=page, width=None if known else PIPE_WIDTH, highlight=False).print(what)
+    return page.getvalue()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from questbench.cli import _signals
 from questbench.cli._output import Output
 from questbench.errors import ExitCode, PrerequisiteError, QuestbenchError, UsageError
 
@@ -66,53 +70,72 @@ def execute(
     if resume is None:
         config = config_class(**flags)
     else:
+        resume = store.locate(resume, out)
         given = {name for name in flags if _from_user(ctx, name)}
         config = _stored_config(kind, config_class, resume, {name: flags[name] for name in given})
     experiment.check(config)
     environment = probes.collect()
     argv = ["questbench", *sys.argv[1:]]
     settings = dataclasses.asdict(config)
+    # Not every experiment reads a file.
+    inputs = experiment.inputs(config) if hasattr(experiment, "inputs") else {}
     if resume is None:
-        writer = store.create_run(out, kind, argv, settings, environment)
+        writer = store.create_run(out, kind, argv, settings, environment, inputs)
     else:
-        writer = store.resume(resume, kind, argv, settings, environment)
+        writer = store.resume(resume, kind, argv, settings, environment, inputs)
     with writer:
-        facts = {"machine": probes.machine(environment), **experiment.card(config), "results": str(writer.path)}
-        output.card(f"questbench {kind}", facts)
-        return _run(experiment, config, writer, output)
+        return _run(experiment, config, writer, output, probes.machine(environment))
 
 
-def _run(experiment: Experiment, config: Any, writer: RunWriter, output: Output) -> int:
+def _run(experiment: Experiment, config: Any, writer: RunWriter, output: Output, machine: str) -> int:
     from questbench.records import store
     from questbench.report.tables import tables
 
-    earlier = store.load([writer.path])
-    output.records(earlier)
-    fresh = not writer.finished and not earlier
-    stored = store.load_samples(writer.path)
+    fresh = _holds_nothing(writer)
     try:
+        facts = {"machine": machine, **experiment.card(config), "results": str(writer.path)}
+        output.card(f"questbench {writer.manifest.kind}", facts)
+        output.records(store.load([writer.path]))
+        stored = store.load_samples(writer.path)
         with output.progress() as progress:
             for unit in experiment.run(config, finished=set(writer.finished), stored=stored, progress=progress):
                 written = writer.write(unit.records, key=unit.key, samples=unit.samples, prefills=unit.prefills)
                 output.records(written)
                 fresh = False
+        records = store.newest_per_cell(store.load([writer.path]))
+        code = exit_code(records)
+        writer.finish(exit_code=code)
     except KeyboardInterrupt:
-        writer.finish(exit_code=ExitCode.INTERRUPTED)
-        output.error("Interrupted; what was finished is kept.", _again(writer))
-        return ExitCode.INTERRUPTED
+        return _interrupted(writer, output)
     except Exception as error:
-        writer.finish(exit_code=error.exit_code if isinstance(error, QuestbenchError) else ExitCode.UNEXPECTED)
+        if _signals.asked():  # what a library made of Ctrl-C
+            return _interrupted(writer, output)
+        _finish(writer, error.exit_code if isinstance(error, QuestbenchError) else ExitCode.UNEXPECTED)
         if fresh:  # nothing was measured: leave no empty run behind
             shutil.rmtree(writer.path, ignore_errors=True)
         else:
             output.say(f"What was finished is kept. To continue: {_again(writer)}")
         raise
-    records = store.newest_per_cell(store.load([writer.path]))
-    code = exit_code(records)
-    writer.finish(exit_code=code)
     output.tables(tables(records, {writer.name: writer.manifest}))
     _close(records, code, writer, output)
     return code
+
+
+def _holds_nothing(writer: RunWriter) -> bool:
+    """Whether the run folder holds nothing yet."""
+    return not writer.finished and not (writer.path / "records.jsonl").stat().st_size
+
+
+def _interrupted(writer: RunWriter, output: Output) -> int:
+    _finish(writer, ExitCode.INTERRUPTED)
+    output.error("Interrupted; what was finished is kept.", _again(writer))
+    return ExitCode.INTERRUPTED
+
+
+def _finish(writer: RunWriter, code: ExitCode) -> None:
+    """Note how the run ended; on a full disk that fails too, and the first reason is the one to show."""
+    with contextlib.suppress(QuestbenchError):
+        writer.finish(exit_code=code)
 
 
 def exit_code(records: Iterable[ResultRecord]) -> ExitCode:
@@ -137,8 +160,8 @@ def _close(records: list[ResultRecord], code: ExitCode, writer: RunWriter, outpu
         output.say(f"  {', '.join(dict.fromkeys(methods))}: {reason}")
     cells = {record.cell() for record in gone}
     some = f"{len(cells)} cell{'s' * (len(cells) > 1)}"
-    hint = f"Mend what the reasons name. To try again what did not end well: {_again(writer)}"
-    output.error(f"{some} {verb}; the reasons stand in the records.", hint)
+    hint = f"Fix the causes, then run the failed cells again: {_again(writer)}"
+    output.error(f"{some} {verb}; the reasons are above and in the records.", hint)
 
 
 def _again(writer: RunWriter) -> str:
@@ -167,4 +190,25 @@ def _stored_config(kind: Kind, config_class: type[Any], path: Path, given: Mappi
     if set(manifest.config) != names:
         message = f"'{path}' was started by another version of questbench: its configuration has other fields."
         raise PrerequisiteError(message, "Start a new run; report reads both.")
+    hints = typing.get_type_hints(config_class)
+    for name, value in manifest.config.items():
+        if not _fits(value, hints[name]):
+            message = f"{path / 'run.json'}: field 'config.{name}' does not hold what {kind} takes there."
+            raise PrerequisiteError(message, "Start a new run; report reads both.")
     return config_class(**{**manifest.config, **given})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a stored value is of the type that a field of a configuration has."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)

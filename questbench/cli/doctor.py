@@ -7,7 +7,6 @@ import importlib.metadata
 import json as jsonlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from questbench import _paths, units
+from questbench import _compiling, _paths, registry, units
 from questbench.cli import _options as opt
+from questbench.cli._child import python
 from questbench.cli._output import Output
+from questbench.errors import PrerequisiteError
 from questbench.report.render import NONE, Cell, Table
 
 EXAMPLES = ("questbench doctor", "questbench doctor --json")
@@ -37,7 +38,7 @@ class Check:
 
     what: str
     state: str
-    """``ok``; ``missing`` if a command needs it; ``optional`` if only some runs would gain."""
+    """``ok``; ``missing`` if a command needs it; ``optional`` if only some runs would gain; ``broken`` plug-ins."""
     found: str
     todo: str = ""
     """What to do about it, where there is something to do."""
@@ -55,7 +56,10 @@ def doctor(out: opt.Out = Path("results"), json: opt.Json = False) -> int:
     columns = ["what", "state", "found", "to do"]
     output.tables([Table("This machine", columns, frozenset(columns), rows).without_empty_columns()])
     gone = [check for check in checks if check.state == "missing"]
-    output.say(f"{len(gone)} of {len(checks)} things are missing." if gone else "All that the commands need is there.")
+    whole = "Everything that the commands need is there."
+    output.say(f"{len(gone)} of {len(checks)} things are missing." if gone else whole)
+    if broken := sum(check.state == "broken" for check in checks):
+        output.say(f"{broken} plug-in{'s' * (broken > 1)} cannot be used; nothing else is affected.")
     return 0
 
 
@@ -69,6 +73,7 @@ def _checks(out: Path) -> Iterator[Check]:
     probed = _probe()
     yield from _cuda(bool(facts["gpus"]), probed["cuda"])
     yield from _backends(probed)
+    yield from _plugins()
     yield _cached()
     yield from _hardware(facts)
     yield _writable("cache folder", _paths.cache_folder(), "Set QUESTBENCH_CACHE to a folder you can write.")
@@ -97,11 +102,13 @@ def _compilers(versions: dict[str, str]) -> Iterator[Check]:
     from questbench.kernels import _build
 
     names = ", ".join(f"{name} {versions[name]}" for name in ("g++", "clang++") if name in versions)
-    if _build.compiler():
-        yield Check("C++ compiler", "ok", names or str(_build.compiler()))
-    else:
-        todo = "Set CXX=clang++." if names else "Install g++ (apt-get install g++); --backend reference needs none."
-        yield Check("C++ compiler", "missing", names or "none on PATH", todo)
+    try:
+        chosen = _build.compiler()
+    except PrerequisiteError as error:
+        todo = "Set CXX=clang++." if "clang++" in versions else error.hint or ""
+        yield Check("C++ compiler", "missing", error.message, todo)
+        return
+    yield Check("C++ compiler", "ok", names or " ".join(chosen.command))
 
 
 def _cuda(devices: bool, torch_cuda: str | None) -> Iterator[Check]:
@@ -134,14 +141,14 @@ def _backends(probed: dict[str, Any]) -> Iterator[Check]:
     for name, (reason, device) in backends.items():
         # A GPU's backend is no loss where there is no GPU, and all commands run without one.
         state = "ok" if reason is None else "optional" if device == "cuda" else "missing"
-        todo = f"Until then use --backend {works[0]}." if works else "Mend torch first."
+        todo = f"Until then use --backend {works[0]}." if works else "Fix torch first."
         yield Check(f"backend {name}", state, reason or "works", todo if state == "missing" else "")
 
 
 _PROBE = """
 import json, torch
 from questbench import kernels
-backends = {name: (reason, kernels.load_class(name).device) for name, reason in kernels.available().items()}
+backends = {name: (reason, kernels.device(name)) for name, reason in kernels.available().items()}
 print(json.dumps({"backends": backends, "cuda": torch.version.cuda}))
 """
 
@@ -153,29 +160,36 @@ def _probe() -> dict[str, Any]:
     """
     from questbench import kernels
 
-    done = None
-    paths = os.pathsep.join(filter(None, [str(_paths.CHECKOUT), os.environ.get("PYTHONPATH")]))
+    done = python(_PROBE, seconds=120)
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            env={**os.environ, "PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        found: dict[str, Any] = jsonlib.loads(done.stdout.splitlines()[-1])
-    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
-        said = done.stderr.strip().splitlines() if done is not None else []
-        why = said[-1] if said else f"cannot be loaded: {error}"
+        found: dict[str, Any] = jsonlib.loads(done.out.splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        said = done.err.strip().splitlines()
+        why = done.why or (said[-1] if said else f"cannot be loaded: {error}")
         return {"backends": {name: (why, "cpu") for name in kernels.names()}, "cuda": None}
     return found
+
+
+def _plugins() -> Iterator[Check]:
+    """Only those that do not work: there are too many of the others."""
+    from questbench.cli._plugins import PACKAGES, every, problems
+
+    todo = "Repair it, or uninstall the package that adds it."
+    for (package, name), why in problems(every()).items():
+        yield Check(f"{PACKAGES[package]} {name}", "broken", why, todo)
+    for package, kind in PACKAGES.items():
+        for name, why in registry.refused(package).items():
+            yield Check(f"{kind} {name}", "broken", why, "Rename it in the package that adds it.")
 
 
 def _cached() -> Check:
     built = sorted(_paths.cache_folder().rglob("*.so")) if _paths.cache_folder().is_dir() else []
     size = units.size(sum(path.stat().st_size for path in built))
     found = f"{len(built)} in {_paths.cache_folder()} ({size})" if built else "none yet"
+    damaged = [path for path in built if not _compiling.is_whole(path)]
+    if damaged:
+        found += f"; {len(damaged)} of them damaged or of an earlier version"
+        return Check("built kernels", "optional", found, "questbench build (damaged ones are compiled anew when used)")
     return Check("built kernels", "ok" if built else "optional", found, "" if built else "questbench build")
 
 

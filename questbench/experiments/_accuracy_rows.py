@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from questbench.errors import CellError
+from questbench.experiments._accuracy_chat import thinking
 from questbench.measure import blocks
 
 if TYPE_CHECKING:
@@ -78,12 +79,13 @@ def answered(work: Work, prepared: Prepared, replies: Sequence[Reply], counter: 
     """Completion and score; of several turns the mean, with each turn's own beside it."""
     sample, task = prepared.sample, work.task
     if sample.turns:
-        scores = [float(task.score_turn(sample, number, reply.text)) for number, reply in enumerate(replies)]
+        scores = [float(task.score_turn(sample, number, reply.answer)) for number, reply in enumerate(replies)]
     else:
-        scores = [float(task.score(sample, replies[0].text))]
+        scores = [float(task.score(sample, replies[0].answer))]
     if not all(math.isfinite(score) for score in scores):
         raise CellError(
-            f"{task.name} scores {sample.id} with {scores}, which is no number.", "Look at the task's score."
+            f"{task.name} scores {sample.id} with {scores}, which is not a number.",
+            "Check how the task computes its score.",
         )
     row: dict[str, Any] = {
         "steps": len(counter.steps),
@@ -92,6 +94,8 @@ def answered(work: Work, prepared: Prepared, replies: Sequence[Reply], counter: 
         "stop": replies[-1].stop,
         "score": math.fsum(scores) / len(scores),
     }
+    if any(not reply.answer and thinking(reply.text) for reply in replies):
+        row["thinking"] = True
     reading = [(reply, counter.steps[reply.first : reply.last + 1]) for reply in replies]
     recalls = [_recall(steps) for _, steps in reading]
     known = [share for share in recalls if share is not None]

@@ -18,6 +18,7 @@ from questbench.experiments._accuracy_scripts import Decoding, Reply, Taught, co
 from questbench.experiments._counting import ReadCounter, RowCounters
 from questbench.experiments._protocol import STREAM, Prompt, shorten, split, split_stream
 from questbench.tasks._base import Sample
+from questbench.tasks._tokens import spelled
 
 if TYPE_CHECKING:
     from questbench.experiments._accuracy_batch import Batch, Script
@@ -140,6 +141,8 @@ class Session:
         counting = tokenizer if chat is None else chat.tokenizer(tokenizer)
         sample = task.sample(index, length=work.length, tokenizer=counting, rng=rng)
         new = task.max_new_tokens if sample.max_new_tokens is None else sample.max_new_tokens
+        if marks := spelled(tokenizer, sample.prompt):
+            sample = replace(sample, meta={**sample.meta, "special_tokens": marks})
         if work.protocol == STREAM:
             prompt = split_stream(sample, tokenizer, work.behind)
             own = split_stream(sample, tokenizer, 0)
@@ -277,7 +280,8 @@ class Session:
     ) -> list[Script[list[Reply] | Taught]]:
         if work.protocol == STREAM:
             return [teach(one.prompt.steps) for one in prepared]
-        decoding = Decoding(self.loaded.tokenizer, self.stop_ids, work.task.stop, 0)
+        chat = self.chat_for(work) is not None
+        decoding = Decoding(self.loaded.tokenizer, self.stop_ids, work.task.stop, 0, chat)
         return [
             converse(one.prompt.turns, replace(decoding, max_new_tokens=one.max_new_tokens), counter)
             for one, counter in zip(prepared, counters, strict=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from questbench.experiments._accuracy_chat import spoken
 from questbench.experiments._protocol import Steps
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ class Reply:
 
     text: str
     """Without special tokens."""
+    answer: str
+    """What is scored of it: in a chat the part behind the model's thoughts, if it has any."""
     tokens: tuple[int, ...]
     stop: str
     """Why it ended: ``eos``, ``stop`` (a stop text) or ``length``."""
@@ -41,6 +44,8 @@ class Decoding:
     stop: Sequence[str]
     """Texts that end an answer; they are part of it."""
     max_new_tokens: int
+    chat: bool = False
+    """A chat model answers: its thoughts and the line breaks in front of an answer do not end it."""
 
 
 def converse(turns: Sequence[Steps], decoding: Decoding, counter: ReadCounter | None = None) -> Script[list[Reply]]:
@@ -56,7 +61,7 @@ def converse(turns: Sequence[Steps], decoding: Decoding, counter: ReadCounter | 
             step += 1
         first = step - 1
         new: list[int] = []
-        text, why, unfed = "", "length", ()
+        text, answer, why, unfed = "", "", "length", ()
         while len(new) < decoding.max_new_tokens:
             token = int(logits.argmax())
             if token in decoding.stop_ids:
@@ -64,14 +69,15 @@ def converse(turns: Sequence[Steps], decoding: Decoding, counter: ReadCounter | 
                 break
             new.append(token)
             text = decoding.tokenizer.decode(new, skip_special_tokens=True)
-            if any(mark in text for mark in decoding.stop):
+            answer = spoken(text) if decoding.chat else text
+            if any(mark in answer for mark in decoding.stop):
                 why = "stop"
             if why == "stop" or len(new) == decoding.max_new_tokens:
                 unfed = (token,)
                 break
             logits = yield token
             step += 1
-        replies.append(Reply(text, tuple(new), why, first, step - 1))
+        replies.append(Reply(text, answer, tuple(new), why, first, step - 1))
     return replies
 
 

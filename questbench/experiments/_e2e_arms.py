@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from questbench._memory import empty
 from questbench.errors import CellError
+from questbench.experiments._e2e_torch import choose
 from questbench.experiments._staged import StagedOps
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Noise:
 
 
 class TransformersArm:
-    """A decode step by transformers alone: its cache, SDPA attention, eager.
+    """A decode step by transformers alone: its cache, eager, its SDPA attention or a faster one of torch's ways.
 
     Args:
         kind: ``static`` or ``dynamic``, the class of the cache.
@@ -159,6 +160,8 @@ class TransformersArm:
 
     def __init__(self, model: PreTrainedModel, kind: str, noise: Noise, seq_len: int, room: int) -> None:
         from transformers import DynamicCache, StaticCache
+
+        from questbench.models._forward import cache_argument
 
         self.model, self.kind, self.length = model, kind, seq_len - 1
         try:
@@ -173,8 +176,12 @@ class TransformersArm:
         device = next(model.parameters()).device
         self.ids = torch.ones((noise.rows, 1), dtype=torch.long, device=device)
         self.place = torch.full((noise.rows, 1), self.length, dtype=torch.long, device=device)
+        self._cache_argument = cache_argument(model, self.cache)
         for layer in self.cache.layers:
             self._fill(layer, noise)
+        held = [(layer.keys, layer.values) for layer in self.cache.layers]
+        full = [(k, v) for k, v in held if k.shape[2] >= self.length]
+        self.attention = choose(model, full, self.length, str(device))
 
     def _fill(self, layer: Any, noise: Noise) -> None:
         if self.kind == "static" or layer.is_sliding:  # neither grows beyond what it is made for
@@ -211,8 +218,8 @@ class TransformersArm:
         out = self.model(
             input_ids=self.ids,
             position_ids=self.place,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **self._cache_argument,
         )
         self.ids = out.logits[:, -1].argmax(-1, keepdim=True)

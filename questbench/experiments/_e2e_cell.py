@@ -12,8 +12,10 @@ from questbench.experiments._counting import ReadCounter
 from questbench.experiments._e2e_arms import GenerateArm, StepArm, TransformersArm, stages
 from questbench.experiments._e2e_baselines import PATHS, Baseline, baselines
 from questbench.experiments._e2e_memory import need, peak
+from questbench.experiments._e2e_torch import Chosen, Control
 from questbench.experiments._setup import thread_count
-from questbench.measure import bandwidth, timer
+from questbench.experiments.costs import Deadline, OutOfTime
+from questbench.measure import bandwidth, busy, timer
 from questbench.records.schema import ResultRecord
 from questbench.seeding import generator
 
@@ -59,6 +61,14 @@ class Found:
     """Dense attention of other libraries in the same loop, timed in the same rounds."""
     loops: dict[str, dict[str, Any]] = field(default_factory=dict)
     """How each method's loop ran: path, reason, linear, loop."""
+    attention: dict[str, Chosen] = field(default_factory=dict)
+    """By which of torch's ways a cache of transformers was attended to."""
+    before: str | None = None
+    """A warning about the machine as it was before the run."""
+    others: float | None = None
+    """Share of the processor that other programs took while steps were timed."""
+    late: str | None = None
+    """Why something is missing although nothing failed."""
 
 
 def measure(
@@ -67,8 +77,13 @@ def measure(
     session: Session,
     refused: Mapping[str, QuestbenchError],
     progress: Callable[[str], Any],
+    deadline: Deadline | None = None,
+    before: str | None = None,
 ) -> list[ResultRecord]:
-    """All records of one cell.
+    """All records of one cell, or as many as the time limit leaves.
+
+    Args:
+        before: a warning about the machine as it was before the run.
 
     Raises:
         CellError: the cell needs more memory than there is.
@@ -95,20 +110,26 @@ def measure(
         widest=max(session.text.intermediate_size, session.text.hidden_size),
     )
     required.check(cell.device)
-    found = Found()
+    deadline = deadline or Deadline()
+    session.between = lambda *_: deadline.check()
+    found = Found(before=before)
     with torch.inference_mode(), thread_count(cell.threads):
         try:
             if config.prefills:
-                _time_prefills(config, cell, session, chosen, found, progress)
-            _decode(config, cell, session, chosen, room, found, progress)
+                _time_prefills(config, cell, session, chosen, found, progress, deadline)
+            _decode(config, cell, session, chosen, room, found, progress, deadline)
             for kind in config.rivals:
+                deadline.check()
                 progress(f"transformers, {kind} cache")
-                _time_rival(config, cell, session, kind, room, found)
+                _time_rival(config, cell, session, kind, room, found, deadline)
+        except OutOfTime:
+            pass  # what is missing says why
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise CellError(
                 f"out of memory, although {required.total / 2**30:.1f} GiB beside the weights were predicted: {error}",
                 "Use a shorter --seq-len, a smaller --batch or fewer methods.",
             ) from None
+    found.late = deadline.reason if deadline.passed else None
     return Records(config, cell, session, chosen, found, required).all()
 
 
@@ -119,12 +140,13 @@ def _time_prefills(
     chosen: Mapping[str, Method],
     found: Found,
     progress: Callable[[str], Any],
+    deadline: Deadline,
 ) -> None:
     """Each method prefills for itself, in rounds of shuffled order; one cache is alive at a time."""
     shuffle = generator(config.seed, "prefill").shuffle
     begin, names = time.monotonic(), list(chosen)
     for number in range(config.prefill_rounds):
-        if number and time.monotonic() - begin > config.max_seconds:
+        if number and (time.monotonic() - begin > config.max_seconds or deadline.passed):
             break
         shuffle(names)
         for name in names:
@@ -142,6 +164,7 @@ def _decode(
     room: int,
     found: Found,
     progress: Callable[[str], Any],
+    deadline: Deadline,
 ) -> None:
     from questbench.models import hf
 
@@ -149,6 +172,7 @@ def _decode(
     base, first = session.base(cell, chosen, room)
     loops = {}
     for name, method in chosen.items():
+        deadline.check()
         progress(f"counting what {name} reads")
         tokens, found.counted[name] = _count(session, base, cell, method, first)
         loop = session.loop(base, cell, method, first, steps=room)
@@ -166,27 +190,34 @@ def _decode(
             found.kv[name] = _held_bytes(session, baseline.loop, cell)
             found.loops[name] = _how(baseline.loop)
             loops[name] = baseline.loop
+    deadline.check()
     arms: dict[str, Any] = {name: StepArm(loop) for name, loop in loops.items()}
+    arms["torch"] = Control(session.noise(cell), session.text.num_attention_heads, cell.seq_len)
     probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
     found.probe_bytes = probe.bytes
     watch = timer.CudaEvents(cell.device) if cell.device.startswith("cuda") else None
+    neighbours = busy.Watch()
     found.timed = timer.interleave(
         {**arms, "read": probe},
         rounds_min=config.rounds,
         rounds_max=max(ROUNDS_LIMIT, config.rounds),
         target_noise=NOISE_TARGET,
-        max_seconds=config.max_seconds,
+        max_seconds=deadline.within(config.max_seconds),
         shuffle_seed=config.seed,
         on_progress=progress,
         floor=TIMING,
         stopwatch=watch,
     )
-    progress("two lengths of generation")
+    neighbours.look()
+    found.others = neighbours.others
     for name, loop in loops.items():
-        found.slopes[name] = _slope(config, loop)
-    if config.stages:
-        progress("stages")
-        for name in chosen:
+        if deadline.passed:
+            break
+        progress(f"two lengths of generation: {name}")
+        found.slopes[name] = _slope(config, loop, deadline.within(config.max_seconds / len(loops)))
+    for name in chosen if config.stages else ():
+        if not deadline.passed:
+            progress(f"stages: {name}")
             found.stages[name] = _stages(session, base, cell, chosen[name], first)
     for loop in loops.values():
         hf.release(loop.cache)
@@ -231,7 +262,7 @@ def _held_bytes(session: Session, loop: StaticLoop, cell: Cell) -> tuple[int, in
     return kv + sum(entry * min(window - 1, length) for window in session.windows() if window is not None), bounds
 
 
-def _slope(config: E2EConfig, loop: StaticLoop) -> list[float]:
+def _slope(config: E2EConfig, loop: StaticLoop, seconds: float) -> list[float]:
     """Seconds per token, one sample per round, from two generations: what they share cancels."""
     short, long = config.tokens
     device = str(loop.tokens.device)
@@ -240,9 +271,10 @@ def _slope(config: E2EConfig, loop: StaticLoop) -> list[float]:
         rounds_min=SLOPE_ROUNDS,
         rounds_max=SLOPE_ROUNDS,
         target_noise=0.0,
-        max_seconds=config.max_seconds,
+        max_seconds=seconds,
         shuffle_seed=config.seed,
         floor=0.0,
+        warm=True,
         stopwatch=timer.CudaEvents(device) if device.startswith("cuda") else None,
     )
     pairs = zip(timed["short"].seconds, timed["long"].seconds, strict=True)
@@ -274,7 +306,9 @@ def _stages(session: Session, base: Any, cell: Cell, method: Method, first: Tens
     return found
 
 
-def _time_rival(config: E2EConfig, cell: Cell, session: Session, kind: str, room: int, found: Found) -> None:
+def _time_rival(
+    config: E2EConfig, cell: Cell, session: Session, kind: str, room: int, found: Found, deadline: Deadline
+) -> None:
     """A cache of transformers, alone in memory; reads of memory run in its rounds too."""
     try:
         arm = TransformersArm(session.loaded.model, kind, session.noise(cell), cell.seq_len, room)
@@ -287,9 +321,10 @@ def _time_rival(config: E2EConfig, cell: Cell, session: Session, kind: str, room
         rounds_min=min(RIVAL_ROUNDS, config.rounds),
         rounds_max=max(RIVAL_ROUNDS, config.rounds),
         target_noise=NOISE_TARGET,
-        max_seconds=config.max_seconds,
+        max_seconds=deadline.within(config.max_seconds),
         shuffle_seed=config.seed,
         stopwatch=timer.CudaEvents(cell.device) if cell.device.startswith("cuda") else None,
     )
+    found.attention[kind] = arm.attention
     found.rivals[kind] = timed[kind]
     found.rivals[f"{kind} read"] = timed["read"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from questbench.errors import CellError
+from questbench.experiments import costs
 from questbench.methods._base import CacheShape, Method
 
 _STATUS = Path("/proc/self/status")
@@ -64,18 +63,6 @@ def _resident(name: str) -> int | None:
     return None
 
 
-def free_bytes(device: str) -> int:
-    """Bytes that can still be allocated."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 @dataclass(frozen=True)
 class Need:
     """The memory that a cell will allocate beside the weights; the rule that caches are allocated by ahead.
@@ -100,13 +87,8 @@ class Need:
         Raises:
             CellError: it cannot.
         """
-        free = free_bytes(device)
-        if self.total > free:
-            raise CellError(
-                f"out of memory: this cell needs about {self.total / 2**30:.1f} GiB beside the weights "
-                f"and {free / 2**30:.1f} GiB are free.",
-                "Use a shorter --seq-len, a smaller --batch, fewer methods or --cache-fill random.",
-            )
+        hint = "Use a shorter --seq-len, a smaller --batch, fewer methods or --cache-fill random."
+        costs.require(self.total, device, beside="beside the weights", hint=hint)
 
 
 def need(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from questbench.measure import roofline, stats
+from questbench.measure import cautions, roofline, stats
+from questbench.records import limits
 from questbench.records.schema import ResultRecord
 
 if TYPE_CHECKING:
@@ -36,11 +37,16 @@ class Records:
         self.config, self.cell, self.session = config, cell, session
         self.chosen, self.found, self.need = chosen, found, need
         self.weights = session.read_weights(cell.batch)
-        self.bandwidth = [found.probe_bytes / seconds for seconds in found.timed["read"].seconds]
-        self.peak = stats.median(self.bandwidth)
+        reads = found.timed["read"].seconds if found.timed else []
+        self.bandwidth = [found.probe_bytes / seconds for seconds in reads]
+        self.peak = stats.median(self.bandwidth) if reads else 0.0
 
     def all(self) -> list[ResultRecord]:
-        """Everything."""
+        """Everything that was measured; the rest with the reason why it is missing."""
+        if not self.found.timed:
+            why = {"status": "skipped", "reason": self.found.late, "stage": "total"}
+            records = [self._record(name, "tpot", "s", None, **why) for name in self.chosen]
+            return records + [record for name in self.chosen for record in self._prefill(name)]
         records = [record for name in self.chosen for record in self._of_method(name)]
         records += [record for name in self.found.baselines for record in self._of_baseline(name)]
         return records + [record for kind in self.config.rivals for record in self._of_rival(kind)]
@@ -97,7 +103,13 @@ class Records:
 
     def _tpot(self, name: str, seconds: list[float], fallback: bool) -> ResultRecord:
         found, loop = self.found, self.found.loops[name]
-        warnings = stats.warnings(seconds, stopped=found.timed[name].stopped)
+        around = (
+            found.before,
+            cautions.disturbed(found.others),
+            cautions.unsteady(found.timed["read"].seconds, found.probe_bytes),
+            found.late and f"Measured in part only: {found.late}.",
+        )
+        warnings = [*filter(None, around), *stats.warnings(seconds, stopped=found.timed[name].stopped)]
         if not found.same_tokens.get(name, True):
             warnings.append(
                 "Counting what was read changed the tokens: the counts may not be those of the timed steps."
@@ -113,6 +125,9 @@ class Records:
             )
         about = {
             "dense_fallback": fallback,
+            "probe_bandwidth": self.peak,
+            "torch": stats.median(found.timed["torch"].seconds),
+            "others": found.others,
             **({"same_tokens": found.same_tokens[name]} if name in found.same_tokens else {}),
             "path": loop["path"],
             "loop": loop["loop"],
@@ -132,7 +147,9 @@ class Records:
         )
 
     def _slope(self, name: str) -> list[ResultRecord]:
-        values = self.found.slopes[name]
+        values = self.found.slopes.get(name)
+        if values is None:
+            return [self._record(name, "tpot_slope", "s", None, status="skipped", reason=self.found.late)]
         value, median = stats.median(values), stats.median(self.found.timed[name].seconds)
         warnings = []
         if abs(value / median - 1) > SLOPE_TOLERANCE:
@@ -171,7 +188,7 @@ class Records:
         for stage, rise, own in (
             ("prefill", found.prefill_rise.get(name), 0),
             # In decode the methods share pages: what this one holds counts in full, what it makes besides is watched.
-            ("decode", found.decode_rise.get(name), sum(found.kv[name])),
+            ("decode", found.decode_rise.get(name), sum(found.kv.get(name, ()))),
         ):
             if rise is not None:
                 about = {"weights": stored, "cache": own, "rise": rise, "predicted": stored + self.need.total}
@@ -186,17 +203,21 @@ class Records:
         for stage, samples in staged.items():
             about = {**stats.summary(samples), "share": stats.median(samples) / total if total else None}
             median = stats.median(samples)
+            warnings = []
             if stage == "weights" and median > 0:
+                fractions = [self.weights / seconds / self.peak for seconds in samples]
                 about["bandwidth_fraction"] = self.weights / median / self.peak
-            records.append(self._record(name, "tpot", "s", median, samples=samples, stats=about, stage=stage))
+                about["bandwidth_fraction_low"] = limits.ends(about["bandwidth_fraction"], stats.summary(fractions))[0]
+                warnings = roofline.above_bandwidth(fractions)
+            records.append(
+                self._record(name, "tpot", "s", median, samples=samples, stats=about, warnings=warnings, stage=stage)
+            )
         return records
 
     def _speedup(self, name: str, fallback: bool, ideal: float | None, baseline: str = "dense") -> ResultRecord:
         """Over our own dense, whose bytes allow no more than ``ideal``; or over a baseline, which they do not bind."""
         ratios = stats.paired_ratios(self.found.timed[baseline].seconds, self.found.timed[name].seconds)
-        warnings = []
-        if ideal is not None and ratios.median > ideal:
-            warnings.append(roofline.above_ideal(ratios.median, ideal))
+        warnings = [] if ideal is None else roofline.above_ideal(ratios.values, ideal)
         if fallback:
             warnings.append(f"dense fallback: {name} attended the whole text, so this ratio is not a speed-up.")
         return self._record(
@@ -243,7 +264,7 @@ class Records:
             value,
             samples=fractions,
             stats={**stats.summary(fractions), "bandwidth": self.peak, "achieved": achieved},
-            warnings=[roofline.above_bandwidth(value)] if value > 1 else [],
+            warnings=roofline.above_bandwidth(fractions),
         )
 
     def _sizes(self, name: str, must_read: int) -> list[ResultRecord]:
@@ -260,15 +281,27 @@ class Records:
     def _of_rival(self, kind: str) -> list[ResultRecord]:
         """transformers' own cache: its time, and our dense against it. The two were not timed in the same rounds."""
         name = f"transformers_{kind}"
-        if reason := self.found.no_rivals.get(kind):
+        reason = self.found.no_rivals.get(kind) or (None if kind in self.found.rivals else self.found.late)
+        if reason:
             about: dict[str, Any] = {"status": "skipped", "reason": reason, "stage": "total", "backend": "torch"}
             return [self._record(name, "tpot", "s", None, **about)]
         timed, reads = self.found.rivals[kind], self.found.rivals[f"{kind} read"]
         seconds = timed.seconds
         value = stats.median(seconds)
         bandwidth = self.found.probe_bytes / stats.median(reads.seconds)
-        about = {**stats.summary(seconds), "bandwidth": bandwidth, "paired": False}  # in rounds of its own
-        warnings = stats.warnings(seconds, stopped=timed.stopped)
+        attention = self.found.attention[kind]
+        reasons = "; ".join(f"{way}: {why}" for way, why in attention.left_out.items())
+        left_out = {"left_out": reasons} if reasons else {}
+        about = {
+            **stats.summary(seconds),
+            "bandwidth": bandwidth,
+            "paired": False,  # in rounds of its own
+            "path_of_attention": attention.path,
+            "paths": attention.paths,
+            **left_out,
+        }
+        unsteady = cautions.unsteady(reads.seconds, self.found.probe_bytes)
+        warnings = [*filter(None, [self.found.before, unsteady]), *stats.warnings(seconds, stopped=timed.stopped)]
         records = [
             self._record(
                 name,
@@ -286,8 +319,20 @@ class Records:
             ),
         ]
         must_read = self.step_bytes("dense")
-        fraction = must_read / value / bandwidth
-        records.append(self._record(name, "bandwidth_fraction", "fraction", fraction, backend="torch"))
+        rates = [self.found.probe_bytes / read for read in reads.seconds]
+        fractions = [must_read / own / rate for own, rate in zip(seconds, rates, strict=True)]
+        records.append(
+            self._record(
+                name,
+                "bandwidth_fraction",
+                "fraction",
+                stats.median(fractions),
+                samples=fractions,
+                stats=stats.summary(fractions),
+                warnings=roofline.above_bandwidth(fractions),
+                backend="torch",
+            )
+        )
         dense = stats.median(self.found.timed["dense"].seconds)
         # In units of what memory gave at that time, since the two ran apart.
         normalised = value * bandwidth / (dense * self.peak)

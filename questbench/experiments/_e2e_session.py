@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ class Session:
     device: str
     uncaptured: str | None = None
     """Why steps run one by one although they should be captured."""
+    between: Callable[[int, int], object] | None = None
+    """Called between the parts of a prompt; may raise to stop."""
 
     @classmethod
     def open(cls, config: E2EConfig, cell: Cell) -> Session:
@@ -152,7 +154,9 @@ class Session:
             collect=collect,
             bounds=True,
         )
-        logits = hf.prefill(self.loaded.model, self.prompt(cell), cache, chunk=self.config.prefill_chunk)
+        logits = hf.prefill(
+            self.loaded.model, self.prompt(cell), cache, chunk=self.config.prefill_chunk, progress=self.between
+        )
         return cache, logits.argmax(-1)
 
     def prompt(self, cell: Cell) -> Tensor:
@@ -181,7 +185,7 @@ class Session:
                 ops=self.ops,
                 capacity=cell.seq_len + 1,
             )
-            hf.prefill(model, prompt, cache, chunk=self.config.prefill_chunk).argmax(-1).tolist()
+            hf.prefill(model, prompt, cache, chunk=self.config.prefill_chunk, progress=self.between).argmax(-1).tolist()
             if self.device.startswith("cuda"):
                 torch.cuda.synchronize(self.device)
             seconds = time.perf_counter() - start

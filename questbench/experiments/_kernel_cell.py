@@ -19,7 +19,7 @@ from questbench.experiments._kernel_baselines import (
 from questbench.experiments._kernel_clock import Clock, DeviceClock, HostClock
 from questbench.experiments._kernel_memory import Need, fitting
 from questbench.experiments._setup import load_ops, thread_count, torch_dtype
-from questbench.measure import bandwidth, gpu_state, roofline, stats, timer
+from questbench.measure import bandwidth, busy, cautions, gpu_state, roofline, stats, timer
 from questbench.measure.memory import last_level_cache_bytes
 from questbench.records.schema import ResultRecord
 
@@ -35,12 +35,21 @@ STAGE_ROUNDS = 20
 NOISE_TARGET = 0.01
 ROUNDS_LIMIT = 400
 READ = "read"
+WAY = "way: "
+"""Begins ``params.stage`` of one way of a baseline, before its name."""
 
 
 def measure(
-    config: KernelConfig, cell: Cell, refused: Mapping[str, QuestbenchError], progress: Callable[[str], Any]
+    config: KernelConfig,
+    cell: Cell,
+    refused: Mapping[str, QuestbenchError],
+    progress: Callable[[str], Any],
+    before: str | None = None,
 ) -> list[ResultRecord]:
     """All records of one cell.
+
+    Args:
+        before: a warning about the machine as it was before the run.
 
     Raises:
         CellError: the cell needs more memory than there is.
@@ -63,7 +72,7 @@ def measure(
     chosen = {name: method for name, method in methods(config, cell).items() if name not in refused}
     traffic = {name: cell.batch * method.bytes_read(cell.seq_len, shape.cache) for name, method in chosen.items()}
     with thread_count(config.threads) as threads, _device_memory(config.device):
-        return _Cell(config, cell, shape, ops, chosen, traffic).measure(threads, progress)
+        return _Cell(config, cell, shape, ops, chosen, traffic, before).measure(threads, progress)
 
 
 @contextlib.contextmanager
@@ -95,8 +104,10 @@ class _Cell:
         ops: Ops,
         chosen: Mapping[str, Method],
         traffic: Mapping[str, int],
+        before: str | None,
     ) -> None:
         self.config, self.cell, self.shape, self.ops = config, cell, shape, ops
+        self.before = before
         self.chosen, self.traffic = chosen, traffic
         self.cache_bytes = last_level_cache_bytes(config.device)
         cold = config.cache == "cold"
@@ -126,7 +137,9 @@ class _Cell:
         dense = self.traffic["dense"]
         counted = {name: arm.replay(REPLAYED) for name, arm in arms.items()}
         if left_out is None:
-            baselines[TORCH] = torch_baseline(inputs, self.copies["dense"], clock, dense)
+            baselines[TORCH] = torch_baseline(
+                inputs, self.copies["dense"], clock, dense, compile_s=config.compile_limit
+            )
         else:
             baselines[TORCH] = Baseline(reason=left_out)
         for name, backend, reason in brought:
@@ -135,6 +148,7 @@ class _Cell:
             else:
                 layers = self._whole_texts(inputs, arms["dense"])
                 baselines[name] = backend_baseline(backend, layers, inputs, clock, dense)
+        watch = busy.Watch()
         timed = clock.interleave(
             {
                 **arms,
@@ -149,13 +163,16 @@ class _Cell:
             shuffle_seed=config.seed,
             on_progress=progress,
         )
+        watch.look()
         slowed = gpu_state.caution(gpu_state.identifier(config.device)) if self.gpu else None
         staged = {}
         if config.stages:
             staged = {name: StageArm(arm, clock.stages()).measure(STAGE_ROUNDS) for name, arm in arms.items()}
-        notes = {name: [*clock.notes(name), *filter(None, [slowed])] for name in (*arms, *baselines)}
+        unsteady = cautions.unsteady(timed[READ].seconds, probe.bytes)
+        around = list(filter(None, [self.before, watch.caution(), unsteady, slowed]))
+        notes = {name: [*around, *clock.notes(name)] for name in (*arms, *baselines)}
         copies = {name: arm.copies for name, arm in arms.items()}
-        maker = _Records(self, timed, probe, counted, baselines, copies, notes)
+        maker = _Records(self, timed, probe, counted, baselines, copies, notes, watch.others)
         records = [record for name in chosen for record in maker.of_method(name, staged.get(name, {}))]
         return records + [record for name in baselines for record in maker.of_baseline(name)]
 
@@ -194,12 +211,17 @@ class _Records:
         baselines: Mapping[str, Baseline],
         copies: Mapping[str, int],
         notes: Mapping[str, list[str]],
+        others: float | None,
     ) -> None:
         self.config, self.cell, self.backend = whole.config, whole.cell, whole.ops.name
         self.chosen, self.traffic, self.copies = whole.chosen, whole.traffic, copies
         self.timed, self.counted, self.baselines, self.notes = timed, counted, baselines, notes
         self.bandwidth = [probe.bytes / seconds for seconds in timed[READ].seconds]
         self.probe = probe.probe
+        self.controls = {"probe_bandwidth": stats.median(self.bandwidth), "others": others}
+        """What a comparison of two runs holds against a time: it tells a slower machine from slower code."""
+        if TORCH in timed:
+            self.controls["torch"] = stats.median(timed[TORCH].seconds)
 
     def of_method(self, name: str, staged: Mapping[str, list[float]]) -> list[ResultRecord]:
         """Latency, stages, speed-ups, traffic and counts of one of our methods."""
@@ -227,9 +249,10 @@ class _Records:
         if found.arm is None:
             return [
                 self._record(name, "latency", "s", None, status="skipped", reason=found.reason, stage="total"),
+                *self._ways(name),
             ]
         seconds = self.timed[name].seconds
-        stats_of: dict[str, Any] = {**stats.summary(seconds), "path": found.path, "paths": found.paths}
+        stats_of: dict[str, Any] = {**stats.summary(seconds), **self.controls, "path": found.path, "paths": found.paths}
         if found.reason:
             stats_of["left_out"] = found.reason
         latency = self._record(
@@ -239,10 +262,30 @@ class _Records:
             stats.median(seconds),
             samples=seconds,
             stats=stats_of,
-            warnings=self.notes[name],
+            warnings=[*self.notes[name], *stats.warnings(seconds, stopped=self.timed[name].stopped)],
             stage="total",
         )
-        return [latency, self._bandwidth_fraction(name, self.traffic["dense"])]
+        return [latency, self._bandwidth_fraction(name, self.traffic["dense"]), *self._ways(name)]
+
+    def _ways(self, name: str) -> list[ResultRecord]:
+        """Every way of a baseline as it was in the trial that chose among them, the fastest included."""
+        found = self.baselines[name]
+        records = [
+            self._record(
+                name,
+                "latency",
+                "s",
+                stats.median(seconds),
+                samples=seconds,
+                stats={**stats.summary(seconds), "trial": True},
+                stage=f"{WAY}{way}",
+            )
+            for way, seconds in found.trial.items()
+        ]
+        return records + [
+            self._record(name, "latency", "s", None, status="skipped", reason=why, stage=f"{WAY}{way}")
+            for way, why in found.left_out.items()
+        ]
 
     def _latency(
         self, name: str, stage: str, seconds: list[float], must_read: int | None, fallback: bool
@@ -250,7 +293,8 @@ class _Records:
         summary = {**stats.summary(seconds), "dense_fallback": fallback, "copies": self.copies[name]}
         warnings = []
         if must_read is not None:
-            warnings = [*stats.warnings(seconds, stopped=self.timed[name].stopped), *self.notes[name]]
+            warnings = [*self.notes[name], *stats.warnings(seconds, stopped=self.timed[name].stopped)]
+            summary |= self.controls
         return self._record(
             name, "latency", "s", stats.median(seconds), samples=seconds, stats=summary, warnings=warnings, stage=stage
         )
@@ -258,9 +302,7 @@ class _Records:
     def _speedup(self, name: str, baseline: str, fallback: bool, ideal: float | None) -> ResultRecord:
         ratios = [b / a for a, b in zip(self.timed[name].seconds, self.timed[baseline].seconds, strict=True)]
         value = stats.median(ratios)
-        warnings = []
-        if ideal is not None and value > ideal:
-            warnings.append(roofline.above_ideal(value, ideal))
+        warnings = [] if ideal is None else roofline.above_ideal(ratios, ideal)
         if fallback:
             warnings.append(f"dense fallback: {name} attended the whole text, so this ratio is not a speed-up.")
         return self._record(
@@ -283,7 +325,7 @@ class _Records:
         achieved = stats.median([must_read / s for s in seconds])
         rates = {"bandwidth": stats.median(self.bandwidth), "achieved": achieved, "probe": self.probe}
         summary = {**stats.summary(fractions), **rates}
-        warnings = [roofline.above_bandwidth(value)] if value > 1 else []
+        warnings = roofline.above_bandwidth(fractions)
         return self._record(
             name, "bandwidth_fraction", "fraction", value, samples=fractions, stats=summary, warnings=warnings
         )

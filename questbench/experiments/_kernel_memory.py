@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from questbench.errors import CellError
+from questbench.experiments import costs
 from questbench.experiments._kernel_arms import QUERIES, LayerShape
 
 if TYPE_CHECKING:
@@ -68,15 +67,6 @@ class Need:
         return self.copies["dense"] * shape.seq_len * shape.cache.entry_bytes * shape.batch * stores
 
 
-def free_bytes(device: str) -> int:
-    """Free memory."""
-    if device == "cpu":
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    import torch
-
-    return int(torch.cuda.mem_get_info(device)[0])
-
-
 def fitting(need: Need) -> str | None:
     """Refuse a cell that cannot fit, instead of being killed half-way.
 
@@ -87,14 +77,11 @@ def fitting(need: Need) -> str | None:
         CellError: it does not fit.
     """
     device = need.shape.device
-    free = free_bytes(device) - SCRATCH[device.partition(":")[0]]
+    scratch = SCRATCH[device.partition(":")[0]]
     alone, whole = int(SLACK * need.own), int(SLACK * (need.own + need.torch))
     wanted = whole if device == "cpu" else alone
-    if wanted > free:
-        raise CellError(
-            f"out of memory: this cell needs about {wanted / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free.",
-            "Use a shorter --seq-len, a smaller --batch or fewer methods.",
-        )
-    if whole > free:
-        return f"out of memory: contiguous keys and values need another {(whole - alone) / 2**30:.1f} GiB."
+    hint = "Use a shorter --seq-len, a smaller --batch or fewer methods."
+    costs.require(wanted, device, hint=hint, reserved=scratch)
+    if whole > costs.free_bytes(device) - scratch:
+        return f"out of memory: contiguous keys and values need another {costs.gib(whole - alone)}."
     return None

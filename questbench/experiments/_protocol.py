@@ -10,6 +10,7 @@ from typing import Any
 
 from questbench.errors import CellError, UsageError
 from questbench.tasks._base import Sample
+from questbench.tasks._tokens import is_fast, part_ids, prompt_ids, spanned
 
 PROTOCOLS = {
     "stepwise": "context prefilled dense, then the question and the answer token by token with the method active",
@@ -68,9 +69,9 @@ def split(sample: Sample, tokenizer: Any, protocol: str, last_chars: int, *, spe
     tokenizer adds no BOS).
 
     Args:
-        special: let the tokenizer add its special tokens; a chat template has written them already.
+        special: let the tokenizer put its special tokens in front; a chat template has written them already.
     """
-    text = sample.context + sample.question
+    text = sample.prompt
     if protocol == "quest-paper":
         cut = max(len(text) - last_chars, 1)
         head, spans = _encode(tokenizer, text[:cut], special=special)
@@ -90,7 +91,7 @@ def split(sample: Sample, tokenizer: Any, protocol: str, last_chars: int, *, spe
         needles = _needles(sample, spans, limit=len(text))
     later = tuple(
         Steps(
-            tuple(_encode(tokenizer, turn.question, special=False)[0]),
+            tuple(part_ids(tokenizer, turn.question + turn.answer_prefix)),
             _needles(dataclasses.replace(sample, answers=turn.answers, needles=turn.needles), spans, limit=len(text)),
         )
         for turn in sample.turns[1:]
@@ -108,7 +109,7 @@ def split_stream(sample: Sample, tokenizer: Any, behind: int) -> Prompt:
     Raises:
         CellError: no token is left behind the prefill.
     """
-    text = sample.context + sample.question
+    text = sample.prompt
     ids, spans = _encode(tokenizer, text, special=True)
     border = max(_border(spans, len(sample.context), len(ids)), behind)
     steps = tuple(ids[border:])
@@ -172,10 +173,9 @@ def _border(spans: Sequence[tuple[int, int]], chars: int, default: int) -> int:
 
 def _encode(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids and their character spans."""
-    if getattr(tokenizer, "is_fast", False):
-        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        return list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
-    ids = list(tokenizer.encode(text, add_special_tokens=special))
+    if is_fast(tokenizer):
+        return spanned(tokenizer, text, special=special)
+    ids = prompt_ids(tokenizer, text) if special else part_ids(tokenizer, text)
     return ids, _offsets_by_decoding(tokenizer, ids, text)
 
 

@@ -21,6 +21,7 @@ from questbench.experiments._accuracy_sample import stop_ids
 from questbench.experiments._accuracy_scripts import Decoding, Reply, Taught, converse, teach
 from questbench.experiments._counting import ReadCounter, RowCounters
 from questbench.experiments._protocol import Steps
+from questbench.tasks._tokens import part_ids, prompt_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,7 +153,7 @@ class Requests:
         """
         totals = []
         for text in texts:
-            ids = (self.prefix, *self.loaded.tokenizer.encode(text, add_special_tokens=False))
+            ids = (self.prefix, *part_ids(self.loaded.tokenizer, text))
             losses: list[float] = []
             start = 0
             while start < len(ids) - 1:
@@ -193,7 +194,7 @@ class Requests:
         head: tuple[int, ...]
         bare = context.rstrip()
         if not bare:
-            whole = tuple(self.loaded.tokenizer.encode(context + continuation, add_special_tokens=False))
+            whole = tuple(part_ids(self.loaded.tokenizer, context + continuation))
             head, tail = (self.prefix,), whole[1:] if whole[:1] == (self.prefix,) else whole
         else:
             whole = self._encode(context + continuation)
@@ -208,7 +209,7 @@ class Requests:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         """Tokens of a prompt; one that begins with the BOS, as a chat template writes it, gets no second one."""
-        ids = tuple(self.loaded.tokenizer.encode(text))
+        ids = tuple(prompt_ids(self.loaded.tokenizer, text))
         first = self.loaded.tokenizer.bos_token_id
         return ids[1:] if first is not None and ids[:2] == (first, first) else ids
 

@@ -58,7 +58,7 @@ def load_ops(device: str, backend: str | None) -> Ops:
 
         if not torch.cuda.is_available():
             raise PrerequisiteError("There is no usable CUDA device.", "See: questbench doctor. Or use --device cpu.")
-    name = backend or DEFAULT_BACKEND[device]
+    name = DEFAULT_BACKEND[device] if backend is None else backend
     kind = kernels.load_class(name)
     if kind.device not in (device, "any"):
         raise UsageError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from questbench import units
+
 
 class TimeLeft:
     """Extrapolates from finished samples; a sample's cost is taken to grow with its length.
@@ -49,7 +51,4 @@ class TimeLeft:
         seconds = self.seconds()
         if not seconds or not any(self._left.values()):
             return ""
-        if seconds < 90:
-            return f", about {max(round(seconds), 1)} s left"
-        minutes = seconds / 60
-        return f", about {round(minutes)} min left" if minutes < 90 else f", about {minutes / 60:.1f} h left"
+        return f", about {units.duration(seconds)} left"

@@ -221,14 +221,17 @@ def check(config: AccuracyConfig) -> None:
 def card(config: AccuracyConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
     from questbench import units
+    from questbench.models import reach
 
     work = grid(config)
+    layers = reach.sentence(config.model, dense_layers=config.dense_layers)
     tables = [one.task.table(one.length) for one, _, _ in work if isinstance(one.task, DataTask)]
     files = [f"{table.name} ({len(table):,} rows, SHA-256 {table.sha256[:16]})" for table in tables]
     names = dict.fromkeys(cell.name for _, usable, _ in work for cell in usable)
     protocols = dict.fromkeys(one.protocol for one, _, _ in work)
     return {
         "model": config.model,
+        **({"layers": layers} if layers else {}),
         "protocol": "; ".join(f"{name}: {PROTOCOLS[name]}" for name in protocols),
         "tasks": ", ".join(f"{one.spec} at {units.echo_count(one.length)}, n = {one.samples}" for one, _, _ in work),
         **({"data": ", ".join(dict.fromkeys(files))} if files else {}),
@@ -237,6 +240,23 @@ def card(config: AccuracyConfig) -> dict[str, str]:
         "prompts": f"chat template {config.chat_template}; {config.batch} at a time; "
         "what the model cannot take is cut from the middle",
     }
+
+
+def inputs(config: AccuracyConfig) -> dict[str, Any]:
+    """What the run reads, by content: model, data, chat template.
+
+    Raises:
+        UsageError, PrerequisiteError: one of them cannot be used.
+    """
+    from questbench.experiments import _inputs
+
+    where = {"online": config.online, "trust_remote_code": config.trust_remote_code}
+    found = {
+        "model": _inputs.model_files(config.model, **where),
+        "data": _inputs.data_files((work.spec, work.task, work.length) for work, _, _ in grid(config)),
+        "chat_template": _inputs.template(config.model, config.chat_template, **where),
+    }
+    return {name: part for name, part in found.items() if part}
 
 
 def run(
@@ -256,6 +276,7 @@ def run(
     Raises:
         UsageError, CellError: no sample of a task can be used.
     """
+    from questbench.experiments._accuracy_memory import check as check_memory
     from questbench.experiments._accuracy_records import family, refusals, summary
     from questbench.experiments._accuracy_sample import Session
     from questbench.experiments._time_left import TimeLeft
@@ -264,12 +285,20 @@ def run(
     if {f"{one.key}|summary" for one, _, _ in work} | {FAMILY} <= set(finished):
         return
     session = Session.open(config)
+    small = {one.key: error for one, usable, _ in work if (error := check_memory(session, one, usable)) is not None}
     total, done = sum(one.samples for one, _, _ in work) + len(work), 0
     for one, _, _ in work:
-        _check_usable(session, one, finished)
+        if one.key not in small:
+            _check_usable(session, one, finished)
     left = TimeLeft([(one.spec, one.length, one.samples) for one, _, _ in work])
     compared: list[ResultRecord] = []
     for one, usable, refused in work:
+        if one.key in small:
+            out = [Refused(cell.method, cell.page_size, small[one.key]) for cell in usable]
+            left.skip(one.spec, one.length, one.samples)
+            done += one.samples + 1
+            yield Unit(f"{one.key}|summary", refusals(session, one, out + refused))
+            continue
         rows = {
             (str(row["unit"]), str(row["cell"])): dict(row)
             for row in stored

@@ -6,10 +6,11 @@ plain read of memory. Cells that share device, dtype and weights share a loaded 
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from questbench.methods._make import PACKAGE, check_arguments, make_all, method_
 
 if TYPE_CHECKING:
     from questbench.experiments._e2e_session import Session
+    from questbench.experiments.costs import Forecast
 
 FILLS = ("prefill", "random")
 LOOPS = ("auto", "eager", "graph", "model")
@@ -60,6 +62,9 @@ class E2EConfig:
     """Lengths of the two generations whose difference is the slope."""
     rounds: int = 20
     max_seconds: float = 60.0
+    """Longest timing of one part of a cell."""
+    time_limit: float | None = None
+    """Seconds after which the whole run ends with what is measured."""
     stages: bool = True
     seed: int = 0
     online: bool = False
@@ -154,7 +159,9 @@ def check(config: E2EConfig) -> None:
                 raise registry.unknown(what, name, list(known))
     for name in config.methods:
         if method_class(name).yardstick:
-            usable = [known_name for known_name in registry.names(PACKAGE) if not method_class(known_name).yardstick]
+            usable = [
+                known_name for known_name, cls in registry.usable(PACKAGE, method_class).items() if not cls.yardstick
+            ]
             raise UsageError(
                 f"'{name}' is a yardstick for accuracy: nobody would deploy it, so its speed means nothing.",
                 f"Use --method with one of: {', '.join(usable)}.",
@@ -188,17 +195,35 @@ def check_dense_layers(config: E2EConfig, default: int, layers: int) -> int:
     return dense
 
 
+def inputs(config: E2EConfig) -> dict[str, Any]:
+    """What the run reads, by content: the model's files."""
+    from questbench.experiments._inputs import model_files
+
+    files = model_files(config.model, online=config.online, trust_remote_code=config.trust_remote_code)
+    return {"model": files} if files else {}
+
+
 def card(config: E2EConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
+    from questbench.models import reach
+
+    layers = reach.sentence(config.model, config.layers, config.dense_layers)
+    from questbench.experiments._e2e_forecast import predicted
+    from questbench.experiments.costs import duration
+    from questbench.measure import busy
+
     filled = "prefilled" if config.prefills else "filled with random entries: no prefill is timed"
     return {
         "model": config.model + (f", {config.layers} layers" if config.layers else ""),
+        **({"layers": layers} if layers else {}),
         "lengths": ", ".join(map(units.echo_count, config.seq_lens)),
         "budgets": ", ".join(map(units.echo_count, config.budgets)),
         "methods": ", ".join(dict.fromkeys(["dense", *config.methods])),
         "caches": f"{filled}, pages of {', '.join(map(str, config.page_sizes))}, {', '.join(config.dtype)}",
         "weights": ", ".join(config.weights),
         "cells": str(len(cells(config))),
+        "duration": duration(predicted(config, cells(config)).values(), config.time_limit),
+        **({"warning": warning} if (warning := busy.caution_before()) else {}),
     }
 
 
@@ -211,24 +236,38 @@ def run(
 ) -> Iterator[Unit]:
     """Measure every cell that is not finished yet; one unit per cell."""
     from questbench.experiments._e2e_cell import measure
+    from questbench.experiments._e2e_forecast import predicted
     from questbench.experiments._e2e_session import Session
+    from questbench.experiments.costs import Deadline, Forecast
+    from questbench.measure import busy
 
     del stored
     grid = cells(config)
+    deadline, forecast = Deadline(config.time_limit), Forecast(predicted(config, grid))
+    before = busy.caution_before()
     session: Session | None = None
     opened: tuple[str, str, str] | None = None
     for done, cell in enumerate(grid):
         if cell.key in finished:
+            forecast.skip(cell.key)
+            continue
+        if deadline.passed:
+            # Under another key than the cell's own: --resume measures it.
+            yield Unit(
+                f"{cell.key}|not begun",
+                [_missing(config, cell, name, deadline.reason) for name in methods(config, cell)],
+            )
             continue
         if progress:
-            progress(done, len(grid), units.echo_count(cell.seq_len))
+            progress(done, len(grid), f"{units.echo_count(cell.seq_len)}{forecast.words()}")
         refused = refusals_of(methods(config, cell), cell.page_size)
         try:
             if session is None or opened != cell.model:
                 session = None
                 gc.collect()  # the old model must be gone before the next one comes
                 session, opened = Session.open(config, cell), cell.model
-            records = measure(config, cell, session, refused, progress=within(progress, done, len(grid)))
+            tell = _with_forecast(within(progress, done, len(grid)), forecast)
+            records = measure(config, cell, session, refused, tell, deadline, before)
         except (UsageError, PrerequisiteError) as error:
             # What no cell can do ends the run; a kind of weights that does not work here is a record like any other.
             if session is None and len({one.model for one in grid}) == 1:
@@ -240,9 +279,10 @@ def run(
             records = [_failed(config, cell, name, error) for name in methods(config, cell)]
         records += [_failed(config, cell, name, error) for name, error in refused.items()]
         gc.collect()
+        forecast.finished(cell.key)
         yield Unit(cell.key, records)
         if progress:
-            progress(done + 1, len(grid), units.echo_count(cell.seq_len))
+            progress(done + 1, len(grid), f"{units.echo_count(cell.seq_len)}{forecast.words()}")
 
 
 def params(config: E2EConfig, cell: Cell, **more: Any) -> dict[str, Any]:
@@ -279,3 +319,11 @@ def _failed(config: E2EConfig, cell: Cell, label: str, error: Exception) -> Any:
         seed=config.seed,
         method_args=method.arguments(cell.page_size),
     )
+
+
+def _missing(config: E2EConfig, cell: Cell, name: str, reason: str) -> Any:
+    return dataclasses.replace(_failed(config, cell, name, CellError(reason)), status="skipped")
+
+
+def _with_forecast(tell: Callable[[str], None], forecast: Forecast) -> Callable[[str], None]:
+    return lambda text: tell(f"{text}{forecast.words()}")

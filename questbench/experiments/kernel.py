@@ -1,4 +1,4 @@
-"""Attention kernels: one decode step of one layer, every method against dense and torch SDPA in the same rounds.
+"""Attention kernels: one decode step of one layer, every method against dense and torch's best in the same rounds.
 
 A cell is one (length, budget, page size, batch, dtype). Within a cell all methods, both baselines and a plain read of
 memory are timed in interleaved rounds, so that ratios are paired and every row shows its distance to the limit.
@@ -45,6 +45,8 @@ class KernelConfig:
     """Least number of interleaved rounds."""
     max_seconds: float = 20.0
     """Longest measuring time of a cell, set-up apart."""
+    compile_limit: float = 30.0
+    """Longest time to compile torch's flex_attention, one of the baseline's ways; 0 leaves it out."""
     stages: bool = True
     """Break the step down into append, score, select, attend, evict."""
     seed: int = 0
@@ -98,10 +100,12 @@ def heads(config: KernelConfig) -> tuple[int, int, int]:
         raise registry.unknown("shape", config.shape, sorted(SHAPES))
     shape = SHAPES[config.shape]
     query = config.heads or shape.heads
-    kv = config.kv_heads or (shape.kv_heads if config.heads is None else min(shape.kv_heads, query))
+    kv = config.kv_heads or shape.kv_heads
     if query % kv:
+        whose = "" if config.kv_heads else f" of {config.shape}"
         raise UsageError(
-            f"{query} query heads cannot share {kv} KV heads evenly.", f"Use --kv-heads with a divisor of {query}."
+            f"{query} query heads cannot share the {kv} KV heads{whose} evenly.",
+            f"Use --kv-heads with a divisor of {query}.",
         )
     head_dim = config.head_dim or shape.head_dim
     if head_dim % 2:
@@ -118,7 +122,7 @@ def check(config: KernelConfig) -> None:
         UsageError: unknown names, impossible values.
         PrerequisiteError: a missing backend, compiler or device.
     """
-    from questbench.experiments._setup import check_machine
+    from questbench.experiments._setup import check_machine, load_ops
 
     positive: Mapping[str, Sequence[int | None]] = {
         "--seq-len": config.seq_lens,
@@ -142,7 +146,7 @@ def check(config: KernelConfig) -> None:
     heads(config)
     for name in config.methods:
         if method_class(name).yardstick:
-            usable = [known for known in registry.names(PACKAGE) if not method_class(known).yardstick]
+            usable = [known for known, cls in registry.usable(PACKAGE, method_class).items() if not cls.yardstick]
             raise UsageError(
                 f"'{name}' is a yardstick for accuracy: nobody would deploy it, so its speed means nothing.",
                 f"Use --method with one of: {', '.join(usable)}.",
@@ -154,6 +158,9 @@ def check(config: KernelConfig) -> None:
             raise error
     for dtype in config.dtype:
         check_machine(config.device, config.backend, dtype, config.page_sizes, config.threads)
+    ops, (query, kv, head_dim) = load_ops(config.device, config.backend), heads(config)
+    for page_size in config.page_sizes:
+        ops.limits.check(ops.name, query_heads=query, kv_heads=kv, head_dim=head_dim, page_size=page_size)
 
 
 def _shape_name(config: KernelConfig) -> str:
@@ -193,8 +200,10 @@ def run(
 ) -> Iterator[Unit]:
     """Measure every cell that is not finished yet; one unit per cell."""
     from questbench.experiments._kernel_cell import measure
+    from questbench.measure import busy
 
     del stored
+    before = busy.caution_before()
     grid = cells(config)
     for done, cell in enumerate(grid):
         if cell.key in finished:
@@ -203,7 +212,7 @@ def run(
             progress(done, len(grid), units.echo_count(cell.seq_len))
         refused = refusals_of(methods(config, cell), cell.page_size)
         try:
-            records = measure(config, cell, refused, progress=within(progress, done, len(grid)))
+            records = measure(config, cell, refused, within(progress, done, len(grid)), before)
         except (MemoryError, CellError, OSError) as error:  # an anonymous mapping that fails is an OSError
             records = [_failed(config, cell, name, error) for name in methods(config, cell)]
         records += [_failed(config, cell, name, error) for name, error in refused.items()]
@@ -242,7 +251,7 @@ def _against(config: KernelConfig) -> str:
     from questbench.experiments._kernel_baselines import backend_baselines
 
     brought = [name for name, backend, _ in backend_baselines(config.device) if backend is not None]
-    return " and ".join(["torch SDPA", *brought])
+    return " and ".join(["torch's fastest way", *brought])
 
 
 def _failed(config: KernelConfig, cell: Cell, label: str, error: Exception) -> Any:

@@ -48,4 +48,19 @@ def load(name: str) -> Ops:
 
 def available() -> dict[str, str | None]:
     """Every backend with ``None``, or the reason why it does not work here."""
-    return {name: _instance(name).unavailable() for name in names()}
+    return {name: _unavailable(name) for name in names()}
+
+
+def device(name: str) -> str:
+    """Whose memory a backend works in; ``cpu`` for one that cannot be loaded."""
+    try:
+        return load_class(name).device
+    except registry.PluginError:
+        return "cpu"
+
+
+def _unavailable(name: str) -> str | None:
+    try:
+        return registry.call("backend", name, lambda: _instance(name).unavailable())
+    except registry.PluginError as error:
+        return error.message

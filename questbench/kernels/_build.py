@@ -13,15 +13,13 @@ import hashlib
 import importlib.util
 import os
 import platform
-import shutil
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from questbench import _compiling
 from questbench._paths import cache_folder, kernel_sources
 from questbench.errors import PrerequisiteError, UsageError
 
@@ -45,15 +43,19 @@ class BuildResult:
     cached: bool
 
 
-def compiler() -> str | None:
-    """The C++ compiler: ``$CXX``, else g++; ``None`` if there is none."""
-    return shutil.which(os.environ.get("CXX", "g++"))
+def compiler() -> _compiling.Compiler:
+    """The C++ compiler: ``$CXX``, else g++.
+
+    Raises:
+        PrerequisiteError: there is none, or it cannot be run.
+    """
+    return _compiling.compiler("g++")
 
 
 def is_built() -> bool:
-    """Whether the library for this machine and these sources lies in the cache."""
+    """Whether the library for this machine and these sources lies in the cache, whole."""
     with contextlib.suppress(Exception):
-        return (_folder() / LIBRARY).is_file()
+        return _compiling.is_whole(_folder() / LIBRARY)
     return False
 
 
@@ -82,41 +84,58 @@ def build_cpu(force: bool = False, verbose: bool = False) -> BuildResult:
         PrerequisiteError: no compiler, a compiler that fails, no binding, or a cache folder that cannot be written.
     """
     need_binding()
-    if compiler() is None:
-        raise PrerequisiteError(
-            f"The CPU kernels need a C++ compiler and there is none: '{os.environ.get('CXX', 'g++')}' was not found.",
-            "Install g++ 11 or newer (Debian: apt-get install g++), or run with --backend reference (slow).",
-        )
-    folder = _folder()
-    library = folder / LIBRARY
-    if library.is_file() and not force:
+    library = _folder() / LIBRARY
+    return stored(library, force, lambda scratch: _compile(scratch, verbose))
+
+
+def stored(library: Path, force: bool, compile_into: Callable[[Path], Path]) -> BuildResult:
+    """The library in the cache; compiled if it is not there, or not whole.
+
+    Args:
+        compile_into: writes the library somewhere into the folder it is given, and returns where.
+
+    Raises:
+        PrerequisiteError: it does not compile, or the cache folder cannot be written.
+    """
+    if _compiling.is_whole(library) and not force:
         return BuildResult(library, 0.0, cached=True)
+    cache = library.parent.parent
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
-            if library.is_file() and not force:
+        with _compiling.building(cache, library.parent.name) as scratch:
+            if _compiling.is_whole(library) and not force:
                 return BuildResult(library, 0.0, cached=True)
             start = time.monotonic()
-            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                built = _compile(Path(scratch), verbose)
-                folder.mkdir(exist_ok=True)
-                built.replace(library)
+            _compiling.keep(compile_into(scratch), library)
     except OSError as error:
         raise PrerequisiteError(
-            f"The kernels cannot be written to {folder.parent}: {error.strerror or error}.",
+            f"The kernels cannot be written to {cache}: {error.strerror or error}.",
             "Set QUESTBENCH_CACHE to a writable folder.",
         ) from None
     return BuildResult(library, time.monotonic() - start, cached=False)
 
 
+def loaded(built: BuildResult) -> Any:
+    """The module of a library; its functions take torch tensors.
+
+    Raises:
+        PrerequisiteError: it cannot be loaded here.
+    """
+    import torch  # noqa: F401  # first: the kernels share its libraries, and obey torch.set_num_threads
+    import tvm_ffi
+
+    try:
+        return tvm_ffi.load_module(str(built.path))
+    except (OSError, RuntimeError) as error:
+        raise PrerequisiteError(
+            f"The kernels in {built.path} cannot be loaded: {error}.",
+            "Try: questbench build --force. Or another compiler with CXX=...",
+        ) from None
+
+
 @functools.cache
 def load_cpu() -> Any:
     """The compiled module; its functions take torch tensors. Compiles on first use, raises as :func:`build_cpu`."""
-    built = build_cpu()
-    import torch  # noqa: F401  # first, so that the kernels share its OpenMP runtime and obey torch.set_num_threads
-    import tvm_ffi
-
-    return tvm_ffi.load_module(str(built.path))
+    return loaded(build_cpu())
 
 
 def load_cuda() -> Any:
@@ -135,29 +154,22 @@ def load_emulator() -> Any:
 
 def _compile(scratch: Path, verbose: bool) -> Path:
     sources = sorted((kernel_sources() / "cpu").glob("*.cpp"))
-    cxx = compiler() or "g++"
-    prefix = [cxx, *_flags(), *[f"-I{folder}" for folder in _includes()]]
+    command = compiler().command
+    prefix = [*command, *_flags(), *[f"-I{folder}" for folder in _includes()]]
     objects = [scratch / f"{source.stem}.o" for source in sources]
+
+    def compile_one(source: Path, made: Path) -> None:
+        _compiling.run([*prefix, "-c", str(source), "-o", str(made)], made, verbose=verbose)
+
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        pairs = zip(sources, objects, strict=True)
-        list(pool.map(lambda pair: _run([*prefix, "-c", str(pair[0]), "-o", str(pair[1])], verbose), pairs))
+        list(pool.map(compile_one, sources, objects))
     library = scratch / LIBRARY
     import tvm_ffi.libinfo
 
     binding = Path(tvm_ffi.libinfo.find_libtvm_ffi())
     linked = [*map(str, objects), f"-L{binding.parent}", "-ltvm_ffi", "-o", str(library)]
-    _run([cxx, "-shared", "-fopenmp", *linked], verbose)
+    _compiling.run([*command, "-shared", "-fopenmp", *linked], library, verbose=verbose)
     return library
-
-
-def _run(command: list[str], verbose: bool) -> None:
-    done = subprocess.run(command, capture_output=not verbose, text=True, check=False)
-    if done.returncode != 0:
-        last = "\n".join((done.stderr or "").strip().splitlines()[-12:])
-        raise PrerequisiteError(
-            f"The compiler failed on {Path(command[-3]).name}:\n{last}",
-            "Try another compiler with CXX=..., or run with --backend reference (slow); questbench doctor says more.",
-        )
 
 
 def _flags() -> list[str]:
@@ -185,8 +197,8 @@ def _key() -> str:
     root = kernel_sources()
     for source in sorted([*root.glob("cpu/*.*"), *root.glob("include/questbench/*.h")]):
         digest.update(source.name.encode() + source.read_bytes())
-    version = subprocess.run([compiler() or "g++", "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [version, *_flags(), _processor(), importlib.metadata.version("apache-tvm-ffi")]
+    chosen = compiler()
+    parts = [chosen.version, *chosen.command[1:], *_flags(), _processor(), importlib.metadata.version("apache-tvm-ffi")]
     digest.update("\0".join(parts).encode())
     return digest.hexdigest()[:16]
 
@@ -197,12 +209,3 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
     return platform.processor()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    import fcntl
-
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -15,13 +15,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from questbench import _compiling
 from questbench._paths import cache_folder, kernel_sources
 from questbench.errors import PrerequisiteError
 from questbench.kernels import _build
@@ -69,9 +68,10 @@ def toolkit() -> Toolkit | None:
 def _toolkit(nvcc: Path) -> Toolkit | None:
     try:
         # What nvcc prints of its own folder is right also where this file is a wrapper or a link.
-        dry = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
-        told = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    except OSError:
+        asked = {"capture_output": True, "text": True, "errors": "replace", "timeout": _compiling.ANSWER_SECONDS}
+        dry = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], **asked)  # type: ignore[call-overload]
+        told = subprocess.run([nvcc, "--version"], **asked).stdout  # type: ignore[call-overload]
+    except (OSError, subprocess.TimeoutExpired):
         return None
     here, version = re.search(r"^#\$ _HERE_=(.+)$", dry.stderr, re.M), re.search(r"V(\d+\.\d+\.\d+)", told)
     if here is None or version is None:
@@ -128,8 +128,7 @@ def build_cuda(
         )
     root = kernel_sources()
     prefix = [str(kit.nvcc), *NVCC_FLAGS, *gencode(chosen), *_includes(root)]
-    if "CXX" in os.environ:
-        prefix += ["-ccbin", os.environ["CXX"]]
+    prefix += _host_compiler()
     linker = [str(kit.nvcc), "-shared", "-cudart=static"]
     kernels = sorted((root / "cuda").glob("*.cu")) if sources is None else list(sources)
     return _library(CUDA_LIBRARY, prefix, linker, kernels, root, f"nvcc {kit.version}", force, verbose)
@@ -152,35 +151,31 @@ def build_emulator(
     _build.need_binding()
     root = root or kernel_sources()
     cxx = _build.compiler()
-    if cxx is None:
-        raise PrerequisiteError(
-            "The block emulator needs a C++ compiler and there is none.",
-            "Install g++ 11 or newer (Debian: apt-get install g++).",
-        )
-    prefix = [cxx, "-x", "c++", "-DQUESTBENCH_EMULATOR", *EMULATOR_FLAGS, *_includes(root)]
-    linker = [cxx, "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs"]
+    prefix = [*cxx.command, "-x", "c++", "-DQUESTBENCH_EMULATOR", *EMULATOR_FLAGS, *_includes(root)]
+    linker = [*cxx.command, "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs"]
     kernels = sorted((root / "cuda").glob("*.cu")) if sources is None else list(sources)
     every = [*kernels, *sorted((root / "emulator").glob("*.cpp"))]
-    return _library(EMULATOR_LIBRARY, prefix, linker, every, root, _version(cxx), force, verbose)
+    return _library(EMULATOR_LIBRARY, prefix, linker, every, root, cxx.version, force, verbose)
 
 
 @functools.cache
 def load_cuda() -> Any:
     """The kernels for the device at hand; the functions take torch tensors. Compiles on first use."""
-    return _load(build_cuda())
+    return _build.loaded(build_cuda())
 
 
 @functools.cache
 def load_emulator() -> Any:
     """The same functions over CPU tensors, in the block emulator. ``emulator_set_seed`` chooses the schedule."""
-    return _load(build_emulator())
+    return _build.loaded(build_emulator())
 
 
-def _load(built: BuildResult) -> Any:
-    import torch  # noqa: F401  # first: its libraries are those that the binding must find
-    import tvm_ffi
-
-    return tvm_ffi.load_module(str(built.path))
+def _host_compiler() -> list[str]:
+    """The flags of nvcc for the compiler in ``$CXX``, whose own arguments go to it as they are."""
+    if not os.environ.get("CXX", "").strip():
+        return []
+    program, *arguments = _build.compiler().command
+    return ["-ccbin", program, *(f"-Xcompiler={argument.replace(',', chr(92) + ',')}" for argument in arguments)]
 
 
 def _library(
@@ -193,42 +188,28 @@ def _library(
     force: bool,
     verbose: bool,
 ) -> BuildResult:
-    start = time.monotonic()
     cache = cache_folder()
     flags = [flag for flag in prefix if str(root) not in flag]
     parts = [compiler, *flags, _binding_version(), *_contents(_headers(root))]
     objects = [cache / "objects" / f"{source.stem}-{_digest([*parts, source.read_text()])}.o" for source in sources]
     key = _digest([*linker, *(made.name for made in objects)])
     folder = cache / f"{name.removeprefix('libquestbench_').removesuffix('.so')}-{key}"
-    library = folder / name
-    if library.is_file() and not force:
-        return BuildResult(library, 0.0, cached=True)
-    try:
-        (cache / "objects").mkdir(parents=True, exist_ok=True)
-        with _build._locked(folder.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=cache) as scratch:
-            if library.is_file() and not force:
-                return BuildResult(library, 0.0, cached=True)
 
-            def compile_one(pair: tuple[Path, Path]) -> None:
-                source, target = pair
-                if target.is_file() and not force:
-                    return
-                made = Path(scratch) / target.name
-                _build._run([*prefix, "-c", str(source), "-o", str(made)], verbose)
-                made.replace(target)
+    def compile_into(scratch: Path) -> Path:
+        def compile_one(source: Path, target: Path) -> None:
+            if _compiling.is_whole(target) and not force:
+                return
+            made = scratch / target.name
+            _compiling.run([*prefix, "-c", str(source), "-o", str(made)], made, verbose=verbose)
+            _compiling.keep(made, target)
 
-            with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-                list(pool.map(compile_one, zip(sources, objects, strict=True)))
-            made = Path(scratch) / name
-            _build._run([*linker, *map(str, objects), *_binding(), "-o", str(made)], verbose)
-            folder.mkdir(exist_ok=True)
-            made.replace(library)
-    except OSError as error:
-        raise PrerequisiteError(
-            f"The kernels cannot be written to {cache}: {error.strerror or error}.",
-            "Set QUESTBENCH_CACHE to a writable folder.",
-        ) from None
-    return BuildResult(library, time.monotonic() - start, cached=False)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(compile_one, sources, objects))
+        made = scratch / name
+        _compiling.run([*linker, *map(str, objects), *_binding(), "-o", str(made)], made, verbose=verbose)
+        return made
+
+    return _build.stored(folder / name, force, compile_into)
 
 
 def _includes(root: Path) -> list[str]:
@@ -247,11 +228,6 @@ def _binding() -> list[str]:
 
 def _binding_version() -> str:
     return importlib.metadata.version("apache-tvm-ffi")
-
-
-@functools.cache
-def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
 
 
 def _headers(root: Path) -> list[Path]:

@@ -3,6 +3,9 @@
 The operators are defined through ``torch.library.Library``, with fakes and mutation in their schemas, so that
 torch.compile sees one graph and CUDA graphs capture them. Eager calls go straight to the function behind the operator:
 a decode step lasts a fraction of a millisecond, and every microsecond of a call counts.
+
+Shapes, types, strides and devices are checked by the binding (``contract.h``), so that what stands here lets tensors of
+any rank pass; what tensors hold is checked by ``_values.py``, on request.
 """
 
 from __future__ import annotations
@@ -13,12 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from questbench.kernels._bounds import is_by_channel
+from questbench.kernels import _values
 from questbench.kernels._ops import MassMode, Merge, Ops
 
-MAX_GROUP = 64
-"""Query heads per KV head that scoring and merging have room for (``kMaxGroup`` in vector.h)."""
 _MERGES = {"none": 0, "sum_softmax": 1, "max": 2}
+_MASS_MODES = {"none": 0, "last": 1, "sum": 2}
 _STORED = "Tensor k_pages, Tensor v_pages"
 _SCHEMAS = {
     "append": "(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor(c!)? bounds, Tensor page_table, "
@@ -54,11 +56,13 @@ def functions(library: Library) -> dict[str, Function]:
     """The ops of a library as functions of the operators' arguments, in their order."""
 
     def append(k: Tensor, v: Tensor, *rest: Any) -> None:
+        _values.check("append", k, v, *rest)
         library.load().append(_rows(k), _rows(v), *rest, *library.extra("append", (k, v, *rest)))
 
     def score(q: Tensor, bounds: Tensor, table: Tensor, lengths: Tensor, size: int, skip_newest: bool) -> Tensor:
         scores = _new_scores(q, table)
         extra = library.extra("score", (q,))
+        _values.check("score", q, bounds, table, lengths, size, skip_newest)
         library.load().score(q.contiguous(), bounds, table, lengths, size, skip_newest, scores, *extra)
         return scores
 
@@ -74,21 +78,25 @@ def functions(library: Library) -> dict[str, Function]:
         _, merge, group, _ = rule
         pages, counts = _new_lists(scores, width, merge, group)
         extra = library.extra("select", (scores,))
+        _values.check("select", scores, lengths, size, count, row_counts, width)
         library.load().select(scores.contiguous(), lengths, size, count, row_counts, *rule, pages, counts, *extra)
         return pages, counts
 
     def attend(q: Tensor, *rest: Any) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         extra = library.extra("attend", (q, *rest))
+        _values.check("attend", q, *rest)
         library.load().attend(q.contiguous(), *_contiguous_prefix(rest), out, *extra)
         return out
 
     def attend_top(q: Tensor, *rest: Any) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        _values.check("attend_top", q, *rest)
         library.load().attend_top(q.contiguous(), *rest, out, *library.extra("attend_top", (q, *rest)))
         return out
 
     def evict(k_pages: Tensor, *rest: Any) -> None:
+        _values.check("evict", k_pages, *rest)
         library.load().evict(k_pages, *rest, *library.extra("evict", (k_pages, *rest)))
 
     return {
@@ -147,7 +155,6 @@ class NativeOps(Ops):
         self, q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, *, skip_newest: bool
     ) -> Tensor:
         """See :meth:`Ops.score`."""
-        _check_bounds(q, bounds, skip_newest)
         out: Tensor = self._op("score")(q, bounds, page_table, lengths, page_size, skip_newest)
         return out
 
@@ -165,10 +172,9 @@ class NativeOps(Ops):
         scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Ops.select`."""
-        _check_group(group, 1)
-        number, rows = _split(count, width, scores.shape[2])
+        number, rows = _split(count)
         lists: tuple[Tensor, Tensor] = self._op("select")(
-            scores, lengths, page_size, number, rows, width, force_newest, _MERGES[merge], group, scale
+            scores, lengths, page_size, number, rows, width, force_newest, _code(_MERGES, merge, "merge"), group, scale
         )
         return lists
 
@@ -193,7 +199,8 @@ class NativeOps(Ops):
     ) -> Tensor:
         """See :meth:`Ops.attend`."""
         stored = k_pages, v_pages, page_table, lengths, scale
-        weighed = None if mass_mode == "none" else mass, mass_mode == "sum"
+        mode = _code(_MASS_MODES, mass_mode, "mass_mode")
+        weighed = mass if mode else None, mode == _MASS_MODES["sum"]
         out: Tensor = self._op("attend")(q, *stored, pages, counts, softcap, sinks, prefix_q, prefix, *weighed, visits)
         return out
 
@@ -216,11 +223,10 @@ class NativeOps(Ops):
         visits: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Ops.attend_top`: one parallel region instead of three."""
-        _check_bounds(q, bounds, force_newest)
-        number, rows = _split(count, width, page_table.shape[1])
+        number, rows = _split(count)
         stored = k_pages, v_pages, bounds, page_table, lengths, scale
         out: Tensor = self._op("attend_top")(
-            q, *stored, number, rows, width, force_newest, _MERGES[merge], softcap, sinks, visits
+            q, *stored, number, rows, width, force_newest, _code(_MERGES, merge, "merge"), softcap, sinks, visits
         )
         return out
 
@@ -243,13 +249,14 @@ class NativeOps(Ops):
 
 
 def _new_scores(q: Tensor, page_table: Tensor) -> Tensor:
-    return torch.empty((q.shape[0], q.shape[1], page_table.shape[1]), dtype=torch.float32, device=q.device)
+    return torch.empty((*q.shape[:2], *page_table.shape[1:2]), dtype=torch.float32, device=q.device)
 
 
 def _new_lists(scores: Tensor, width: int, merge: int, group: int) -> tuple[Tensor, Tensor]:
-    heads = scores.shape[1] // (1 if merge == 0 else group)
-    pages = torch.empty((scores.shape[0], heads, width), dtype=torch.int32, device=scores.device)
-    return pages, torch.empty((scores.shape[0], heads), dtype=torch.int32, device=scores.device)
+    rows, heads = scores.shape[:1], scores.shape[1:2]
+    lists = [number // (1 if merge == 0 else max(group, 1)) for number in heads]
+    pages = torch.empty((*rows, *lists, max(width, 0)), dtype=torch.int32, device=scores.device)
+    return pages, torch.empty((*rows, *lists), dtype=torch.int32, device=scores.device)
 
 
 def _contiguous_prefix(rest: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -263,31 +270,19 @@ def _contiguous_prefix(rest: tuple[Any, ...]) -> tuple[Any, ...]:
 _PREFIX_Q = 9
 
 
-def _check_group(query_heads: int, kv_heads: int) -> None:
-    """The kernels keep the scores of a group in arrays of fixed size."""
-    if query_heads % kv_heads or query_heads // kv_heads > MAX_GROUP:
-        raise ValueError(
-            f"{query_heads} query heads over {kv_heads} KV heads: groups of 1 to {MAX_GROUP} are supported"
-        )
+def _split(count: int | Tensor) -> tuple[int, Tensor | None]:
+    """One number for all rows, or one per row."""
+    return (count, None) if isinstance(count, int) else (0, count)
 
 
-def _check_bounds(q: Tensor, bounds: Tensor, skip_newest: bool) -> None:
-    _check_group(q.shape[1], bounds.shape[1])
-    if is_by_channel(bounds) and not skip_newest:
-        raise ValueError("bounds by channel have none for an open page: the newest page cannot be scored")
-
-
-def _split(count: int | Tensor, width: int, pages: int) -> tuple[int, Tensor | None]:
-    """One number for all rows, or one per row (which the kernel caps at ``width``)."""
-    if not isinstance(count, int):
-        return 0, count
-    if width < min(count, pages):
-        raise ValueError(f"lists of {width} pages cannot hold {count} of {pages}")
-    return count, None
+def _code(codes: dict[str, int], word: str, what: str) -> int:
+    if word not in codes:
+        raise ValueError(f"{what} '{word}' is not one of {', '.join(codes)}")
+    return codes[word]
 
 
 def _rows(entries: Tensor) -> Tensor:
-    return entries if entries.stride(-1) == 1 else entries.contiguous()
+    return entries if entries.dim() == 0 or entries.stride(-1) == 1 else entries.contiguous()
 
 
 def _nothing(*_: object) -> None:

@@ -10,8 +10,15 @@ Paged storage, shared by all ops:
     page_table        [B, P] int32   logical page -> physical page; last dimension contiguous, rows may be strided;
                                      entries past a row's last page are never read
     lengths           [B] int32      entries stored in each row; slot t of row b lies in page_table[b, t // S] at t % S
+Two kinds of checks hold callers to this. What a tensor is (type, shape, strides, device) and what a shape allows
+(heads that divide, room in lists, the backend's limits) is checked in every call, by the binding of every compiled
+backend; it is declared once, in ``kernels/include/questbench/contract.h``. What a tensor holds is checked by
+``_values.py`` where ``QUESTBENCH_CHECK=1`` is set, as in the tests: page ids inside the pool; lengths within the table,
+``mass``, ``visits`` and ``positions``; lists of pages that exist, ascending; an entry that may be evicted. The cpu
+backend holds counts per row to the width of the lists in every call, since they are at hand.
 All accumulation is fp32 or better; probabilities may be rounded to bf16 where the values are bf16, as tensor cores take
-them. A row of length 0 is legal: it scores -inf, selects nothing and attends to zeros.
+them. A row of length 0 is legal: it scores -inf, selects nothing and attends to zeros. So is an empty list of a longer
+row: its heads attend to zeros.
 Rules that every backend keeps: ties go to the lower index; NaN ranks first; results do not depend on thread counts.
 """
 
@@ -20,6 +27,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+from questbench.kernels._limits import Limits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +47,8 @@ class Ops(ABC):
     """Where its tensors live; ``any`` for a backend that runs on every device."""
     dtypes: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
     """Storage types that it has kernels for."""
+    limits: ClassVar[Limits] = Limits()
+    """Shapes that it has kernels for."""
     baseline: ClassVar[bool] = False
     """Whether ``kernel`` also times this backend's own dense attention, by :meth:`dense_paths`, as a baseline."""
 
@@ -113,8 +124,10 @@ class Ops(ABC):
             force_newest: the newest page is always taken and only ``count - 1`` others are chosen by score.
             merge: how the ``group`` query heads of one KV head become one list. ``none`` gives a list per query
                 head. ``max`` takes the maximum over the group. ``sum_softmax`` ranks by the sum over the
-                group of the softmax over pages of ``scale * score``, compared in logarithms; a page whose score is NaN
-                or +inf for any head of the group ranks first and is left out of the sums.
+                group of the softmax over pages of ``scale * score``, compared in logarithms (a group of one: by
+                the scores themselves). A page for which ``scale * score`` is NaN or +inf in any head of the
+                group ranks first, both alike, and is left out of the sums; a page at -inf in all heads ranks last; a
+                head whose other pages are all at -inf adds nothing.
 
         Returns:
             ``pages`` ``[B, H, width]`` int32, logical page ids ascending, -1 past the end, and ``counts``
@@ -152,12 +165,13 @@ class Ops(ABC):
                 (StreamingLLM's re-indexed positions).
             mass: ``[B, Hk, C]`` fp32, C at least the longest row. ``last`` overwrites slots below each row's length
                 with this query's normalised probabilities, summed over the query heads of the group (0 where not
-                attended); ``sum`` adds them.
+                attended, even where those read are NaN); ``sum`` adds them.
             visits: ``[B, Hk, C]`` int32: incremented for every slot each time a query head reads it. This is where
                 the entries really read are counted.
 
         Returns:
-            ``[B, Hq, D]`` in the dtype of ``q``; zeros for empty rows.
+            ``[B, Hq, D]`` in the dtype of ``q``; zeros for empty rows and lists. Entries of a list whose logits are all
+            -inf, without a sink, give NaN, as softmax does.
         """
 
     def attend_top(

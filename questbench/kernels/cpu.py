@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from questbench.errors import PrerequisiteError
 from questbench.kernels import _build
+from questbench.kernels._limits import Limits
 from questbench.kernels._native import NativeOps, functions, register
 
 
@@ -28,13 +30,17 @@ _operators = register("questbench_cpu", "CPU", _EAGER)
 class CpuOps(NativeOps):
     """The five ops and their fusion in C++."""
 
+    limits = Limits(group=256, page_sizes=(1, 1024))  # kMaxGroup in vector.h, kChunk in attend.h
+
     def __init__(self) -> None:
         super().__init__(_EAGER, "questbench_cpu")
 
     def unavailable(self) -> str | None:
-        """The binding, and a compiler or a library that was built before."""
+        """The binding, and a compiler: what is in the cache is kept by the compiler it was made with."""
         if not _build.has_binding():
             return "the binding is not installed: pip install apache-tvm-ffi."
-        if _build.is_built() or _build.compiler() is not None:
-            return None
-        return "no C++ compiler was found and no compiled kernels are in the cache; install g++."
+        try:
+            _build.compiler()
+        except PrerequisiteError as error:
+            return f"{error.message} {error.hint}"
+        return None

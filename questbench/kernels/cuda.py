@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from questbench.kernels import _build, _build_cuda
+from questbench.kernels._limits import Limits
 from questbench.kernels._native import Library, NativeOps, functions, register
 from questbench.kernels._ops import Ops
 
@@ -53,18 +54,22 @@ class CudaLibrary:
             return ()
         if op == "select":
             (scores,) = arguments
-            room = scores.shape if scores.shape[2] > SHARED_PAGES else (0,)
+            room = scores.shape if scores.shape[-1:] > (SHARED_PAGES,) else (0,)
             return (torch.empty(room, dtype=torch.int32, device=scores.device),)
         if op != "attend":
             return (self._workspace(arguments[0], 0),)
         q, k_pages, _, table, _, _, pages = arguments[:7]
-        rows, heads, dim = q.shape
-        lists = k_pages.shape[1] if pages is None else pages.shape[1]
-        width = table.shape[1] if pages is None else pages.shape[2]
-        splits = self.splits(q.device, rows * lists, width * k_pages.shape[2], dim)
+        try:
+            rows, heads, dim = q.shape
+            lists = k_pages.shape[1] if pages is None else pages.shape[1]
+            width = table.shape[1] if pages is None else pages.shape[2]
+            slots = width_of(table, k_pages)
+            splits = self.splits(q.device, rows * lists, width * k_pages.shape[2], dim)
+        except (IndexError, ValueError):  # a tensor of another rank, which the binding refuses by name
+            return self._workspace(q, 0), 1, None
         logits = None
         if arguments[_MASS] is not None:
-            logits = torch.empty((rows, heads, width_of(table, k_pages)), dtype=torch.float32, device=q.device)
+            logits = torch.empty((rows, heads, slots), dtype=torch.float32, device=q.device)
         return self._workspace(q, rows * heads * ((dim + 2) * splits + 2)), splits, logits
 
     def splits(self, device: torch.device, lists: int, entries: int, dim: int) -> int:
@@ -141,6 +146,7 @@ class CudaOps(NativeOps):
 
     device = "cuda"
     dtypes = ("fp16", "bf16")
+    limits = Limits(group=16, head_dims=(64, 128, 256), page_sizes=(4, 128), powers_of_two=True)
     attend_top = Ops.attend_top
 
     def __init__(self, made: dict[str, Any] | None = None, namespace: str | None = None) -> None:

@@ -162,7 +162,8 @@ class ReferenceOps(Ops):
             values = torch.where(read[..., None], values, 0.0)
             if sinks is not None:
                 logits = torch.cat([logits, sinks[:, None].to(logits.dtype)], dim=-1)
-            p = torch.softmax(logits, dim=-1)[:, :length]
+            # Lists may be empty, whose softmax is NaN; and a NaN that was read is no mass of what was not.
+            p = torch.where(read, torch.softmax(logits, dim=-1)[:, :length], 0.0)
             out[row] = (p[:, None] @ values)[:, 0].to(q.dtype)
             by_kv_head = p.view(kv_heads, group, length).sum(1)
             if mass is not None and mass_mode == "last":
@@ -235,7 +236,10 @@ def _merge(scores: Tensor, merge: Merge, group: int, scale: float) -> Tensor:
     # without a finite bound ranks first (NaN) and takes no part in the sums, so that it cannot hide the others.
     scaled = scale * grouped
     known = scaled < torch.inf
+    if group == 1:
+        return torch.where(known, grouped, torch.nan)[:, 0]
     total = torch.where(known, scaled, -torch.inf).logsumexp(-1, keepdim=True)
+    total = torch.where(total == -torch.inf, 0.0, total)  # a head that knows only -inf adds nothing
     return torch.where(known, scaled - total, torch.nan).logsumexp(1)
 
 

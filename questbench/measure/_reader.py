@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import platform
-import shutil
-import subprocess
-import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
+from questbench import _compiling
 from questbench._paths import cache_folder, kernel_sources
 from questbench.errors import PrerequisiteError
 
@@ -52,34 +50,31 @@ class Reader:
 
 
 def build() -> Path:
-    """The shared library, compiled unless it is there already for this source, compiler and CPU."""
+    """The shared library, compiled unless it is there already, whole, for this source, compiler and CPU."""
     source = kernel_sources() / "probe" / "read.cpp"
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
-    if compiler is None or not source.is_file():
-        raise PrerequisiteError("No C++ compiler was found for the bandwidth probe.", "Install g++, or set CXX.")
+    compiler = _compiling.compiler("c++", "g++", "clang++")
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-        parts = (source.read_bytes(), compiler.encode(), version, _cpu(), " ".join(FLAGS + NATIVE).encode())
-        target = cache_folder() / "probe" / f"read-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, source, target)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise PrerequisiteError(f"The bandwidth probe could not be built: {error}.", "Check the compiler.") from error
+        told = " ".join((*compiler.command, compiler.version, *FLAGS, *NATIVE))
+        parts = (source.read_bytes(), told.encode(), _cpu())
+        name = f"read-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}"
+        target = cache_folder() / "probe" / f"{name}.so"
+        if not _compiling.is_whole(target):
+            with _compiling.building(cache_folder(), name) as scratch:
+                _compiling.keep(_compile(compiler.command, source, scratch / target.name), target)
+    except OSError as error:
+        raise PrerequisiteError(
+            f"The bandwidth probe could not be built: {error}.", "See: questbench doctor."
+        ) from error
     return target
 
 
-def _compile(compiler: str, source: Path, target: Path) -> None:
-    """Compile aside and move into place, so that two runs at once never load half a file."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / "read.so"
-        for native in (NATIVE, ()):
-            # Some compilers do not know "native" for their CPU; plain vectors still read fast.
-            done = subprocess.run([compiler, *FLAGS, *native, str(source), "-o", str(made)], capture_output=True)
-            if done.returncode == 0:
-                break
-        done.check_returncode()
-        made.replace(target)
+def _compile(command: Sequence[str], source: Path, made: Path) -> Path:
+    # Some compilers do not know "native" for their CPU; plain vectors still read fast.
+    try:
+        _compiling.run([*command, *FLAGS, *NATIVE, str(source), "-o", str(made)], made)
+    except PrerequisiteError:
+        _compiling.run([*command, *FLAGS, str(source), "-o", str(made)], made)
+    return made
 
 
 def _cpu() -> bytes:

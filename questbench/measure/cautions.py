@@ -20,6 +20,8 @@ OUTLIER_SHARE = 0.1
 GROUP_SHARE = 0.2
 GROUP_VARIANCE = 0.1
 GROUP_GAP = 0.1
+BUSY_SHARE = 0.1
+"""Share of the processor time that other programs may take before it is a warning."""
 
 
 class Caution(enum.Enum):
@@ -41,7 +43,15 @@ class Caution(enum.Enum):
     )
     THROTTLED = "The GPU lowered its clocks while this was timed ({why}): it is faster when cool and alone."
     EAGER = "Not replayed as a CUDA graph ({why}): launches from Python may have been timed as well."
-    BUSY = "This machine was busy before the run began (load {load:.1f} on {cores} cores): timings will be disturbed."
+    BUSY = "This machine was busy before the run began ({why}): close other programs and repeat."
+    DISTURBED = (
+        "Other programs used {share:.0%} of the processor time that this run could have had while this was timed: "
+        "close them and repeat."
+    )
+    UNSTEADY = (
+        "The read bandwidth of this machine moved between {low} and {high} while this was timed (the middle 60 % of "
+        "the rounds): something else used the memory, so take times and shares of bandwidth as rough."
+    )
 
     def text(self, **found: object) -> str:
         """The sentence with its gaps filled."""
@@ -123,15 +133,38 @@ def two_groups(values: Sequence[float]) -> tuple[float, float] | None:
     return (low, high) if apart and total - between(cut) < GROUP_VARIANCE * total else None
 
 
-def busy(load: float | None = None, cores: int | None = None) -> str | None:
-    """A sentence if more programs want to run than there are cores; to be asked before a run adds its own load.
+def unsteady(seconds: Sequence[float], size: int) -> str | None:
+    """A sentence if a plain read of memory disagrees with itself between rounds.
+
+    Args:
+        seconds: of each read.
+        size: bytes that one read takes in.
+    """
+    fast, slow = quantile(seconds, 0.2), quantile(seconds, 0.8)
+    if slow <= SPREAD_LIMIT * fast:
+        return None
+    return Caution.UNSTEADY.text(low=units.rate(size / slow), high=units.rate(size / fast))
+
+
+def busy(load: float | None = None, cores: int | None = None, others: float | None = None) -> str | None:
+    """A sentence if other programs need the processor; to be asked before a run adds its own load.
 
     Args:
         load: load average of the last minute; of this machine unless given.
-        cores: cores that this process may use; counted unless given.
+        cores: cores that this average is about, all of the machine; counted unless given.
+        others: share of this process's processor time that others take (``measure/busy.py``), where it is known.
     """
     if load is None:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Caution.BUSY.text(load=load, cores=cores) if load > cores else None
+    cores = cores or os.cpu_count() or 1
+    why = []
+    if load > cores:
+        why.append(f"load {load:.1f} on {cores} cores")
+    if others is not None and others > BUSY_SHARE:
+        why.append(f"other programs used {others:.0%} of the processor time that this run could have")
+    return Caution.BUSY.text(why=", ".join(why)) if why else None
+
+
+def disturbed(others: float | None) -> str | None:
+    """A sentence if other programs took processor time while something was timed; see :func:`busy`."""
+    return Caution.DISTURBED.text(share=others) if others is not None and others > BUSY_SHARE else None

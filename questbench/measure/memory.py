@@ -1,12 +1,14 @@
-"""How large the last-level cache is: what a cold measurement must push out of the way."""
+"""How large the last-level cache is, which a cold measurement must push out of the way, and how much memory is free."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from questbench import units
 from questbench.errors import QuestbenchError
+from questbench.measure import cgroup
 
 FALLBACK_BYTES = 64 << 20
 """Assumed where the system does not tell; larger than the share of one process on most machines."""
@@ -39,6 +41,29 @@ def last_level_cache_bytes(device: str = "cpu", *, cpus: Path = _CPUS) -> int:
                 continue
     last = max((level for level, _ in found), default=0)
     return sum(size for (level, _), size in found.items() if level == last) or FALLBACK_BYTES
+
+
+def free_bytes(device: str = "cpu") -> int:
+    """Bytes that can still be allocated.
+
+    On a CPU that is what the system could give without swapping, the page cache included (``MemAvailable``), and no
+    more than the control groups of this process allow.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = _available()
+    allowed = cgroup.memory_left()
+    return free if allowed is None else min(free, allowed)
+
+
+def _available(file: Path = Path("/proc/meminfo")) -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in file.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 _FILES = ("type", "level", "shared_cpu_list", "size")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from questbench.errors import UsageError
 from questbench.measure.cautions import Caution
+from questbench.measure.order import median, median_interval
+from questbench.records.limits import surely_above
 
 LARGE = 50
 """A step that reads this many caches finds at most a fiftieth of it in the cache, even over a single copy."""
@@ -41,32 +44,28 @@ def bandwidth_fraction(traffic: float, seconds: float, bandwidth: float) -> floa
     return traffic / seconds / bandwidth
 
 
-def above_ideal(speedup: float, ideal: float) -> str:
-    """The warning for a speed-up over our own dense attention that the bytes do not allow."""
-    return Caution.ABOVE_IDEAL.text(speedup=speedup, ideal=ideal)
-
-
-def above_bandwidth(fraction: float) -> str:
-    """The warning for more bytes per second than the machine can read."""
-    return Caution.ABOVE_BANDWIDTH.text(fraction=fraction)
-
-
-def mismeasured(
-    *, speedup: float | None = None, ideal: float | None = None, fraction: float | None = None
-) -> list[str]:
-    """The warnings that apply; values that are not known are left out.
+def above_ideal(ratios: Sequence[float], ideal: float) -> list[str]:
+    """The warning, if there is one, for a speed-up over our own dense attention that the bytes do not allow.
 
     Args:
-        speedup: over our own dense attention; other baselines are not held against the ideal.
+        ratios: one per round; judged is the interval of their median, which may lie above the ideal by chance.
         ideal: see :func:`ideal_speedup`.
-        fraction: see :func:`bandwidth_fraction`.
     """
-    found = []
-    if speedup is not None and ideal is not None and speedup > ideal:
-        found.append(above_ideal(speedup, ideal))
-    if fraction is not None and fraction > 1:
-        found.append(above_bandwidth(fraction))
-    return found
+    value = median(ratios)
+    above = surely_above(value, _spread(ratios), ideal)
+    return [Caution.ABOVE_IDEAL.text(speedup=value, ideal=ideal)] if above else []
+
+
+def above_bandwidth(fractions: Sequence[float]) -> list[str]:
+    """The warning, if there is one, for more bytes per second than the machine can read; judged as the ideal is."""
+    value = median(fractions)
+    above = surely_above(value, _spread(fractions), 1.0)
+    return [Caution.ABOVE_BANDWIDTH.text(fraction=value)] if above else []
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    low, high = median_interval(values)
+    return {"ci_low": low, "ci_high": high, "min": min(values), "max": max(values)}
 
 
 def copies_needed(bytes_per_step: int, cache_bytes: int) -> int:

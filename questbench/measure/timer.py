@@ -129,6 +129,7 @@ def interleave(
     now: Callable[[], float] = time.perf_counter,
     floor: float = FLOOR,
     calls_max: int = CALLS_MAX,
+    warm: bool = False,
 ) -> dict[str, Samples]:
     """Time all arms in rounds, each arm once per round, in an order shuffled anew for every round.
 
@@ -141,6 +142,7 @@ def interleave(
         now: seconds, for ``max_seconds`` and progress.
         floor: seconds that one timing should last at least.
         calls_max: calls per timing at most, whatever ``floor`` says.
+        warm: the arms have run before and one call is one timing: they are called once beforehand, not four times.
 
     Returns:
         Samples by name, in the order of ``arms``.
@@ -157,7 +159,7 @@ def interleave(
     shuffle = generator(shuffle_seed, "interleave").shuffle
     with _no_collection():
         for lane in lanes:
-            lane.warm_up(floor, calls_max)
+            lane.time() if warm else lane.warm_up(floor, calls_max)
         begin = told = now()
         rounds, stopped = 0, None
         while stopped is None:

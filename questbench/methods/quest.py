@@ -11,7 +11,7 @@ Deviations, all recorded with every result:
     knows multi-head attention only, where both are the same. group_merge="max" is the alternative.
     variant="kernel" follows the released kernels: dense while the text fits the budget; the newest page is always
     read and not scored. variant="eval" follows the released accuracy code: no page is protected, never fewer than
-    three pages, and a text shorter than the budget may still lose a page.
+    three pages (whatever the budget), and a text shorter than the budget may still lose a page.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Quest(Method):
             return TopPages(pages, min(pages, layer.page_table.shape[1]), force_newest=True, merge=merge)
         count = (layer.lengths.clamp(max=self.budget) // size).clamp(min=3)
         count = count.minimum((layer.lengths + size - 1) // size)
-        width = max((self._eval_pages(length, size) for length in layer.seen), default=0)
+        # Not by the host's count of entries: a step that a graph replays must find room at every length.
+        width = min(max(3, self.budget // size), layer.page_table.shape[1])
         return TopPages(count, width, force_newest=False, merge=merge)
 
     @property
@@ -61,8 +62,8 @@ class Quest(Method):
         return self.variant == "eval"
 
     def check(self, page_size: int) -> None:
-        """At least one whole page must fit the budget."""
-        if self.budget < page_size:
+        """At least one whole page must fit the budget, but for ``eval``, which reads three pages at any budget."""
+        if self.variant == "kernel" and self.budget < page_size:
             raise UsageError(
                 f"Quest reads whole pages: budget {self.budget} is below one page of {page_size} tokens.",
                 f"Use --budget {page_size} or more, or a smaller --page-size.",
@@ -92,9 +93,9 @@ class Quest(Method):
         return shape.entry_bytes * min(length, group * visible) + shape.entry_bytes * scored * halves // 2
 
     def arguments(self, page_size: int) -> dict[str, object]:
-        """Every parameter, with the budget floored to whole pages."""
+        """Every parameter, with the budget as it takes effect: whole pages, three at least in ``eval``."""
         return {
-            "budget": self.budget // page_size * page_size,
+            "budget": max(self.budget // page_size, 3 if self.variant == "eval" else 0) * page_size,
             "variant": self.variant,
             "select_by": "q_head" if self._per_query_head else "kv_head",
             "group_merge": self.group_merge,

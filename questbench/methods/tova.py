@@ -3,8 +3,9 @@
     w    = mean over all query heads of this step's attention probabilities       one weight per entry of the layer
     keep = the budget - 1 entries with the largest w                              the same set for every KV head
 
-Deviations: none in the decode step. After the prompt the last row of the prefill decides in one shot, as upstream
-does; the mean is a sum over heads here, which ranks alike.
+Deviations: entries are ranked by fp32 probabilities; the original casts the softmax to the model's dtype first, so that
+in bf16 or fp16 it sees ties among small weights where we see an order. The mean is a sum over heads here, which ranks
+alike. After the prompt the last row of the prefill decides in one shot, as upstream does.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from questbench._digest import sha256
 from questbench.errors import PrerequisiteError, QuestbenchError
+from questbench.models._config_check import check_layers, check_special_tokens, no_weights, weight_files
 from questbench.models.loading import check_memory
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model", "*.tiktoken"]
-SAMPLE = 1 << 20
+DECIDING = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model"),
+    *("*.tiktoken", "chat_template.*", "*.jinja", "*.py"),
+)
+"""Files that decide what a model does."""
 
 
 def from_hub(name: str, *, online: bool, with_code: bool) -> Path:
@@ -56,27 +64,25 @@ def check(folder: Path) -> None:
     if not folder.is_dir():
         raise PrerequisiteError(f"{folder} is not a folder.", "Give the folder that holds config.json.")
     config = _json(folder / "config.json")
+    if config is None and any(folder.glob("*.gguf")):
+        raise no_weights(folder, pickles=False)
     if config is None:
         raise PrerequisiteError(
             f"{folder} has no config.json: it is not a model folder.", "Give the folder that holds config.json."
         )
     if not isinstance(config, dict) or "model_type" not in config:
         raise PrerequisiteError(f"{folder / 'config.json'} names no model_type.", "Download the model again.")
+    for name in ("config.json", "generation_config.json"):
+        check_special_tokens(folder / name, _json(folder / name))
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-            raise PrerequisiteError(
-                f"{folder} has pickled weights only; loading a pickle runs whatever code it holds.",
-                "Convert it: model.save_pretrained(FOLDER) writes safetensors; or take a revision that has them.",
-            )
-        raise PrerequisiteError(f"{folder} has no *.safetensors weights.", "Download the model again.")
-    index = _json(folder / "model.safetensors.index.json")
-    if isinstance(index, dict):
-        missing = sorted(set(index.get("weight_map", {}).values()) - {path.name for path in weights})
+        raise no_weights(folder, any(path for pattern in PICKLES for path in folder.glob(pattern)))
+    listed = folder / "model.safetensors.index.json"
+    if listed.is_file():
+        missing = sorted(weight_files(listed, _json(listed)) - {path.name for path in weights})
         if missing:
             raise PrerequisiteError(f"{folder} lacks {', '.join(missing)}.", "Download the model again.")
-    for path in weights:
-        _check_weights(path)
+    check_layers(folder / "config.json", config, sum(map(_tensors, weights)))
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: str, *, trust_remote_code: bool) -> PreTrainedModel:
@@ -102,6 +108,8 @@ def load_model(folder: Path, dtype: torch.dtype, device: str, *, trust_remote_co
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            # Refused below with the name of the first: transformers would point to a report that nobody sees.
+            ignore_mismatched_sizes=True,
         )
         model.to(device)
     except Exception as error:
@@ -142,17 +150,24 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool, needed: bool) -> An
         raise _explained(error, folder, "tokenizer", trust_remote_code) from error
 
 
+def contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file that decides what the model does: weights, configuration, tokenizer, template, code.
+
+    Raises:
+        PrerequisiteError: one of them cannot be read.
+    """
+    paths = sorted({path for pattern in DECIDING for path in folder.glob(pattern) if path.is_file()})
+    try:
+        with ThreadPoolExecutor(max_workers=4) as several:
+            return dict(zip((path.name for path in paths), several.map(sha256, paths), strict=True))
+    except OSError as error:
+        raise PrerequisiteError(f"{error.filename} cannot be read: {error.strerror}.", "Check the file.") from error
+
+
 def fingerprint(folder: Path) -> str:
-    """Hash of config.json and of each weight file's size, first, middle and last megabyte: tells models apart fast."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for start in (0, max(size // 2, 0), max(size - SAMPLE, 0)):
-                file.seek(start)
-                digest.update(file.read(SAMPLE))
-    return digest.hexdigest()
+    """One hash of all of :func:`contents`: whole files, so that no change of a weight goes unseen."""
+    lines = [f"{name} {digest}" for name, digest in contents(folder).items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def first_line(error: BaseException) -> str:
@@ -176,12 +191,13 @@ def _explained(error: Exception, folder: Path, what: str, trusted: bool) -> Ques
     )
 
 
-def _check_weights(path: Path) -> None:
+def _tensors(path: Path) -> int:
+    """How many tensors a file of weights holds; it is opened but not read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as weights:
-            weights.keys()
+            return len(weights.keys())
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size if path.exists() else 0
         raise PrerequisiteError(

@@ -7,6 +7,7 @@ gives the same numbers, and is compared with the model as a whole before it is u
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable
@@ -158,19 +159,35 @@ def _activation(mlp: nn.Module) -> Apply:
 
 @torch.no_grad()
 def _norm(module: nn.Module) -> Apply:
-    """torch's fused RMS norm with this module's weights, where it computes the same; else the module."""
+    """torch's fused RMS norm with this module's weights, where it computes the same; else the module.
+
+    A copy of the module is asked in fp32, number by number: in 16 bits, or against the largest number, weights and one
+    plus the weights (Gemma) are alike wherever a model has large ones.
+    """
     weight = getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if weight is None or not isinstance(epsilon, float):
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(epsilon, float):
         return module
-    probe = torch.linspace(-2, 3, weight.numel(), device=weight.device).to(weight.dtype)[None]
-    want = module(probe).float()
-    for scale in (weight.detach(), (1.0 + weight.detach().float()).to(weight.dtype)):
-        got = F.rms_norm(probe, weight.shape, scale, epsilon).float()
-        if (got - want).abs().max() <= 4 * torch.finfo(weight.dtype).eps * want.abs().max():
-            shape = weight.shape
-            return lambda x: F.rms_norm(x, shape, scale, epsilon)
+    shape, wide = weight.shape, weight.detach().float()
+    # The second row is so small that epsilon counts.
+    probe = torch.linspace(-2, 3, weight.numel(), device=weight.device)[None] * wide.new_tensor([[1.0], [epsilon**0.5]])
+    try:
+        want = copy.deepcopy(module).float()(probe)
+    except (RuntimeError, TypeError, ValueError):
+        return module
+    for scale in (wide, 1.0 + wide):
+        got = F.rms_norm(probe.double(), shape, scale.double(), epsilon)
+        if torch.allclose(got, want.double(), rtol=16 * torch.finfo(torch.float32).eps, atol=1e-12):
+            return _fused(shape, scale, epsilon, weight.dtype)
     return module
+
+
+def _fused(shape: torch.Size, scale: Tensor, epsilon: float, dtype: torch.dtype) -> Apply:
+    narrow = scale.to(dtype)
+    if torch.equal(narrow.float(), scale):
+        return lambda x: F.rms_norm(x, shape, narrow, epsilon)
+    # One plus a weight of 16 bits has more digits than that, and the modules do not drop them.
+    return lambda x: F.rms_norm(x.float(), shape, scale, epsilon).to(x.dtype)
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ class StaticLayer(LayerCache):
             shared=keep.shared,
         )
 
-    def rewind(self, held: int) -> None:
+    def rewind(self, held: int | Sequence[int]) -> None:
         """See :meth:`LayerCache.rewind`."""
         super().rewind(held)
         self.now.copy_(torch.tensor(self.seen, dtype=torch.int32))

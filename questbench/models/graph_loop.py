@@ -108,6 +108,8 @@ class GraphLoop(StaticLoop):
             return "its rotary frequencies change with the length, which the host decides in every step"
         if self.cache.settings.observer is not None:
             return "an observer watches it; count reads in a StaticLoop"
+        if self.cache.settings.collect:
+            return "it collects attention mass, whose size grows with every step"
         return None
 
     def feed(self, tokens: Any) -> Tensor:
@@ -156,15 +158,8 @@ class GraphLoop(StaticLoop):
             if not isinstance(layer, MethodLayer):
                 self.cache.layers[index] = self._paged(index, layer)
         self._mask = None  # it told which columns of a window are padding: none of those was moved
-        stores: list[Any] = [layer.store for layer in self.cache.layers]
         self._before_recording()
-        seen = [store.seen for store in stores]
-        # Sizes that follow from the length on the host (a list's width) must suffice for the last step too.
-        for store in stores:
-            store.seen = [length + self._steps for length in store.seen]
         self._replay = self._record(self._choose)
-        for store, lengths in zip(stores, seen, strict=True):
-            store.seen = lengths
 
     def _paged(self, index: int, layer: Any) -> MethodLayer:
         """A sliding-window layer of transformers with its entries in pages of ours, those of padding left out."""

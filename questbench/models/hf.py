@@ -4,7 +4,7 @@ Importing this module registers the attention function ``questbench`` with trans
 
     cache = build_cache(model, Quest(budget=1024))
     model.set_attn_implementation("questbench")
-    model.generate(**inputs, past_key_values=cache)
+    model.generate(**inputs, past_key_values=cache)        # cache=cache from transformers 5.24 on
 
 A forward of several tokens is a prefill: dense, then the method drops what it does not keep. A forward of one token is
 a decode step. ``generate(prefill_chunk_size=...)`` would make evicting methods drop entries after every chunk.
@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.masking_utils import flash_attention_mask
 
 from questbench import kernels
 from questbench.attention import Observer
@@ -31,18 +30,17 @@ from questbench.errors import PrerequisiteError, UsageError
 from questbench.kernels._ops import Ops
 from questbench.methods._base import Method
 from questbench.methods.dense import Dense
-from questbench.models.hf_attention import questbench_attention
+from questbench.models._forward import cache_argument, check_finite, check_tokens
+from questbench.models._padding import whole_mask
+from questbench.models._registration import NAME, register
 from questbench.models.hf_cache import MethodLayer, Settings, SparseCache
 from questbench.models.rotary import rotations
 
-NAME = "questbench"
 PREFILL_TOKENS = 2048
 """Tokens of a prompt that go through the model at once, unless told otherwise."""
 KNOWN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
-AttentionInterface.register(NAME, questbench_attention)
-# Without a mask function of its own an implementation gets no mask at all, and padding would be lost.
-AttentionMaskInterface.register(NAME, flash_attention_mask)
+register()
 
 
 def build_cache(
@@ -76,6 +74,7 @@ def build_cache(
     """
     layers = _template(model)
     backend = ops if isinstance(ops, Ops) else kernels.load(ops or next(model.parameters()).device.type)
+    _check_shape(model, backend, page_size)
     settings = Settings(page_size, backend, capacity, observer, collect, bounds)
     full = [index for index, layer in enumerate(layers) if not layer.is_sliding]
     methods = _assign(method, full, dense_layers, page_size)
@@ -141,16 +140,22 @@ def forward(
         cache: grows by these tokens.
         all_logits: return those of every position, ``[B, n, vocabulary]``.
         inputs: passed on, such as ``attention_mask`` and ``position_ids``.
+
+    Raises:
+        NotFiniteError: the logits hold NaN or infinity.
+        PrerequisiteError: a token is outside the model's vocabulary.
     """
     if model.config.get_text_config(decoder=True)._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
-    tokens = torch.as_tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
+    tokens = torch.as_tensor(ids, dtype=torch.long)
+    check_tokens(model, tokens)
+    tokens = tokens.to(next(model.parameters()).device)
     if tokens.dim() == 1:
         tokens = tokens[None]
     if not all_logits and "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = 1
-    logits: Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True, **inputs).logits
-    return logits if all_logits else logits[:, -1]
+    logits: Tensor = model(input_ids=tokens, use_cache=True, **cache_argument(model, cache), **inputs).logits
+    return check_finite(logits if all_logits else logits[:, -1], model.dtype)
 
 
 def prefill(
@@ -173,23 +178,33 @@ def prefill(
         ids: ``[B, n]``, or one row; padding on the left.
         cache: an empty cache of :func:`build_cache`, or one that this text goes on with.
         chunk: tokens per part.
-        mask: ``[B, n]``, 0 on padding.
+        mask: 0 on padding: ``[B, n]`` of these tokens, or ``[B, seen + n]`` of all columns that ``cache`` has seen too,
+            as ``generate()`` takes it.
         progress: told (tokens done, tokens in all) after each part.
+
+    Raises:
+        NotFiniteError: the logits hold NaN or infinity.
+        UsageError: a mask that does not fit the tokens or the cache.
     """
     if chunk < 1:
         raise UsageError(f"A prompt cannot be fed in parts of {chunk} tokens.", "Use --prefill-chunk 2k.")
-    tokens = torch.as_tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
+    tokens = torch.as_tensor(ids, dtype=torch.long)
+    check_tokens(model, tokens)
+    tokens = tokens.to(next(model.parameters()).device)
     tokens = tokens[None] if tokens.dim() == 1 else tokens
     total = tokens.shape[1]
+    whole = whole_mask(cache, mask, *tokens.shape)
+    before = 0 if whole is None else whole.shape[1] - total
     settings = cache.settings
     inputs: dict[str, Any] = {}
     try:
         for start in range(0, total, chunk):
             stop = min(start + chunk, total)
             settings.more, settings.resumed = stop < total, start > 0
-            if mask is not None:
-                places = (mask.long().cumsum(1) - 1).clamp(min=0)
-                inputs = {"attention_mask": mask[:, :stop], "position_ids": places[:, start:stop]}
+            if whole is not None:
+                end = before + stop
+                places = (whole[:, :end].long().cumsum(1) - 1).clamp(min=0)
+                inputs = {"attention_mask": whole[:, :end], "position_ids": places[:, before + start :]}
             logits = forward(model, tokens[:, start:stop], cache, **inputs)
             if progress is not None:
                 progress(stop, total)
@@ -233,6 +248,16 @@ def _template(model: PreTrainedModel) -> list[Any]:
     raise PrerequisiteError(
         f"{name} has {reason}, which questbench does not support.", "Use a model with full or sliding attention."
     )
+
+
+def _check_shape(model: PreTrainedModel, ops: Ops, page_size: int) -> None:
+    """Refuse what the backend has no kernels for before anything is fed, as far as the model's configuration tells."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or (heads and config.hidden_size // heads)
+    if isinstance(kv_heads, int) and isinstance(head_dim, int) and page_size > 0:
+        ops.limits.check(ops.name, query_heads=heads, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size)
 
 
 def _assign(method: Method, full: list[int], dense_layers: int, page_size: int) -> dict[int, Method]:

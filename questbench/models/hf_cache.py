@@ -62,6 +62,10 @@ class Settings:
     _mask: Tensor | None = field(default=None, init=False)
     _valid: list[int] | None = field(default=None, init=False)
 
+    def decode(self, store: LayerCache, query: Tensor, scoring: Scoring) -> Tensor:
+        """Attention of one new query ``[B, Hq, D]`` per row, watched and collected from as these settings say."""
+        return attention.decode(store, query, scoring, self.observer, self.collect)
+
     def valid(self, mask: Tensor | None, columns: int) -> list[int] | None:
         """Valid entries per row among the newest ``columns``, from the 2D mask; ``None`` where all are.
 
@@ -163,14 +167,14 @@ class MethodLayer(CacheLayerMixin):  # type: ignore[misc]
         self.columns += columns
         in_prompt = opening or self.settings.more or self.settings.resumed
         if columns == 1 and not in_prompt:
-            out = attention.decode(store, query[:, :, 0].contiguous(), scoring, self.settings.observer)
+            out = self.settings.decode(store, query[:, :, 0].contiguous(), scoring)
             return out[:, :, None]
         collect, resumed = self.settings.collect, self.settings.resumed
         out = attention.prefill(store, query, keys, values, scoring, valid, collect, resumed)
         if self.settings.more:
             return out
         store.end_prefill()
-        if not self.settings.collect:
+        if not collect or not store.reversible:
             store.prefill_mass.clear()
         return out
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from questbench.errors import PrerequisiteError, UsageError
+from questbench.models.gguf.source import find, is_gguf
 from questbench.models.shapes import named
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from questbench.models.gguf.convert import Converted
 
 SHAPE = "shape:"
 """What names of random models of a well-known shape begin with."""
@@ -55,7 +58,8 @@ def resolve(
     """Load a model.
 
     Args:
-        name: ``constructed``, ``needle``, ``shape:NAME``, a local folder or a hub id.
+        name: ``constructed``, ``needle``, ``shape:NAME``, a local folder, a ``.gguf`` file,
+            ``pip:DISTRIBUTION`` (a GGUF file in an installed package) or a hub id.
         dtype: of weights and cache.
         device: where to put it.
         seed: of random weights.
@@ -81,16 +85,44 @@ def resolve(
         return LoadedModel(model, None, name, random_weights=True)
     from questbench.models import _folder
 
-    folder = Path(name).expanduser()
-    if name and folder.exists():
-        _folder.check(folder)
-        sha = _folder.fingerprint(folder)
-    else:
-        folder = _folder.from_hub(name, online=online, with_code=trust_remote_code)
-        sha = folder.name
+    folder = folder_of(name, online=online, trust_remote_code=trust_remote_code)
+    assert folder is not None
+    sha = folder.name if not is_gguf(name) and not Path(name).expanduser().exists() else _folder.fingerprint(folder)
     model = _folder.load_model(folder, dtype, device, trust_remote_code=trust_remote_code)
     tokenizer = _folder.load_tokenizer(folder, trust_remote_code=trust_remote_code, needed=need_tokenizer)
     return LoadedModel(model, tokenizer, name, sha=sha)
+
+
+def folder_of(name: str, *, online: bool = False, trust_remote_code: bool = False) -> Path | None:
+    """The checked folder of a model's files; ``None`` for a model that is made by code.
+
+    Raises:
+        PrerequisiteError: it is not there, incomplete or broken.
+    """
+    if name == "constructed" or name.startswith(SHAPE):
+        return None
+    from questbench.models import _folder, _needle
+
+    if is_gguf(name):
+        folder = from_gguf(name).folder
+        _folder.check(folder)
+        return folder
+    folder = _needle.folder() if name == _needle.NAME else Path(name).expanduser()
+    if name and folder.exists():
+        _folder.check(folder)
+        return folder
+    return _folder.from_hub(name, online=online, with_code=trust_remote_code)
+
+
+def from_gguf(name: str) -> Converted:
+    """The folder that a GGUF file was converted to, now or earlier.
+
+    Raises:
+        UsageError, PrerequisiteError: there is no usable file of that name.
+    """
+    from questbench.models.gguf.convert import converted
+
+    return converted(find(name), lambda what, needed: check_memory(what, needed, "cpu"))
 
 
 def check(name: str, layers: int | None = None) -> None:
@@ -98,18 +130,22 @@ def check(name: str, layers: int | None = None) -> None:
 
     Raises:
         UsageError: an unknown shape, or a number of layers that it does not have.
-        PrerequisiteError: a folder that is not there.
+        PrerequisiteError: a folder, file or distribution that is not there.
     """
     if name.startswith(SHAPE):
         named(name.removeprefix(SHAPE), layers)
         return
     if layers is not None:
         raise UsageError(f"Only shape: models can be cut to {layers} layers, not '{name}'.", "Leave the limit out.")
+    if is_gguf(name):
+        find(name)
+        return
     known = Path(name).expanduser().exists() if name else False
     if not known and (name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name)):
         raise PrerequisiteError(
             f"There is no model folder '{name}'.",
-            "Give a folder, a hub id (owner/name), shape:NAME, constructed or needle: questbench ls models",
+            "Give a folder, a .gguf file, pip:DISTRIBUTION, a hub id (owner/name), shape:NAME, constructed or needle: "
+            "questbench ls models",
         )
 
 
@@ -124,8 +160,8 @@ def _constructed(dtype: torch.dtype, device: str) -> LoadedModel:
 def _needle(dtype: torch.dtype, device: str) -> LoadedModel:
     from questbench.models import _folder, _needle
 
-    path = _needle.folder()
-    _folder.check(path)
+    path = folder_of(_needle.NAME)
+    assert path is not None
     model = _folder.load_model(path, dtype, device, trust_remote_code=False)
     tokenizer = _folder.load_tokenizer(path, trust_remote_code=False, needed=True)
     sha = _folder.fingerprint(path)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from questbench.cache import Rotate
+from questbench.models._forward import cache_argument
 
 CHANGING = ("dynamic", "longrope")
 """Kinds of rotary embedding whose frequencies change with the length: no rotation by a difference exists."""
@@ -85,7 +86,7 @@ def _keys(model: PreTrainedModel, position: int) -> list[Tensor | None]:
     vocabulary = model.get_input_embeddings().num_embeddings
     tokens = torch.linspace(0, vocabulary - 1, TOKENS, device=device).long()[:, None]
     place = torch.full((TOKENS, 1), position, dtype=torch.long, device=device)
-    model(input_ids=tokens, position_ids=place, past_key_values=cache, use_cache=True)
+    model(input_ids=tokens, position_ids=place, use_cache=True, **cache_argument(model, cache))
     return [None if getattr(layer, "keys", None) is None else layer.keys[:, :, 0] for layer in cache.layers]
 
 

@@ -21,15 +21,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from questbench import attention
 from questbench.errors import UsageError
 from questbench.kernels._ops import Ops
 from questbench.models import _plan, hf
+from questbench.models._forward import check_finite, check_tokens
+from questbench.models._padding import seen_by_row
+from questbench.models._wider import wider_logits
 from questbench.models.hf_attention import dense
 from questbench.models.hf_cache import MethodLayer, SparseCache
 
 TRIED = (3, 5)
 """Tokens of the prompt, and decode steps, that a plan is compared with its model on."""
+
+PLAIN_LIMIT = {torch.float16: 5e-2, torch.bfloat16: 5e-2}
+"""Largest difference to the model's own forward where that cannot be run in a wider dtype; 1e-5 in wide dtypes."""
 
 _verdicts: weakref.WeakKeyDictionary[PreTrainedModel, str | None] = weakref.WeakKeyDictionary()
 
@@ -40,8 +45,8 @@ class Mark:
 
     tokens: Tensor
     places: Tensor
-    columns: list[tuple[int, int]]
-    """Per layer of the cache: columns seen, entries held."""
+    columns: list[tuple[int, list[int]]]
+    """Per layer of the cache: columns seen, entries held by each row."""
 
 
 class StaticLoop:
@@ -91,11 +96,18 @@ class StaticLoop:
 
     @torch.no_grad()
     def feed(self, tokens: Tensor | Sequence[int]) -> Tensor:
-        """One step with given tokens ``[B]``: the logits after them, ``[B, vocabulary]``, good until the next step."""
-        self.tokens.copy_(torch.as_tensor(tokens))
+        """One step with given tokens ``[B]``: the logits after them, ``[B, vocabulary]``, good until the next step.
+
+        Raises:
+            NotFiniteError: the logits hold NaN or infinity.
+            PrerequisiteError: a token is outside the model's vocabulary.
+        """
+        given = torch.as_tensor(tokens)
+        check_tokens(self.model, given)
+        self.tokens.copy_(given)
         logits = self._forward()
         self._advance()
-        return logits
+        return check_finite(logits, self.model.dtype, "the logits of a decode step")
 
     @torch.no_grad()
     def step(self) -> Tensor:
@@ -127,13 +139,11 @@ class StaticLoop:
 
     def mark(self) -> Mark:
         """Where the loop stands, for :meth:`rewind`."""
-        columns = [(layer.get_seq_length(), max(self._held(layer))) for layer in self.cache.layers]
+        columns = [(layer.get_seq_length(), list(self._held(layer))) for layer in self.cache.layers]
         return Mark(self.tokens.clone(), self.places.clone(), columns)
 
     def rewind(self, mark: Mark) -> bool:
         """Go back to ``mark``: layers that have dropped nothing forget what they have seen since.
-
-        Rows must be equally long.
 
         Returns:
             Whether all is as it was. What a layer has dropped is gone: it stays as it is, which has the same size and
@@ -211,7 +221,7 @@ class StaticLoop:
             store = layer.store
             assert store is not None
             store.append(k, v)
-            return attention.decode(store, q, block.scoring, self.cache.settings.observer).flatten(1)
+            return self.cache.settings.decode(store, q, block.scoring).flatten(1)
         keys, values = layer.update(k, v)
         mask = None if self._mask is None else self._mask[:, -keys.shape[2] :]
         return dense(q[:, :, None], keys, values, mask, block.window, block.scoring).flatten(1)
@@ -219,14 +229,13 @@ class StaticLoop:
 
 def _seen(cache: SparseCache, mask: Tensor | None) -> list[int]:
     """Tokens of each row so far, padding apart."""
-    for layer in cache.layers:
-        if isinstance(layer, MethodLayer):
-            return [] if layer.store is None else list(layer.store.seen)
+    if any(isinstance(layer, MethodLayer) for layer in cache.layers):
+        return seen_by_row(cache) or []
     rows = 0 if not cache.layers[0].is_initialized else cache.layers[0].keys.shape[0]
     return [cache.get_seq_length()] * rows if mask is None else mask.sum(1).tolist()
 
 
-def _go_back(layer: Any, columns: int, held: int) -> bool:
+def _go_back(layer: Any, columns: int, held: list[int]) -> bool:
     """Whether a layer is again what it was when it had seen ``columns`` and held ``held`` entries."""
     if isinstance(layer, MethodLayer):
         layer.columns, store = columns, layer.store
@@ -236,7 +245,7 @@ def _go_back(layer: Any, columns: int, held: int) -> bool:
         return store.method.observes != "sum"
     whole = bool(layer.keys.shape[2] == layer.cumulative_length)  # else the window has lost what stood before
     if whole:
-        layer.keys, layer.values = layer.keys[:, :, :held], layer.values[:, :, :held]
+        layer.keys, layer.values = layer.keys[:, :, : held[0]], layer.values[:, :, : held[0]]
     layer.cumulative_length = columns
     return whole
 
@@ -248,8 +257,9 @@ def _cut(tokens: list[int], stop: Collection[int]) -> list[int]:
 def disagreement(model: PreTrainedModel, ops: Ops) -> str | None:
     """Why the flat plan of a model must not be used; ``None`` if it gives what the model's own forward gives.
 
-    Both run a few tokens of a short text over dense caches. Asked once per model; ask anew by :func:`forget` after a
-    change of its weights' kind.
+    Both run a few tokens of a short text over dense caches, and both are held against the model's forward in a wider
+    dtype: the plan may be off by twice what the model itself is off by. Asked once per model; ask anew by
+    :func:`forget` after a change of its weights' kind.
     """
     if model not in _verdicts:
         _verdicts[model] = _compare(model, ops)
@@ -277,17 +287,29 @@ def _compare(model: PreTrainedModel, ops: Ops) -> str | None:
         hf.forward(model, ids[:, :prompt], cache)
     loop = StaticLoop(model, caches[0], plan="model")
     loop.plan = plan
-    worst = 0.0
+    planned, own = [], []
     for place in range(prompt, prompt + steps):
         try:
-            got = loop.feed(ids[:, place]).float()
+            planned.append(loop.feed(ids[:, place]).double())
         except (RuntimeError, TypeError, ValueError) as error:
             return f"the flat plan for {type(model).__name__} does not run: {error}"
-        want = hf.forward(model, ids[:, place : place + 1], caches[1]).float()
-        worst = max(worst, float((got - want).norm() / want.norm().clamp(min=1e-30)))
+        own.append(hf.forward(model, ids[:, place : place + 1], caches[1]).double())
     for cache in caches:
         hf.release(cache)
-    limit = 1e-5 if model.dtype in (torch.float32, torch.float64) else 5e-2
-    if not worst <= limit:
-        return f"the flat plan for {type(model).__name__} differs from its forward by {worst:.1e}"
+    difference, limit = _off(planned, own), PLAIN_LIMIT.get(model.dtype, 1e-5)
+    wider = wider_logits(model, ids.to(planned[0].device))
+    if wider is not None:
+        reference = list(wider[:, prompt:].double().unbind(1))
+        difference, limit = _off(planned, reference), 2 * _off(own, reference) + 8 * torch.finfo(model.dtype).eps
+    if not difference <= limit:
+        return (
+            f"the flat plan for {type(model).__name__} differs from its forward: it is off by {difference:.1e}, and "
+            f"{limit:.1e} is what rounding explains"
+        )
     return None
+
+
+def _off(got: list[Tensor], want: list[Tensor]) -> float:
+    """How far logits of some steps are from others, relative to their size."""
+    wanted = torch.stack(want)
+    return float((torch.stack(got) - wanted).norm() / wanted.norm().clamp(min=1e-30))

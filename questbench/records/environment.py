@@ -38,6 +38,8 @@ PACKAGES = (
 COMPILERS = ("g++", "clang++", "nvcc", "ninja")
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "bf16")
 VARIABLES = re.compile(r"^(OMP_|MKL_NUM_|KMP_AFFINITY$|GOMP_|CUDA_VISIBLE_DEVICES$|QUESTBENCH_|HF_HUB_OFFLINE$)")
+SOURCES = ("questbench", "kernels", "tasks")
+"""Folders of the checkout whose files decide what is measured."""
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU = Path("/sys/devices/system/cpu/cpu0")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -212,8 +214,10 @@ def _git() -> dict[str, Any] | None:
     if not (CHECKOUT / ".git").exists():
         return None
     at = ("git", "-C", str(CHECKOUT))
+    # A method, a kernel or a task is one new file: it changes results before git knows it. Other new files do not.
     changed = _run(*at, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": _run(*at, "rev-parse", "HEAD"), "dirty": bool(changed)}
+    added = _run(*at, "ls-files", "--others", "--exclude-standard", "--", *SOURCES)
+    return {"commit": _run(*at, "rev-parse", "HEAD"), "dirty": bool(changed or added)}
 
 
 def _variables() -> dict[str, str]:

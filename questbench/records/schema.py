@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any, Literal
+from typing import Any
 
-SCHEMA_VERSION = 1
+from questbench.records import fields
+from questbench.records.fields import SCHEMA_VERSION, Fidelity, Kind, Status
 
-Kind = Literal["kernel", "e2e", "accuracy", "analyze"]
-Status = Literal["ok", "skipped", "failed"]
-Fidelity = Literal["measured", "modelled"]
+__all__ = ["SCHEMA_VERSION", "Fidelity", "Kind", "ResultRecord", "RunManifest", "Status", "jsonable"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class ResultRecord:
     status: Status
     """``skipped`` and ``failed`` records have a ``reason`` and no value."""
     method: str
-    """Registered name of the method; ``sdpa`` for torch's own attention in ``kernel``."""
+    """Registered name of the method; ``torch`` for the fastest of torch's own ways in ``kernel``."""
     method_args: dict[str, Any]
     """Every field of the method, defaults included, effective values (budget floored to whole pages)."""
     backend: str
@@ -59,29 +58,23 @@ class ResultRecord:
 
     def to_json(self) -> str:
         """One line of strict JSON (NaN and infinities become null); what ``--json`` prints and the store keeps."""
-        return json.dumps(_jsonable(dataclasses.asdict(self)), allow_nan=False, separators=(",", ":"))
+        return json.dumps(jsonable(dataclasses.asdict(self)), allow_nan=False, separators=(",", ":"))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ResultRecord:
         """The record of a parsed JSON line.
 
         Raises:
-            ValueError: a field is missing or unknown, or the schema is newer than this version.
+            ValueError: a field is missing, unknown or of the wrong type, or the schema is newer than this version; the
+                message names the field.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(data) - fields):
-            raise ValueError(f"unknown record fields: {', '.join(unknown)}")
-        if data.get("schema", 0) > SCHEMA_VERSION:
-            raise ValueError(f"record schema {data['schema']} is newer than {SCHEMA_VERSION}; update questbench")
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise ValueError(f"not a result record: {error}") from None
+        fields.check_record(data, _names(cls), _names(cls, required=True))
+        return cls(**data)
 
     def cell(self) -> str:
         """Identity of the cell this record belongs to, whatever its metric: the key that resume and report use."""
         identity = [self.kind, self.method, self.method_args, self.backend, self.params, self.seed]
-        return json.dumps(_jsonable(identity), sort_keys=True, separators=(",", ":"))
+        return json.dumps(jsonable(identity), sort_keys=True, separators=(",", ":"))
 
 
 @dataclasses.dataclass
@@ -106,15 +99,38 @@ class RunManifest:
     """Dense prefills made (accuracy); one per sample and protocol."""
     exit_code: int | None = None
     """How the run ended."""
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What was read besides: SHA-256 of the model's and the data's files, and the chat template."""
     schema: int = SCHEMA_VERSION
     """Version of this schema."""
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RunManifest:
+        """The manifest of a parsed ``run.json``.
 
-def _jsonable(value: Any) -> Any:
+        Raises:
+            ValueError: as for a record.
+        """
+        fields.check_manifest(data, _names(cls), _names(cls, required=True))
+        return cls(**data)
+
+
+def _names(kind: type[Any], *, required: bool = False) -> list[str]:
+    """Fields of a class, or those without a default."""
+    missing = dataclasses.MISSING
+    return [
+        field.name
+        for field in dataclasses.fields(kind)
+        if not required or (field.default is missing and field.default_factory is missing)
+    ]
+
+
+def jsonable(value: Any) -> Any:
+    """The same value for strict JSON: NaN and infinities become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     return value

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,9 @@ from typing import Any
 
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.records import environment as probes
-from questbench.records import journal
-from questbench.records.schema import SCHEMA_VERSION, Kind, ResultRecord, RunManifest
+from questbench.records import fields, files, journal, wants
+from questbench.records.inputs import require_same_inputs
+from questbench.records.schema import Kind, ResultRecord, RunManifest
 from questbench.records.writer import MANIFEST, RunWriter, now, unwritable, write_manifest
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "load",
     "load_manifest",
     "load_samples",
+    "locate",
     "newest_per_cell",
     "resume",
     "runs",
@@ -43,9 +46,17 @@ NOT_COMPARED = frozenset({"out", "resume", "json", "quiet"})
 
 
 def create_run(
-    results: Path, kind: Kind, argv: Sequence[str], config: Mapping[str, Any], environment: Mapping[str, Any]
+    results: Path,
+    kind: Kind,
+    argv: Sequence[str],
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None = None,
 ) -> RunWriter:
     """Make a new run folder ``results/<UTC time>-<kind>-<machine>-<id>`` and its manifest.
+
+    Args:
+        inputs: what the run reads besides its configuration, by content.
 
     Raises:
         PrerequisiteError: the folder cannot be made.
@@ -69,27 +80,38 @@ def create_run(
         config=_plain(config),
         environment=dict(environment),
         start=start.isoformat(),
+        inputs=dict(inputs or {}),
     )
     write_manifest(path, manifest)
     return RunWriter(path, manifest, held)
 
 
 def resume(
-    path: Path, kind: Kind, argv: Sequence[str], config: Mapping[str, Any], environment: Mapping[str, Any]
+    path: Path,
+    kind: Kind,
+    argv: Sequence[str],
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None = None,
 ) -> RunWriter:
     """Open a run folder again: cells in ``finished`` need not run, a cell that was in flight is removed.
 
     Raises:
         PrerequisiteError: there is no run, another process writes it, or its files do not fit together.
-        UsageError: the kind, the configuration or the machine is not the one the run was started with.
+        UsageError: the kind, the configuration, the machine or what is read (model, data, chat template) is not the
+            one the run was started with.
     """
     manifest = load_manifest(path)
     _require_same(path, manifest, kind, _plain(config), dict(environment))
+    if inputs is not None:
+        require_same_inputs(path, manifest.inputs, dict(inputs))
     try:
         held = journal.lock(path)
     except OSError as error:
         raise unwritable(path, error) from None
     try:
+        # What cannot be read is refused before anything is written.
+        _ = load([path]), load_samples(path)
         commits = journal.recover(path)
         facts = {name: environment.get(name) for name in ("git", "packages", "load")}
         again = {"time": now(), "argv": probes.scrub(list(argv)), **facts}
@@ -118,9 +140,7 @@ def load(paths: Iterable[Path]) -> list[ResultRecord]:
     for folder in expand(paths):
         for number, line in journal.read_lines(folder, journal.RECORDS):
             try:
-                data = journal.parse(line)
-                _require_known_schema(data)
-                records.append(ResultRecord.from_dict(data))
+                records.append(ResultRecord.from_dict(wants.parse(line)))
             except ValueError as error:
                 hint = "Update questbench if the schema is newer; otherwise remove that line or leave this run out."
                 raise PrerequisiteError(f"{folder / journal.RECORDS}, line {number}: {error}.", hint) from None
@@ -136,7 +156,9 @@ def load_samples(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in journal.read_lines(path, journal.SAMPLES):
         try:
-            rows.append(journal.parse(line))
+            row = wants.parse(line)
+            fields.check_sample(row)
+            rows.append(row)
         except ValueError as error:
             message = f"{path / journal.SAMPLES}, line {number}: {error}."
             raise PrerequisiteError(message, "Remove that line or leave this run out.") from None
@@ -150,21 +172,38 @@ def load_manifest(path: Path) -> RunManifest:
         PrerequisiteError: it is not there or cannot be read.
     """
     file = path / MANIFEST
-    if not path.is_dir():
+    if not files.is_folder(path):
         raise PrerequisiteError(f"There is no run folder '{path}'.", "Name one: results/<time>-<kind>-<machine>-<id>")
+    text = files.read(file)
+    if text is None:
+        raise PrerequisiteError(f"'{path}' is not a run: it has no {MANIFEST}.", "Start a new run.")
     try:
-        data = journal.parse(file.read_bytes())
-        _require_known_schema(data)
-        return RunManifest(**data)
-    except FileNotFoundError:
-        raise PrerequisiteError(f"'{path}' is not a run: it has no {MANIFEST}.", "Start a new run.") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise PrerequisiteError(f"{file} cannot be read: {error}.", "Leave this run out or start a new one.") from None
+        return RunManifest.from_dict(wants.parse(text))
+    except ValueError as error:
+        message = f"{file}, line {_line(text, error)}: {error}."
+        raise PrerequisiteError(message, "Leave this run out, or start a new one.") from None
+
+
+def _line(text: bytes, error: ValueError) -> int:
+    """Line of a manifest that an error is about; the first where that is not known."""
+    if isinstance(error, wants.SyntaxFault):
+        return error.line
+    if isinstance(error, wants.FieldError):
+        name = re.escape(json.dumps(error.field.rpartition(".")[2]).encode())
+        if found := re.search(rb"^\s*" + name + rb"\s*:", text, re.MULTILINE):
+            return text.count(b"\n", 0, found.start() + len(found.group()) - len(found.group().lstrip())) + 1
+    return 1
+
+
+def locate(path: Path, results: Path) -> Path:
+    """The folder that a user means: a path as it stands, or the name of a run in ``results``."""
+    below = results / path
+    return below if not files.present(path) and _is_run(below) else path
 
 
 def runs(results: Path) -> list[Path]:
     """Run folders directly below ``results``, oldest first; empty if there are none."""
-    if not results.is_dir():
+    if not files.is_folder(results):
         return []
     return sorted((path for path in results.iterdir() if _is_run(path)), key=_age)
 
@@ -177,14 +216,14 @@ def expand(paths: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in paths:
-        if path.name == journal.RECORDS and path.is_file():
+        if path.name == journal.RECORDS and files.present(path):
             found[path.parent] = None
         elif _is_run(path):
             found[path] = None
         elif below := runs(path):
             found.update(dict.fromkeys(below))
         else:
-            what = "holds no run" if path.is_dir() else "does not exist"
+            what = "holds no run" if files.is_folder(path) else "does not exist"
             hint = "Name a run folder, or make one with: questbench kernel"
             raise PrerequisiteError(f"'{path}' {what}.", hint)
     return sorted(found, key=_age)
@@ -211,7 +250,7 @@ def newest_per_cell(records: Iterable[ResultRecord]) -> list[ResultRecord]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / MANIFEST).is_file() or (path / journal.RECORDS).is_file()
+    return any(files.present(path / name) for name in (MANIFEST, journal.RECORDS))
 
 
 def _age(path: Path) -> tuple[str, str]:
@@ -219,12 +258,6 @@ def _age(path: Path) -> tuple[str, str]:
     with contextlib.suppress(PrerequisiteError):
         return load_manifest(path).start, path.name
     return "", path.name
-
-
-def _require_known_schema(data: Mapping[str, Any]) -> None:
-    schema = data.get("schema", 0)
-    if not isinstance(schema, int) or schema > SCHEMA_VERSION:
-        raise ValueError(f"schema {schema} is newer than {SCHEMA_VERSION}, which this questbench knows")
 
 
 def _require_same(

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from questbench.errors import PrerequisiteError
+from questbench.records import files
 from questbench.records.journal import JOURNAL, RECORDS, SAMPLES, Commit
-from questbench.records.schema import ResultRecord, RunManifest
+from questbench.records.schema import ResultRecord, RunManifest, jsonable
 
 MANIFEST = "run.json"
+_TEMPORARY = f".{MANIFEST}."
 
 
 class RunWriter:
@@ -38,14 +40,16 @@ class RunWriter:
         self._prefills = 0
         for commit in commits:
             self._remember(commit)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self._files: dict[str, int] = {}
         try:
             for name in (RECORDS, SAMPLES, JOURNAL):
-                self._files[name] = os.open(path / name, flags, 0o644)
+                self._files[name] = files.open_to_write(path / name)
         except OSError as error:
             self.close()
             raise unwritable(path, error) from None
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> RunWriter:
         return self
@@ -128,13 +132,15 @@ class RunWriter:
         self._held.close()
 
     def _append(self, name: str, text: str) -> None:
-        data = memoryview(text.encode())
+        data = memoryview(_bytes(text))
         try:
             while data:
                 data = data[os.write(self._files[name], data) :]
             os.fsync(self._files[name])
         except OSError as error:  # a full disk, mostly
-            raise unwritable(self.path, error) from None
+            kept = self._records_end or self.finished
+            hint = f"Make room there, then: questbench {self.manifest.kind} --resume {self.path}" if kept else None
+            raise unwritable(self.path, error, hint) from None
 
     def _remember(self, commit: Commit) -> None:
         self.finished.difference_update(commit.failed)
@@ -143,13 +149,8 @@ class RunWriter:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """A row as strict JSON, readable where its texts can be written as UTF-8."""
-    text = json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates
-        return json.dumps(row, separators=(",", ":"), allow_nan=False)
-    return text
+    """A row as strict JSON."""
+    return json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def write_manifest(folder: Path, manifest: RunManifest) -> None:
@@ -158,22 +159,46 @@ def write_manifest(folder: Path, manifest: RunManifest) -> None:
     Raises:
         PrerequisiteError: the folder cannot be written.
     """
-    temporary = folder / f".{MANIFEST}.{os.getpid()}"
+    temporary = folder / f"{_TEMPORARY}{os.getpid()}"
+    text = json.dumps(jsonable(dataclasses.asdict(manifest)), indent=2, ensure_ascii=False, default=str)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(manifest), file, indent=2, ensure_ascii=False, default=str)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / MANIFEST)
+        clear_temporary(folder)
+        descriptor = files.open_to_write(temporary, os.O_WRONLY | os.O_EXCL)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_bytes(text + "\n"))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(folder / MANIFEST)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise unwritable(folder, error) from None
 
 
-def unwritable(folder: Path, error: OSError) -> PrerequisiteError:
-    """The error for a folder that cannot be written."""
+def clear_temporary(folder: Path) -> None:
+    """Remove what killed processes left of a manifest they were writing. The caller holds the lock."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        if path.name.removeprefix(_TEMPORARY).isdigit():
+            path.unlink(missing_ok=True)
+
+
+def _bytes(text: str) -> bytes:
+    # A byte of a file name that is no UTF-8 is half of a surrogate pair in Python; its JSON escape keeps it.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def unwritable(folder: Path, error: OSError, hint: str | None = None) -> PrerequisiteError:
+    """The error for a folder that cannot be written.
+
+    Args:
+        hint: what to do about it; another folder if ``None``.
+    """
     why = error.strerror or str(error)
-    return PrerequisiteError(f"Cannot write to '{folder}': {why}.", "Name a folder you can write with --out DIR.")
+    return PrerequisiteError(
+        f"Cannot write to '{folder}': {why}.", hint or "Name a folder you can write with --out DIR."
+    )
 
 
 def now() -> str:

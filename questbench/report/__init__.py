@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from questbench.errors import ExitCode, PrerequisiteError, UsageError
 from questbench.records import store
-from questbench.records.environment import machine
 from questbench.records.schema import ResultRecord, RunManifest
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from questbench.report.plots._base import Drawn
     from questbench.report.render import Table
 
-FORMATS = ("md", "html")
+FORMATS = ("md", "html", "csv", "latex")
+PAGES = ("md", "html")
+"""Formats that are written unless others are asked for."""
 
 
 @dataclasses.dataclass
@@ -26,11 +28,11 @@ class Report:
     """What :func:`build` made."""
 
     records: list[ResultRecord]
-    """Newest per machine, cell and metric."""
+    """Of every run that is shown, newest per cell and metric."""
     tables: list[Table]
     comparison: list[Table]
     notes: list[str]
-    """Sentences for the reader: skipped plots, missing counterparts."""
+    """Sentences for the reader: runs left out, skipped plots, missing counterparts."""
     regressions: list[str]
     """What became significantly worse; the exit code says so too."""
     paths: list[Path]
@@ -56,64 +58,75 @@ def build(
     compare: str | Path | None = None,
     plots: Sequence[str] | None = None,
     force: bool = False,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = PAGES,
+    join: bool = False,
 ) -> Report:
     """Write a report of stored runs.
 
     Args:
-        runs: run folders, folders of runs or ``records.jsonl`` files; every run in ``results`` if ``None`` or empty.
+        runs: run folders, their names in ``results``, folders of runs or ``records.jsonl`` files. If ``None`` or empty:
+            every run in ``results``, except those whose cells newer runs of the same machine have measured again.
         out: where to write; ``results/report`` if ``None``.
         results: the results folder.
         compare: ``paper``, one of its figures as ``paper:fig9``, or a baseline: a run folder or a folder of runs.
         plots: names of plots; all if ``None``, none if empty.
         force: compare with a baseline of another machine or data type all the same.
-        formats: ``md`` and ``html``.
+        formats: ``md`` and ``html`` pages, ``csv`` and ``latex`` with a file per table.
+        join: cells of several runs make one row and one line each, newest first, instead of a row per run.
 
     Raises:
         UsageError: unknown plot, format or figure, or a comparison of different machines.
         PrerequisiteError: there is no run, or a file cannot be read or written.
     """
-    from questbench.report import document
+    from questbench.report import _files, _runs, document
     from questbench.report.tables import tables
 
     if unknown := [name for name in formats if name not in FORMATS]:
-        raise UsageError(f"Unknown report format '{unknown[0]}'. Known: {', '.join(FORMATS)}.", "Use: md,html")
+        raise UsageError(
+            f"Unknown report format '{unknown[0]}'. Known: {', '.join(FORMATS)}.", "Use: md,html,csv,latex"
+        )
     known = _plot_names(plots)
     out = out or results / "report"
     with_paper = isinstance(compare, str) and compare.partition(":")[0] == "paper"
-    baseline = store.expand([Path(compare)]) if compare is not None and not with_paper else []
-    folders = [folder for folder in _folders(runs, results) if runs or folder not in baseline]
+    baseline = _runs.find([Path(compare)], results) if compare is not None and not with_paper else []
+    folders = _runs.find(runs, results) if runs else [run for run in store.runs(results) if run not in baseline]
     if not folders and not with_paper:
         raise PrerequisiteError(f"There is no run in '{results}'.", "Make one with: questbench kernel")
-    manifests = _manifests([*folders, *baseline])
-    records = newest(folders, manifests)
+    found = _runs.gather(folders, whole=bool(runs) or join)
+    records = found.joined() if join else found.all()
+    manifests = {run: found.manifests[run] for run in found.manifests if any(record.run == run for record in records)}
 
     shown: list[Table] = []
-    notes: list[str] = []
+    notes = list(found.left_out)
     regressions: list[str] = []
     if with_paper:
         from questbench.report import paper
 
         only = [name for name in str(compare).partition(":")[2].split(",") if name]
-        shown, notes = paper.compare(records, manifests, only)
+        shown, more = paper.compare(records, manifests, only)
+        notes += more
     elif baseline:
         from questbench.report import compare as comparing
 
-        found = comparing.compare(newest(baseline, manifests), records, manifests, force=force)
-        shown, notes, regressions = found.tables, found.notes, found.regressions
-        notes += [f"Regression: {text}" for text in regressions]
+        earlier = _runs.gather(baseline, whole=True)
+        both = {**earlier.manifests, **found.manifests}
+        compared = comparing.compare(earlier.joined(), found.joined(), both, force=force)
+        shown, regressions = compared.tables, compared.regressions
+        notes += [*earlier.left_out, *compared.notes, *(f"Regression: {text}" for text in regressions)]
 
-    _make(out)
-    own = tables(records, manifests)
-    drawn, skipped = _draw(records, manifests, known, out / "figures") if records else ([], [])
-    used = [manifests[name] for name in dict.fromkeys(record.run for record in records) if name in manifests]
+    own = tables(records, manifests, join=join)
     try:
-        made = document.Document(used, own, drawn, shown, [*notes, *skipped])
+        out.mkdir(parents=True, exist_ok=True)
+        drawn, skipped = _draw(records, manifests, known, out / "figures", join=join) if records else ([], [])
+        made = document.Document(list(manifests.values()), own, drawn, shown, [*notes, *skipped])
         paths = document.write(made, out, formats)
+        paths += _files.write_tables([*shown, *own], out, formats)
+        paths += [path for figure in drawn for path in figure.paths]
+        if removed := _files.replace_list(out, paths):
+            skipped.append(f"{removed} files of an earlier report were removed from '{out}'.")
     except OSError as error:
         raise _unwritable(out, error) from None
-    figures = [path for figure in drawn for path in figure.paths]
-    return Report(records, own, shown, [*notes, *skipped], regressions, [*paths, *figures])
+    return Report(records, own, shown, [*notes, *skipped], regressions, paths)
 
 
 def show(records: Iterable[ResultRecord], manifest: RunManifest | None = None) -> list[RenderableType]:
@@ -124,28 +137,6 @@ def show(records: Iterable[ResultRecord], manifest: RunManifest | None = None) -
     records = store.newest_per_cell(records)
     manifests = {manifest.run: manifest} if manifest else {}
     return [to_rich(table) for table in tables(records, manifests)]
-
-
-def newest(folders: Sequence[Path], manifests: Mapping[str, RunManifest]) -> list[ResultRecord]:
-    """Records of runs, newest per machine, cell and metric: a newer run elsewhere does not replace one from here."""
-    by_machine: dict[str, list[ResultRecord]] = {}
-    for record in store.load(folders) if folders else []:
-        where = machine(manifests[record.run].environment) if record.run in manifests else ""
-        by_machine.setdefault(where, []).append(record)
-    return [record for records in by_machine.values() for record in store.newest_per_cell(records)]
-
-
-def _folders(runs: Sequence[Path] | None, results: Path) -> list[Path]:
-    return store.expand(runs) if runs else store.runs(results)
-
-
-def _manifests(folders: Sequence[Path]) -> dict[str, RunManifest]:
-    found = {}
-    for folder in folders:
-        if (folder / "run.json").is_file():
-            manifest = store.load_manifest(folder)
-            found[manifest.run] = manifest
-    return found
 
 
 def _plot_names(plots: Sequence[str] | None) -> list[str]:
@@ -160,9 +151,15 @@ def _plot_names(plots: Sequence[str] | None) -> list[str]:
 
 
 def _draw(
-    records: list[ResultRecord], manifests: Mapping[str, RunManifest], names: Sequence[str], out: Path
+    records: list[ResultRecord],
+    manifests: Mapping[str, RunManifest],
+    names: Sequence[str],
+    out: Path,
+    *,
+    join: bool,
 ) -> tuple[list[Drawn], list[str]]:
     """Figures of every kind's cells, and why some plots were skipped."""
+    from questbench import registry
     from questbench.report.frame import cell_frame, input_columns
     from questbench.report.plots import _base
 
@@ -171,25 +168,23 @@ def _draw(
     frames: dict[str, tuple[Any, list[str]]] = {}
     for kind in dict.fromkeys(record.kind for record in records):
         chosen = [record for record in records if record.kind == kind]
-        frame = cell_frame(chosen, manifests)
+        frame = cell_frame(chosen, manifests, join=join)
         frames[kind] = frame, input_columns(frame, chosen)
+    own = set(names) - set(registry.foreign(_base.PACKAGE))
     for name in names:
-        needed = _base.load(name).KIND
-        if needed not in frames:
-            skipped.append(f"Plot {name} was skipped: no results of '{needed}'.")
-            continue
         try:
-            drawn += _base.draw(name, *frames[needed], out)
+            needed = _base.load(name).KIND
+            if needed not in frames:
+                skipped.append(f"Plot {name} was skipped: no results of '{needed}'.")
+                continue
+            draw = functools.partial(list, _base.draw(name, *frames[needed], out))
+            # A figure of ours that fails is a bug and says so; one of another package costs itself alone.
+            drawn += draw() if name in own else registry.call("plot", name, draw)
+        except registry.PluginError as error:
+            skipped.append(f"Plot {name} was skipped. {error.message}")
         except _base.NothingToDraw as reason:
             skipped.append(f"Plot {name} was skipped: {reason}.")
     return drawn, skipped
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(out, error) from None
 
 
 def _unwritable(out: Path, error: OSError) -> PrerequisiteError:

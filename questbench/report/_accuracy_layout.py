@@ -27,7 +27,9 @@ class Layout:
     optional: tuple[str, ...]
     """Headers that a narrow terminal may leave out, the first one first."""
     setup: list[str]
-    """Lines under the table that explain the columns."""
+    """Lines under the table about all of it."""
+    about: dict[str, str]
+    """Header -> what that column says."""
     cells: Callable[[Any], list[str]]
     """Texts of a row, in the order of ``columns``."""
     higher_is_better: bool

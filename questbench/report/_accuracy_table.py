@@ -50,15 +50,22 @@ def _table(frame: pd.DataFrame, names: list[str]) -> Table:
         setup=[
             fmt.shared_line(frame, shared),
             fmt.origin_line(frame),
+            fmt.runs_line(frame),
             "Dense prefill, then evict: every method starts from the same dense prefill of each sample. "
             + fmt.counts_line(frame),
             *layout.setup,
         ],
+        about=layout.about,
         warnings=fmt.list_warnings(frame, keys),
     )
     for _, row in frame.iterrows():
         table.rows.append([Cell(str(text)) for text in _cells(table, row, keys, layout)])
-    fmt.embolden(table.rows, ((row, len(keys) + 1) for row in _best(frame, keys, layout)))
+    if best := _best(frame, keys, layout):
+        fmt.embolden(table.rows, ((row, len(keys) + 1) for row in best))
+        what = "highest score" if layout.higher_is_better else "lowest perplexity"
+        table.setup.append(
+            f"Bold: the {what} of the sparse methods at equal inputs; the intervals tell whether it matters."
+        )
     return table.without_empty_columns()
 
 
@@ -94,24 +101,21 @@ def _scores(frame: pd.DataFrame) -> Layout:
             NONE if baseline else _lossless(row),
         ]
 
-    setup = [
-        f"{p_note}; resolvable: the smallest difference that n can show.",
-    ]
+    setup: list[str] = []
+    about = {p_header: p_note, "resolvable\n(points)": "resolvable: the smallest difference that n samples can show."}
     if margins:
-        setup.append(
+        about[f"lossless{within}"] = (
             "lossless: a loss of that many points or more is ruled out (non-inferiority, one-sided 2.5%); "
-            f"never said of fewer than {FEW} samples."
+            f"never claimed with fewer than {FEW} samples."
         )
     counts = [int(value) for value in fmt.column(frame, "score.n") if value is not None]
     if counts and min(counts) < FEW:
-        setup.append(f"Illustrative, n < {FEW}: differences below the resolvable one mean nothing.")
+        setup.append(f"Fewer than {FEW} samples: differences below the resolvable one mean nothing.")
     dense = [
         value for value, method in zip(fmt.column(frame, "score"), frame["method"], strict=True) if method == "dense"
     ]
     if dense and not any(dense) and None not in dense:
-        setup.append(
-            "Dense scores 0: this model does not do the task, so that nothing can be lost. Try another --model."
-        )
+        setup.append("Dense scores 0: this model cannot do the task, so there is nothing to lose. Try another --model.")
     return Layout(
         metric="score",
         columns=[
@@ -124,6 +128,7 @@ def _scores(frame: pd.DataFrame) -> Layout:
         ],
         optional=(p_header, "n", "resolvable\n(points)", f"lossless{within}"),
         setup=setup,
+        about=about,
         cells=cells,
         higher_is_better=True,
     )

@@ -17,6 +17,7 @@ BASELINE = "flashinfer"
 """Another library's dense attention in the same captured loop."""
 BYTES = ("kv_bytes", "bounds_bytes", "weights_bytes", "peak_memory.prefill", "peak_memory.decode")
 FIRST = "dense"
+TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
 
 
 def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
@@ -71,8 +72,9 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         setup=[
             fmt.shared_line(frame, shared),
             fmt.origin_line(frame),
-            "bound is what weights and KV entries take at the read bandwidth measured in the same rounds; ideal is "
-            "the ratio of bytes. Speed-ups are medians of paired ratios.",
+            fmt.runs_line(frame),
+            "bound: the time to read the weights and the KV entries at the bandwidth measured in the same rounds. "
+            "ideal: the ratio of bytes read. Speed-ups are medians of paired ratios.",
             fmt.counts_line(frame),
             *_paths(frame, keys),
             *_rivals(frame, keys),
@@ -94,11 +96,15 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
     return table
 
 
+TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
+ABOVE_IDEAL = "mismeasured: faster than the ratio of bytes to dense allows"
+
+
 def _share(table: Table, row: Any) -> str:
-    share = row.get("bandwidth_fraction")
-    text = fmt.number(share, 0.01)
-    if not fmt.missing(share) and share > 1:
-        text += f" {table.mark('mismeasured: more than the measured bandwidth of this machine')}"
+    """Per cent of the measured bandwidth; what cannot be is marked."""
+    text = fmt.number(row.get("bandwidth_fraction"), 0.01)
+    if fmt.surely_above(row, "bandwidth_fraction", 1):
+        text += f" {table.mark(TOO_MUCH)}"
     return text
 
 
@@ -113,8 +119,8 @@ def _speedup(table: Table, row: Any) -> list[str]:
     if row["method"] == FIRST and not fmt.missing(row.get("tpot")):
         speedup = 1.0
     text = fmt.number(speedup)
-    if not fmt.missing(speedup) and not fmt.missing(ideal) and speedup > ideal:
-        text += f" {table.mark('mismeasured: faster than the ratio of bytes to dense allows')}"
+    if row["method"] != FIRST and fmt.surely_above(row, "speedup.dense", ideal):
+        text += f" {table.mark(ABOVE_IDEAL)}"
     return [text, fmt.number(ideal), fmt.number(row.get(f"speedup.{BASELINE}"))]
 
 
@@ -147,7 +153,7 @@ def _rivals(frame: pd.DataFrame, keys: list[str]) -> list[str]:
                         f"{level}x at equal bandwidth"
                     )
     if lines:
-        lines.append("Caches of transformers are timed one at a time, so not in the same rounds as ours.")
+        lines.append("The caches of transformers are timed one at a time, not in the same rounds as ours.")
     return lines
 
 
@@ -167,7 +173,7 @@ def _parts(frame: pd.DataFrame, keys: list[str]) -> Table:
         ],
         text_columns=frozenset({"method", "linear\nlayers by"}),
         keys=len(keys),
-        setup=["Each op is called alone here, so that all may be more than a step takes."],
+        setup=["Here each op is called on its own, so together they may take longer than a step."],
     )
     for _, row in frame.iterrows():
         if fmt.missing(row.get("tpot.staged")):
@@ -176,11 +182,17 @@ def _parts(frame: pd.DataFrame, keys: list[str]) -> Table:
         cells += [fmt.number(row.get(f"tpot.{stage}"), divisor) for stage in (*STAGES, "staged")]
         cells += [
             fmt.number(row.get("tpot.weights.share"), 0.01),
-            fmt.number(row.get("tpot.weights.bandwidth_fraction"), 0.01),
+            _weights_share(table, row),
             str(row.get("tpot.linear") or NONE),
         ]
         table.rows.append([Cell(text) for text in cells])
     return table
+
+
+def _weights_share(table: Table, row: Any) -> str:
+    text = fmt.number(row.get("tpot.weights.bandwidth_fraction"), 0.01)
+    low = row.get("tpot.weights.bandwidth_fraction_low")
+    return f"{text} {table.mark(TOO_MUCH)}" if not fmt.missing(low) and low > 1 else text
 
 
 def _break_even(frame: pd.DataFrame, keys: list[str]) -> Table:
@@ -191,13 +203,17 @@ def _break_even(frame: pd.DataFrame, keys: list[str]) -> Table:
         columns=[*(key.replace("_", " ") for key in others), "method", "by bytes", "measured"],
         text_columns=frozenset({"method", "measured"}),
         keys=len(others),
-        setup=["Measured is where the speed-up crosses 1, between two lengths of the sweep on a logarithmic scale."],
+        setup=[
+            "measured: where the speed-up crosses 1, interpolated between two lengths of the sweep on a logarithmic "
+            "scale. A length at which the interval of the speed-up contains 1 does not count."
+        ],
     )
     if "speedup.dense" not in frame or frame.empty:
         return table
     sparse = frame[(frame["method"] != FIRST) & ~frame["fallback"] & frame["speedup.dense"].notna()]
     for values, part in sparse.groupby([*others, "label"], sort=False, dropna=False):
-        points = sorted(zip(part["seq_len"], part["speedup.dense"], strict=True))
+        rows = [row for _, row in part.sort_values("seq_len").iterrows()]
+        points = [(row["seq_len"], row["speedup.dense"], *fmt.ends(row, "speedup.dense")) for row in rows]
         by_bytes = next((value for value in fmt.column(part, "break_even") if value is not None), None)
         cells = [fmt.inputs(key, value) for key, value in zip(others, values, strict=False)]
         cells += [str(values[-1]), fmt.tokens(by_bytes), crossing(points)]
@@ -205,14 +221,26 @@ def _break_even(frame: pd.DataFrame, keys: list[str]) -> Table:
     return table
 
 
-def crossing(points: list[tuple[float, float]]) -> str:
-    """Where the speed-up over (length, speed-up) points in ascending order reaches 1 for good."""
-    lengths = [units.count(int(length)) for length, _ in points]
-    if points[-1][1] < 1:
+def crossing(points: list[tuple[float, float, float, float]]) -> str:
+    """From which length on the method wins for good.
+
+    Args:
+        points: length, speed-up and the two ends of its interval, in ascending order of length. A speed-up is a gain
+            only if its whole interval is above 1, and a loss only if it is below.
+    """
+    lengths = [units.count(int(point[0])) for point in points]
+    gains = [low > 1 for _, _, low, _ in points]
+    losses = [high < 1 for _, _, _, high in points]
+    if losses[-1]:
         return f"not up to {lengths[-1]}"
-    losing = [place for place, (_, speedup) in enumerate(points) if speedup < 1]
-    if not losing:
+    if not gains[-1]:
+        return f"undecided up to {lengths[-1]}"
+    if all(gains):
         return f"at or below {lengths[0]}"
-    (left, low), (right, high) = points[losing[-1]], points[losing[-1] + 1]
-    part = (1 - low) / (high - low)
-    return f"about {math.exp(math.log(left) + part * (math.log(right) - math.log(left))):,.0f}"
+    place = max(number for number, gain in enumerate(gains) if not gain)
+    (left, low, *_), (right, high, *_) = points[place], points[place + 1]
+    if losses[place]:
+        part = (1 - low) / (high - low)
+        return f"about {math.exp(math.log(left) + part * (math.log(right) - math.log(left))):,.0f}"
+    lost = [number for number in range(place) if losses[number]]
+    return f"between {lengths[lost[-1]]} and {lengths[place + 1]}" if lost else f"at or below {lengths[place + 1]}"

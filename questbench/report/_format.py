@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from questbench import units
+from questbench.records import limits
 from questbench.report.render import NONE, Cell, Table
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 FALLBACK = "DENSE-FALLBACK"
 FALLBACK_NOTE = (
     "DENSE-FALLBACK: a sparse layer attended every entry although the text was longer than the budget. "
-    "This is dense attention, so it is no result of the method."
+    "This is dense attention, not a result of the method."
 )
 COUNTS = ("seq_len", "budget", "tokens", "length")
 """Inputs that are token counts and are shown as ``32k``."""
@@ -46,6 +47,17 @@ def scale(values: Iterable[Any], unit: str) -> tuple[float, str]:
 def number(value: Any, divisor: float = 1.0) -> str:
     """Three significant figures, or a dash."""
     return NONE if missing(value) else units.significant(value / divisor)
+
+
+def ends(row: Any, column: str) -> tuple[float, float]:
+    """Between which two numbers a median of a row lies; see :mod:`questbench.records.limits`."""
+    names = ("ci_low", "ci_high", "min", "max")
+    return limits.ends(row[column], {name: row.get(f"{column}.{name}") for name in names})
+
+
+def surely_above(row: Any, column: str, limit: Any) -> bool:
+    """Whether a row's number is above what is possible, its interval considered."""
+    return not missing(row.get(column)) and not missing(limit) and ends(row, column)[0] > limit
 
 
 def tokens(value: Any) -> str:
@@ -90,6 +102,8 @@ def split_inputs(frame: pd.DataFrame, names: Sequence[str], always: Sequence[str
         # A cell that lacks an input (a baseline without pages) does not make it vary.
         different = {str(value) for value in column(frame, name) if value is not None}
         (varying if len(different) > 1 else shared).append(name)
+    if "run_mark" in frame and frame["run_mark"].nunique() > 1:
+        varying.insert(len([name for name in always if name in names]), "run_mark")
     return varying, shared
 
 
@@ -117,6 +131,16 @@ def origin_line(frame: pd.DataFrame) -> str:
     return f"{'; '.join(machines)}. Backend {', '.join(backends)}; commit {', '.join(commits)}"
 
 
+def runs_line(frame: pd.DataFrame) -> str:
+    """Which run each mark stands for, with the commit and the load that may explain a difference."""
+    if "run_mark" not in frame or frame["run_mark"].nunique() < 2:
+        return ""
+    known: dict[str, str] = {}
+    for marks in frame["about_runs"]:
+        known |= marks
+    return "Runs: " + "; ".join(f"{mark} = {known[mark]}" for mark in sorted(known, key=lambda mark: (len(mark), mark)))
+
+
 def counts_line(frame: pd.DataFrame, names: Iterable[str] = ("seq_len", "budget")) -> str:
     """``32k = 32,768 tokens; ...`` for every length and budget of the rows."""
     values = {int(value) for name in names for value in column(frame, name) if value}
@@ -136,7 +160,7 @@ def list_warnings(frame: pd.DataFrame, keys: Sequence[str], limit: int = 8) -> l
         name = " ".join([str(row["label"]), *(inputs(key, row[key]) for key in keys[:3] if not missing(row[key]))])
         for text in row["warnings"]:
             kinds.setdefault(_NUMBER.sub("#", text), {}).setdefault(name, text)
-    lines = []
+    lines = run_warnings(frame)
     for cells in kinds.values():
         first, *others = cells
         alike = len(set(cells.values())) == 1
@@ -145,14 +169,40 @@ def list_warnings(frame: pd.DataFrame, keys: Sequence[str], limit: int = 8) -> l
         named = "all cells" if alike and len(cells) == len(frame) > 1 else f"{first}{also}"
         lines.append(f"{cells[first].rstrip('.')} ({named})")
     hidden = len(lines) - limit
-    return lines[:limit] + ([f"{hidden} more kinds of warning stand in the records"] if hidden > 0 else [])
+    return lines[:limit] + ([f"{hidden} more kinds of warning are in the records"] if hidden > 0 else [])
 
 
+def run_warnings(frame: pd.DataFrame) -> list[str]:
+    """What must be known of whole runs: those that did not end well."""
+    found: dict[str, None] = {}
+    for states in frame.get("run_states", ()):
+        found |= dict.fromkeys(states)
+    return list(found)
+
+
+def frequent_warnings(frame: pd.DataFrame, most: int = 3) -> list[str]:
+    """For the small print of a figure: whole runs first, then the kinds of warning that half of its cells have."""
+    kinds: dict[str, list[str]] = {}
+    for texts in frame["warnings"]:
+        for text in texts:
+            kinds.setdefault(_NUMBER.sub("#", text), []).append(text)
+    often = [
+        f"{texts[0].rstrip('.')} ({'all' if len(texts) == len(frame) else len(texts)} of {len(frame)} cells)".replace(
+            f"(all of {len(frame)} cells)", "(all cells)"
+        )
+        for kind, texts in sorted(kinds.items(), key=lambda item: -len(item[1]))
+        if 2 * len(texts) >= len(frame) or any(word in kind for word in _RUN_WIDE)
+    ]
+    return run_warnings(frame) + often[:most]
+
+
+_RUN_WIDE = ("machine was busy", "Other programs", "The read bandwidth")
+"""Words of warnings that are about a whole run or round, however few cells carry them."""
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(?: (?:s|ms|us|ns)\b)?")
 """A number with its unit of time, which may differ between two warnings of one kind."""
 
 
 def embolden(rows: list[list[Cell]], where: Iterable[tuple[int, int]]) -> None:
-    """Mark cells (row, column) as the best of their block."""
+    """Mark cells (row, column) in bold; the table says what that means."""
     for row, position in where:
         rows[row][position] = Cell(rows[row][position].text, best=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-OPTIONAL = ("tokens\nread", "x sdpa", "x flash-\ninfer", "% of\nideal", "% of\nbandwidth", "ideal x\nvs dense")
+OPTIONAL = ("tokens\nread", "x torch", "x flash-\ninfer", "% of\nideal", "% of\nbandwidth", "ideal x\nvs dense")
 
 TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine (warm caches or miscounted traffic)"
 
@@ -32,7 +32,7 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
             "method",
             latency,
             "x dense",
-            "x sdpa",
+            "x torch",
             "x flash-\ninfer",
             "ideal x\nvs dense",
             "% of\nideal",
@@ -47,7 +47,8 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
         setup=[
             fmt.shared_line(frame, shared),
             fmt.origin_line(frame),
-            "Speed-ups are medians of paired ratios; ideal is the ratio of predicted traffic.",
+            fmt.runs_line(frame),
+            "Speed-ups are medians of paired ratios. ideal: the ratio of predicted traffic.",
             fmt.counts_line(frame),
         ],
         warnings=fmt.list_warnings(frame, keys),
@@ -55,21 +56,25 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
     for _, row in frame.iterrows():
         cells = [fmt.inputs(key, row[key]) for key in keys]
         untimed = fmt.missing(row.get("latency"))
-        cells += [row["label"], fmt.gap(table, row) if untimed else _latency(row, divisor)]
+        cells += [_label(row), fmt.gap(table, row) if untimed else _latency(row, divisor)]
         cells += _limits(table, row)
         cells += [
             fmt.number(row.get("bytes"), size),
             *(fmt.tokens(row.get(name)) for name in ("tokens_read", "tokens_resident")),
         ]
         table.rows.append([Cell(str(text)) for text in cells])
-    fmt.embolden(table.rows, ((row, len(keys) + 1) for row in _fastest(frame, keys)))
     return [table.without_empty_columns()]
+
+
+def _label(row: Any) -> str:
+    """The method; a baseline with the way that it took: ``torch (folded)``."""
+    way = row.get("latency.path")
+    return f"{row['label']} ({way})" if row["method"] in BASELINES and isinstance(way, str) and way else row["label"]
 
 
 def mismeasured(row: Any) -> str | None:
     """Why the speed-up of a cell cannot be right, or ``None``."""
-    speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")
-    if fmt.missing(speedup) or fmt.missing(ideal) or row["method"] in BASELINES or speedup <= ideal:
+    if row["method"] in BASELINES or not fmt.surely_above(row, "speedup.dense", row.get("ideal_speedup")):
         return None
     return "mismeasured: faster than the ratio of the traffic to dense allows (warm caches or a slow dense arm)"
 
@@ -82,7 +87,7 @@ def _limits(table: Table, row: Any) -> list[str]:
     """Speed-ups, ideal, and both distances to the limit."""
     share = row.get("bandwidth_fraction")
     used = fmt.number(share, 0.01)
-    if not fmt.missing(share) and share > 1:
+    if fmt.surely_above(row, "bandwidth_fraction", 1):
         used += f" {table.mark(TOO_MUCH)}"
     if row["fallback"]:
         return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE, NONE, NONE, NONE, used]
@@ -95,18 +100,9 @@ def _limits(table: Table, row: Any) -> list[str]:
     flag = f" {table.mark(why)}" if (why := mismeasured(row)) else ""
     return [
         fmt.number(speedup) + flag,
-        fmt.number(row.get("speedup.sdpa")),
+        fmt.number(row.get("speedup.torch")),
         fmt.number(row.get("speedup.flashinfer")),
         fmt.number(ideal),
         fmt.number(reached, 0.01),
         used,
     ]
-
-
-def _fastest(frame: pd.DataFrame, keys: list[str]) -> list[int]:
-    """Row numbers of the fastest cell of every block with something to compare; a fallback cannot win."""
-    if "latency" not in frame:
-        return []
-    fair = frame[~frame["fallback"] & frame["latency"].notna()]
-    blocks = fair.groupby(keys, dropna=False)["latency"]
-    return [list(frame.index).index(block.idxmin()) for _, block in blocks if len(block) > 1]

@@ -1,7 +1,8 @@
 """Two sets of records, baseline and candidate: ratio and interval per cell, "not significant", regressions.
 
-Judged are times, memory (lower is better) and scores (higher is better), as they were measured. Ratios such as the
-speed-up over dense are not: they fall when dense becomes faster, which is no regression.
+Judged are times, memory (lower is better) and scores (higher is better). Times of our own code are judged beside
+controls (``_judge``): what the machine did to somebody else's code, or to a plain read, is not ours. Ratios such as the
+speed-up over dense are not judged: they fall when dense becomes faster, which is no regression.
 """
 
 from __future__ import annotations
@@ -10,21 +11,18 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.records.environment import machine
 from questbench.records.schema import ResultRecord, RunManifest
 from questbench.report import _format as fmt
-from questbench.report.frame import BASELINES
+from questbench.report._judge import Change, Controls, judge
 from questbench.report.render import NONE, Cell, Table
-
-if TYPE_CHECKING:
-    import numpy as np
 
 THRESHOLD = 0.05
 """Smallest relative change of a time that is called one: two runs of the same code differ by some per cent."""
-RESAMPLES = 1000
+DISTURBED = ("This machine was busy", "Other programs", "The read bandwidth")
+"""How the warnings begin that are about the machine."""
 UNFORCED = ("dtype", "device", "threads")
 """Inputs that ``force`` lets differ."""
 
@@ -37,20 +35,6 @@ class Comparison:
     regressions: list[str]
     """One sentence each; empty if nothing became significantly worse."""
     notes: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """Candidate against baseline in one cell and metric."""
-
-    before: ResultRecord
-    after: ResultRecord
-    ratio: float | None
-    interval: tuple[float, float] | None
-    """95 % interval of the ratio, or of the difference for scores."""
-    verdict: str
-    """``better``, ``worse``, ``not significant``, ``no samples``, or what went wrong."""
-    regression: bool
 
 
 def compare(
@@ -81,7 +65,10 @@ def compare(
     common = [key for key in before if key in after]
     if not common:
         raise PrerequisiteError("The two have no cell in common.", "Run both with the same command line.")
-    changes = [_change(before[key], after[key], threshold) for key in common]
+    controls = Controls(
+        baseline, candidate, UNFORCED if force else (), same_libraries=_same_libraries(manifests, before, after)
+    )
+    changes = [judge(before[key], after[key], controls, threshold) for key in common]
     keys = _telling(change.after for change in changes)
     notes = [
         f"Only in the {name}: {count} measured values."
@@ -90,6 +77,9 @@ def compare(
     ]
     if force:
         notes.append("Forced: machine, data type, device and threads may differ.")
+    if not controls.same_libraries:
+        notes.append("The two were made with different versions of torch or FlashInfer, which are then no controls.")
+    notes += _disturbed(baseline, "baseline") + _disturbed(candidate, "candidate")
     regressions = [f"{_name(change.after, keys)}: {_says(change)}" for change in changes if change.regression]
     return Comparison(_tables(changes, keys, threshold), regressions, notes)
 
@@ -123,64 +113,6 @@ def _require_comparable(
         raise UsageError(f"The baseline has data type {there}, the candidate {here}.", hint)
 
 
-def _change(before: ResultRecord, after: ResultRecord, threshold: float) -> Change:
-    if before.status != "ok" or before.value is None:
-        return Change(before, after, None, None, f"baseline {before.status}", False)
-    if after.status != "ok" or after.value is None:
-        return Change(before, after, None, None, f"now {after.status}: {after.reason}", True)
-    if _fallback(after) and not _fallback(before):
-        return Change(before, after, None, None, fmt.FALLBACK, True)
-    if _fallback(after) or _fallback(before):
-        return Change(before, after, None, None, fmt.FALLBACK, False)
-    ratio = after.value / before.value if before.value else None
-    if after.stats.get("yardstick"):
-        return Change(before, after, ratio, None, "yardstick: not judged", False)
-    score = after.metric == "score"
-    if len(before.samples) < 2 or len(after.samples) < 2:
-        return Change(before, after, ratio, None, "no samples: not judged", False)
-    interval = _difference(before.samples, after.samples) if score else _ratio(before.samples, after.samples)
-    neutral = 0.0 if score else 1.0
-    significant = not interval[0] <= neutral <= interval[1]
-    if not significant or (not score and abs((ratio or math.inf) - 1) < threshold):
-        return Change(before, after, ratio, interval, "not significant", False)
-    worse = interval[1] < 0 if score else interval[0] > 1
-    return Change(before, after, ratio, interval, "worse" if worse else "better", worse)
-
-
-def _fallback(record: ResultRecord) -> bool:
-    return bool(record.stats.get("dense_fallback")) and record.method not in BASELINES
-
-
-def _draws(samples: Sequence[float], generator: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float64]]:
-    import numpy as np
-
-    values = np.asarray(samples, dtype=float)
-    return values[generator.integers(0, len(values), (RESAMPLES, len(values)))]
-
-
-def _ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """Bootstrap interval of the ratio of medians."""
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    below, above = (np.median(_draws(samples, generator), axis=1) for samples in (before, after))
-    low, high = np.percentile(above / below, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _difference(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """Bootstrap interval of the difference of means; paired where both scored the same samples."""
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    if len(before) == len(after):
-        means = _draws([b - a for a, b in zip(before, after, strict=True)], generator).mean(axis=1)
-    else:
-        means = _draws(after, generator).mean(axis=1) - _draws(before, generator).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def _tables(changes: list[Change], keys: Sequence[str], threshold: float) -> list[Table]:
     tables = []
     for kind, metric in dict.fromkeys((change.after.kind, change.after.metric) for change in changes):
@@ -191,23 +123,45 @@ def _tables(changes: list[Change], keys: Sequence[str], threshold: float) -> lis
         shown = "difference" if score else "ratio"
         table = Table(
             title=f"{kind}: {metric.replace('_', ' ')}, candidate against baseline",
-            columns=["cell", f"baseline\n({name})", f"candidate\n({name})", f"{shown}\n[95% interval]", "verdict"],
-            text_columns=frozenset({"cell", "verdict"}),
+            columns=[
+                "cell",
+                f"baseline\n({name})",
+                f"candidate\n({name})",
+                f"{shown}\n[95% interval]",
+                "beside\ncontrols",
+                "control",
+                "verdict",
+            ],
+            text_columns=frozenset({"cell", "control", "verdict"}),
+            optional=("control", f"baseline\n({name})", f"candidate\n({name})"),
             setup=[
                 "Higher is better; paired bootstrap over samples."
                 if score
-                else f"Lower is better; bootstrap of medians; changes below {threshold:.0%} are not judged."
+                else f"Lower is better; bootstrap of medians; changes below {threshold:.0%} are not judged.",
+                "Bold: a regression." if any(change.regression for change in part) else "",
             ],
+            about={
+                "beside\ncontrols": (
+                    "beside controls: the ratio divided by that of code that did not change (torch, FlashInfer), "
+                    "and by that of a plain read of memory, both from the same rounds. The one nearer to 1 is shown. "
+                    "A time counts as better or worse only if every control agrees."
+                )
+            },
         )
         for change in part:
             values = [fmt.number(record.value, divisor) for record in (change.before, change.after)]
-            effect, verdict = Cell(_effect(change, score)), Cell(change.verdict, best=change.regression)
-            table.rows.append([Cell(_name(change.after, keys)), *map(Cell, values), effect, verdict])
+            effects = [
+                _effect(change, score),
+                fmt.spread(change.corrected, *(change.corrected_interval or (None, None))),
+            ]
+            texts = [_name(change.after, keys), *values, *effects, change.control or NONE]
+            table.rows.append([*map(Cell, texts), Cell(change.verdict, best=change.regression)])
         ratios = [change.ratio for change in part if change.ratio and not score]
         if len(ratios) > 1:
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-            table.rows.append([Cell("geometric mean"), Cell(NONE), Cell(NONE), Cell(fmt.number(mean)), Cell(NONE)])
-        tables.append(table)
+            cells = ["geometric mean", NONE, NONE, fmt.number(mean), NONE, NONE, NONE]
+            table.rows.append([Cell(text) for text in cells])
+        tables.append(table.without_empty_columns())
     return tables
 
 
@@ -221,6 +175,8 @@ def _effect(change: Change, score: bool) -> str:
 
 def _says(change: Change) -> str:
     effect = _effect(change, change.after.metric == "score")
+    if change.corrected is not None:
+        effect += f", {fmt.number(change.corrected)} beside the controls"
     return change.verdict if change.ratio is None else f"{effect} ({change.verdict})"
 
 
@@ -237,3 +193,20 @@ def _name(record: ResultRecord, keys: Sequence[str]) -> str:
     known = [key for key in keys if record.params.get(key)]
     words = [f"{key.replace('_', ' ')} {fmt.inputs(key, record.params[key])}" for key in known]
     return f"{record.method}, {', '.join(words)}" if words else record.method
+
+
+def _same_libraries(manifests: Mapping[str, RunManifest], *sides: Mapping[str, ResultRecord]) -> bool:
+    """Whether both sides ran the same torch and FlashInfer; unknown versions count as the same."""
+    found: list[set[str]] = []
+    for side in sides:
+        runs = {record.run for record in side.values()} & set(manifests)
+        packages = [manifests[run].environment.get("packages") for run in runs]
+        known = [versions for versions in packages if isinstance(versions, dict)]
+        found.append({f"{name} {versions.get(name)}" for versions in known for name in ("torch", "flashinfer-python")})
+    return not (found[0] and found[1]) or found[0] == found[1]
+
+
+def _disturbed(records: Iterable[ResultRecord], name: str) -> list[str]:
+    """A note if one side was measured while the machine had other work."""
+    texts = dict.fromkeys(text for record in records for text in record.warnings if text.startswith(DISTURBED))
+    return [f"In the {name}: {text}" for text in list(texts)[:1]]

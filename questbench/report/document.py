@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from questbench import __version__
 from questbench.records.schema import RunManifest
-from questbench.report.frame import commit
+from questbench.report import escape
+from questbench.report._runs import commit, load
+from questbench.report.frame import run_marks
 from questbench.report.plots._base import Drawn
-from questbench.report.render import Cell, Table, to_html, to_markdown
+from questbench.report.render import NONE, Cell, Table, to_html, to_markdown
 from questbench.report.style import DPI
 
 _CSS = """
@@ -49,11 +50,10 @@ class Document:
 
 
 def write(document: Document, out: Path, formats: Iterable[str]) -> list[Path]:
-    """Write the report in the given formats (``md``, ``html``); the paths written."""
+    """Write the pages among the given formats (``md``, ``html``); the paths written."""
     writers = {"md": ("report.md", _markdown), "html": ("report.html", _page)}
     paths = []
-    for name in formats:
-        file, writer = writers[name]
+    for file, writer in (writers[name] for name in formats if name in writers):
         (out / file).write_text(writer(document, out), encoding="utf-8")
         paths.append(out / file)
     return paths
@@ -76,17 +76,22 @@ def card(manifests: Sequence[RunManifest]) -> list[tuple[str, str]]:
 
 def run_table(manifests: Sequence[RunManifest]) -> Table:
     """The list of runs."""
+    marks = run_marks(manifest.run for manifest in manifests)
     table = Table(
         title="Runs",
-        columns=["run", "start (UTC)", "kind", "commit", "exit", "command"],
-        text_columns=frozenset({"run", "start (UTC)", "kind", "commit", "command"}),
+        columns=["mark", "run", "start (UTC)", "kind", "commit", "load", "exit", "command"],
+        text_columns=frozenset({"mark", "run", "start (UTC)", "kind", "commit", "load", "command"}),
     )
     for manifest in manifests:
-        ended = "unfinished" if manifest.end is None else str(manifest.exit_code)
+        ended = (
+            "unfinished" if manifest.end is None else NONE if manifest.exit_code is None else str(manifest.exit_code)
+        )
         command = " ".join(Path(word).name if number == 0 else word for number, word in enumerate(manifest.argv))
-        values = [manifest.run, manifest.start[:19].replace("T", " "), manifest.kind, commit(manifest), ended, command]
+        start = manifest.start[:19].replace("T", " ")
+        values = [marks.get(manifest.run, NONE), manifest.run, start, manifest.kind, commit(manifest)]
+        values += [load(manifest) or NONE, ended, command or NONE]
         table.rows.append([Cell(value) for value in values])
-    return table
+    return table.without_empty_columns()
 
 
 def _packages(environment: dict[str, Any]) -> str:
@@ -99,8 +104,9 @@ def _pairs(versions: Any) -> str:
 
 def _markdown(document: Document, out: Path) -> str:
     parts = ["# questbench report\n"]
-    parts += [f"- **{name}**: {value}" for name, value in card(document.manifests) if value and document.manifests]
-    parts += ["", *(f"- {note}" for note in document.notes)]
+    known = card(document.manifests) if document.manifests else []
+    parts += [f"- **{name}**: {escape.markdown(value)}" for name, value in known if value]
+    parts += ["", *(f"- {escape.markdown(note)}" for note in document.notes)]
     if document.comparison:
         parts += ["\n## Comparison\n", *map(to_markdown, document.comparison)]
     if document.tables:
@@ -109,7 +115,8 @@ def _markdown(document: Document, out: Path) -> str:
         parts.append("\n## Figures\n")
     for figure in document.drawn:
         files = ", ".join(f"[{path.suffix[1:]}]({_below(path, out)})" for path in figure.paths)
-        parts.append(f"![{figure.name}]({_below(figure.png, out)})\n\n*{figure.caption}* ({files})\n")
+        name, caption = escape.markdown(figure.name), escape.markdown(figure.caption)
+        parts.append(f"![{name}]({_below(figure.png, out)})\n\n*{caption}* ({files})\n")
     if document.manifests:
         parts += ["\n## Runs\n", to_markdown(run_table(document.manifests))]
     return "\n".join(parts).rstrip() + f"\n\nMade by questbench {__version__} from stored records.\n"
@@ -118,8 +125,8 @@ def _markdown(document: Document, out: Path) -> str:
 def _page(document: Document, out: Path) -> str:
     parts = ["<h1>questbench report</h1>", "<ul>"]
     known = card(document.manifests) if document.manifests else []
-    parts += [f"<li><strong>{name}</strong>: {html.escape(value)}</li>" for name, value in known if value]
-    parts += [*(f"<li>{html.escape(note)}</li>" for note in document.notes), "</ul>"]
+    parts += [f"<li><strong>{name}</strong>: {escape.html(value)}</li>" for name, value in known if value]
+    parts += [*(f"<li>{escape.html(note)}</li>" for note in document.notes), "</ul>"]
     if document.comparison:
         parts += ["<h2>Comparison</h2>", *map(to_html, document.comparison)]
     if document.tables:
@@ -128,9 +135,9 @@ def _page(document: Document, out: Path) -> str:
         parts.append("<h2>Figures</h2>")
     for figure in document.drawn:
         image = base64.b64encode(figure.png.read_bytes()).decode()
-        caption = html.escape(figure.caption)
+        caption = escape.html(figure.caption)
         width = f"{inches(figure.png) * ENLARGED:.2f}in"
-        source = f'<img alt="{html.escape(figure.name)}" style="width: {width}" src="data:image/png;base64,{image}">'
+        source = f'<img alt="{escape.html(figure.name)}" style="width: {width}" src="data:image/png;base64,{image}">'
         files = ", ".join(f'<a href="{_below(path, out)}">{path.suffix[1:]}</a>' for path in figure.paths)
         parts.append(f"<figure>{source}<figcaption>{caption} ({files})</figcaption></figure>")
     if document.manifests:

@@ -6,7 +6,7 @@ from it stands behind a dot::
     latency  latency.p20  latency.p80  latency.score  latency.score.p20  speedup.dense  score  score.ci_low
 
 ``stage`` and ``baseline`` qualify a metric (``stage="total"`` does not) instead of splitting its cell. Besides, every
-row has run, machine, commit, kind, method, label, args, backend, seed, status, reason, fallback, yardstick, warnings.
+row has the columns of :data:`OWN`. A row belongs to one run, unless runs are joined on request.
 """
 
 from __future__ import annotations
@@ -17,20 +17,27 @@ from typing import TYPE_CHECKING, Any
 
 from questbench.records.environment import machine
 from questbench.records.schema import ResultRecord, RunManifest
+from questbench.report import _label, _runs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINES = ("dense", "sdpa", "flashinfer")
+FORMER = {"sdpa": "torch"}
+"""Names in records of earlier versions, and what they are called now."""
+BASELINES = ("dense", "torch", "flashinfer")
 """What others are compared with: never the best sparse method, never a fallback."""
 OWN = (
     "run",
+    "run_mark",
+    "about_runs",
+    "run_states",
     "machine",
     "commit",
     "kind",
     "method",
     "label",
     "args",
+    "typed",
     "backend",
     "seed",
     "status",
@@ -45,36 +52,37 @@ UNQUALIFIED = ("ideal_speedup",)
 """Metrics that have one baseline only, so that their columns need not name it."""
 
 
-def commit(manifest: RunManifest | None) -> str:
-    """The short commit of a run, ``+`` behind it if the checkout had changes."""
-    git = (manifest.environment.get("git") if manifest else None) or {}
-    return f"{str(git.get('commit', ''))[:10]}{'+' if git.get('dirty') else ''}" if git.get("commit") else "unknown"
-
-
-def cell_frame(records: Iterable[ResultRecord], manifests: Mapping[str, RunManifest] | None = None) -> pd.DataFrame:
-    """One row per cell, in the order in which cells first appear.
+def cell_frame(
+    records: Iterable[ResultRecord], manifests: Mapping[str, RunManifest] | None = None, *, join: bool = False
+) -> pd.DataFrame:
+    """One row per run and cell, in the order in which they first appear.
 
     Args:
         records: of any kinds; mostly of one, since inputs differ between kinds.
-        manifests: by run name; they say on which machine and at which commit a run was made.
+        manifests: by run name; they say on which machine and at which commit a run was made. More than one of them
+            get marks (A, B, ...) in their order.
+        join: one row per cell, whatever runs its metrics come from.
     """
     import pandas as pd
 
     rows: dict[str, dict[str, Any]] = {}
+    marks = run_marks(manifests or {})
     for record in records:
         manifest = (manifests or {}).get(record.run)
         environment = manifest.environment if manifest else {}
         inputs = {key: value for key, value in record.params.items() if key not in QUALIFIERS}
-        identity = [machine(environment), record.kind, record.method, record.method_args, record.backend]
-        key = json.dumps([*identity, inputs, record.seed], sort_keys=True, default=str)
+        method = FORMER.get(record.method, record.method)
+        identity = [machine(environment), record.kind, method, record.method_args, record.backend]
+        key = json.dumps([*identity, inputs, record.seed, not join and record.run], sort_keys=True, default=str)
         row = rows.get(key)
         if row is None:
             row = rows[key] = {
                 "machine": machine(environment),
                 "kind": record.kind,
-                "method": record.method,
-                "label": record.method,
+                "method": method,
+                "label": method,
                 "args": record.method_args,
+                "typed": _label.typed(record, manifest),
                 "backend": record.backend,
                 "seed": record.seed,
                 "status": record.status,
@@ -85,11 +93,21 @@ def cell_frame(records: Iterable[ResultRecord], manifests: Mapping[str, RunManif
                 **{f"{name}_param" if name in OWN else name: value for name, value in inputs.items()},
             }
         _add(row, record)
-        row["run"], row["commit"] = record.run, commit(manifest)
+        row["run"], row["commit"] = record.run, _runs.commit(manifest)
+        _add_run(row, manifest, marks.get(record.run, ""))
     frame = pd.DataFrame(list(rows.values()), columns=None if rows else list(OWN))
     if not frame.empty:
-        frame["label"] = labels(frame)
+        frame["label"] = _label.labels(frame)
     return frame
+
+
+def run_marks(runs: Iterable[str]) -> dict[str, str]:
+    """``A``, ``B``, ... for runs that are shown together, in their order; none where there is one run only."""
+    names = list(runs)
+    if len(names) < 2:
+        return {}
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return {name: letters[place % 26] + (str(place // 26) if place >= 26 else "") for place, name in enumerate(names)}
 
 
 def input_columns(frame: pd.DataFrame, records: Iterable[ResultRecord]) -> list[str]:
@@ -103,37 +121,30 @@ def units(records: Iterable[ResultRecord]) -> dict[str, str]:
     return {_column(record): record.unit for record in records}
 
 
-def labels(frame: pd.DataFrame) -> list[str]:
-    """Method names, with those arguments behind them that tell apart two variants of one method."""
-    found = []
-    for method, arguments in zip(frame["method"], frame["args"], strict=True):
-        variants = list(frame.loc[frame["method"] == method, "args"])
-        names = dict.fromkeys(name for variant in variants for name in variant if name not in ("budget", "page_size"))
-        differing = [name for name in names if len({json.dumps(v.get(name), default=str) for v in variants}) > 1]
-        shown = [f"{name}={arguments[name]}" for name in differing if name in arguments and _telling(name, variants)]
-        found.append(" ".join([str(method), *shown]))
-    return found
-
-
-def _telling(name: str, variants: list[dict[str, Any]]) -> bool:
-    """Whether an argument varies at one budget: one derived from the budget (half of it, say) tells nothing new."""
-    by_budget: dict[str, set[str]] = {}
-    for variant in variants:
-        by_budget.setdefault(json.dumps(variant.get("budget")), set()).add(json.dumps(variant.get(name), default=str))
-    return any(len(values) > 1 for values in by_budget.values())
+def _add_run(row: dict[str, Any], manifest: RunManifest | None, mark: str) -> None:
+    """Mark, description and state of the run that a record of the row comes from."""
+    about, states = row.setdefault("about_runs", {}), row.setdefault("run_states", [])
+    row.setdefault("run_mark", "")
+    if mark not in about:
+        about[mark] = _runs.describe(manifest) if manifest else ""
+        row["run_mark"] = ",".join(filter(None, about))
+        if manifest and (state := _runs.state(manifest)):
+            states.append(f"Run {mark or manifest.run} {state}")
 
 
 def _column(record: ResultRecord) -> str:
     if record.metric in UNQUALIFIED:
         return record.metric
     qualifiers = [str(record.params[name]) for name in QUALIFIERS if record.params.get(name) not in (None, "total")]
-    return ".".join([record.metric, *qualifiers])
+    return ".".join([record.metric, *(FORMER.get(name, name) for name in qualifiers)])
 
 
 def _add(row: dict[str, Any], record: ResultRecord) -> None:
     row["warnings"] = [*row["warnings"], *(text for text in record.warnings if text not in row["warnings"])]
     row["yardstick"] |= bool(record.stats.get("yardstick"))
-    row["fallback"] |= bool(record.stats.get("dense_fallback")) and record.method not in BASELINES
+    row["fallback"] |= (
+        bool(record.stats.get("dense_fallback")) and FORMER.get(record.method, record.method) not in BASELINES
+    )
     if record.status != "ok":
         row["reason"] = row["reason"] or f"{record.status}: {record.reason}"
         return

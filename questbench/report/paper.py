@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ ABOUT = {
 FEW = 100
 """Fewer samples than this are said beside the number."""
 MOST = 4
+SAME, NEAREST = "same axes", "nearest"
 """Own set-ups shown per number of the paper; the ones with the fewest differences."""
 _WORDS = {
     "speedup.dense": "speed-up over dense",
@@ -97,12 +99,13 @@ def compare(
         for kind in dict.fromkeys(record.kind for record in records)
     }
     pairs = {entry["id"]: _matches(frames.get(entry["kind"]), entry) for entry in chosen}
+    _leave_nearest(chosen, pairs)
     by_figure: dict[str, list[Entry]] = {}
     for entry in chosen:
         by_figure.setdefault(entry["figure"], []).append(entry)
     notes = list(load()["notes"])
     if not any(pairs.values()):
-        notes.insert(0, "There is nothing of ours to compare: no own result has the set-up of one of these numbers.")
+        notes.insert(0, "There is nothing to compare: no result of ours has the set-up of one of these numbers.")
         return [table for entries in by_figure.values() for table in _published(entries)], notes
     tables = []
     for figure, entries in by_figure.items():
@@ -130,6 +133,7 @@ def _matches(frame: pd.DataFrame | None, entry: Entry) -> list[tuple[float, Any]
     """Own values for an entry with their rows, nearest set-up first."""
     if frame is None or frame.empty or entry["metric"] in ("lossless_budget", "speedup.tova"):
         return []
+    frame = frame.iloc[::-1]  # of equal set-ups the newest run's
     setup = entry["setup"]
     found = []
     for _, row in frame[(frame["method"] == entry["method"]) & ~frame["fallback"]].iterrows():
@@ -144,6 +148,32 @@ def _matches(frame: pd.DataFrame | None, entry: Entry) -> list[tuple[float, Any]
     return _one_per_setup(nearest)[:MOST]
 
 
+def _leave_nearest(entries: Sequence[Entry], pairs: dict[str, list[tuple[float, Any]]]) -> None:
+    """An own value of another length stands beside one number of the paper only: the one of the nearest length."""
+    taken: dict[tuple[str, ...], tuple[float, str]] = {}
+    for entry in entries:
+        for _, row in pairs[entry["id"]]:
+            if away := _away(row, entry["setup"]):
+                key = _identity(row, entry)
+                taken[key] = min(taken.get(key, (math.inf, "")), (away, entry["id"]))
+    for entry in entries:
+        pairs[entry["id"]] = [
+            (value, row)
+            for value, row in pairs[entry["id"]]
+            if not _away(row, entry["setup"]) or taken[_identity(row, entry)][1] == entry["id"]
+        ]
+
+
+def _identity(row: Any, entry: Entry) -> tuple[str, ...]:
+    return entry["figure"], entry["metric"], str(row.name), str(entry["setup"].get("task"))
+
+
+def _away(row: Any, setup: Mapping[str, Any]) -> float:
+    """Powers of two between the two lengths; 0 where they agree or the paper's number is of none."""
+    own, theirs = row.get("seq_len"), setup.get("seq_len")
+    return 0.0 if theirs is None or fmt.missing(own) or own == theirs else abs(math.log2(own / theirs))
+
+
 def _one_per_setup(found: list[tuple[float, Any]]) -> list[tuple[float, Any]]:
     """The nearest of the cells that differ in length and budget alone: what had to agree there agrees already."""
     keys = {*ABOUT, "machine", "label", "cache", "threads", "backend"} - {"seq_len"}
@@ -156,7 +186,7 @@ def _one_per_setup(found: list[tuple[float, Any]]) -> list[tuple[float, Any]]:
 def _own(frame: pd.DataFrame, row: Any, metric: str) -> Any:
     if metric == "score_over_dense":
         dense = frame[(frame["method"] == "dense") & (frame["seq_len"] == row.get("seq_len"))]
-        for key in ("machine", "dtype", "batch", "shape", "kv_heads", "cache", "page_size"):
+        for key in ("run", "dtype", "batch", "shape", "kv_heads", "cache", "page_size"):
             if key in dense:
                 dense = dense[dense[key] == row.get(key)]
         if dense.empty or "latency.score" not in frame or fmt.missing(row.get("latency.score")):
@@ -207,10 +237,22 @@ def _differences(row: Any, entry: Entry) -> list[str]:
 
 
 def _side_by_side(figure: str, entries: list[Entry], pairs: Mapping[str, list[tuple[float, Any]]], total: int) -> Table:
+    near = sum(all(_away(row, entry["setup"]) for _, row in pairs[entry["id"]]) for entry in entries)
+    title = f"{figure} of the paper: {len(entries) - near} of its {total} numbers have a counterpart"
     table = Table(
-        title=f"{figure} of the paper: {len(entries)} of its {total} numbers have a counterpart",
-        columns=["method", "what", "ours", "paper", "ours /\npaper", "ours -\npaper", "source", "differs"],
-        text_columns=frozenset({"method", "what", "source", "differs"}),
+        title=title + (f", {near} a nearest one" if near else ""),
+        columns=[
+            "method",
+            "what",
+            "ours",
+            "paper",
+            "ours /\npaper",
+            "ours -\npaper",
+            "counterpart",
+            "source",
+            "differs",
+        ],
+        text_columns=frozenset({"method", "what", "counterpart", "source", "differs"}),
         setup=[_source_line(entries)],
     )
     for entry in entries:
@@ -228,12 +270,20 @@ def _side_by_side(figure: str, entries: list[Entry], pairs: Mapping[str, list[tu
                 f"{fmt.number(entry['value'], divisor)} {unit}{_tolerance(entry, divisor)}",
                 ratio,
                 points,
+                _counterpart(row, entry["setup"]),
                 entry["source"],
                 mark,
             ]
             table.rows.append([Cell(text) for text in cells])
     table.notes = list(dict.fromkeys(entry["note"] for entry in entries if "note" in entry))
     return table.without_empty_columns()
+
+
+def _counterpart(row: Any, setup: Mapping[str, Any]) -> str:
+    """Whether the two stand at the same place of the axes, or what is between them."""
+    if not _away(row, setup):
+        return SAME
+    return f"{NEAREST}: length {fmt.inputs('seq_len', row['seq_len'])}, paper {fmt.inputs('seq_len', setup['seq_len'])}"
 
 
 def _published(entries: list[Entry]) -> list[Table]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
 import re
 from typing import TYPE_CHECKING
+
+from questbench.report import escape
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -38,6 +39,8 @@ class Table:
     rows: list[list[Cell]] = dataclasses.field(default_factory=list)
     setup: list[str] = dataclasses.field(default_factory=list)
     """What all rows have in common, one sentence or list per entry."""
+    about: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Header -> what stands in that column; said below the table as long as the column is there."""
     footnotes: list[str] = dataclasses.field(default_factory=list)
     """Texts that ``[1]``, ``[2]`` ... in the cells point to."""
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -85,13 +88,33 @@ class Table:
         return sum(widths) + 2 * len(widths)
 
     def _keep(self, indices: list[int]) -> Table:
+        """These columns only, and the footnotes that they still point to, numbered anew."""
         rows = [[row[index] for index in indices] for row in self.rows]
-        return dataclasses.replace(self, columns=[self.columns[index] for index in indices], rows=rows)
+        used = {int(found[2]) for row in rows for cell in row if (found := _MARK.search(cell.text))}
+        kept = [number for number in range(1, len(self.footnotes) + 1) if number in used]
+        if len(kept) < len(self.footnotes):
+            new = {str(old): number for number, old in enumerate(kept, start=1)}
+
+            def renumbered(found: re.Match[str]) -> str:
+                return f"{found[1]}[{new.get(found[2], found[2])}]"
+
+            rows = [[dataclasses.replace(cell, text=_MARK.sub(renumbered, cell.text)) for cell in row] for row in rows]
+        footnotes = [self.footnotes[number - 1] for number in kept]
+        columns = [self.columns[index] for index in indices]
+        return dataclasses.replace(self, columns=columns, rows=rows, footnotes=footnotes)
+
+    def explained(self) -> list[str]:
+        """The set-up, and what the columns mean that are there."""
+        return [*self.setup, *dict.fromkeys(self.about[header] for header in self.columns if header in self.about)]
 
     def below(self) -> list[str]:
         """Lines under the table."""
         notes = [f"[{number}] {text}" for number, text in enumerate(self.footnotes, start=1)]
         return notes + self.notes + [f"Warning: {text}" for text in self.warnings]
+
+
+_MARK = re.compile(r"(^|\s)\[(\d+)\]$")
+"""The marker of a footnote, at the end of a cell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,24 +127,27 @@ class ForTerminal:
         """Called by rich with the width there is."""
         from rich import box
         from rich.table import Table as RichTable
-        from rich.text import Text
+        from rich.text import Text as RichText
+
+        def shown_text(text: str, style: str = "") -> RichText:
+            return RichText(escape.terminal(text), style=style)
 
         table, hidden = self.table.fitting(options.max_width)
-        yield Text(table.title, style="bold")
+        yield shown_text(table.title, style="bold")
         shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for header in table.columns:
             left = header in table.text_columns
-            shown.add_column(Text(header), justify="left" if left else "right", overflow="fold")
+            shown.add_column(shown_text(header), justify="left" if left else "right", overflow="fold")
         for number, row in enumerate(table.rows, start=1):
             following = table.rows[number][: table.keys] if number < len(table.rows) else row[: table.keys]
-            cells = [Text(cell.text, style="bold" if cell.best else "") for cell in row]
+            cells = [shown_text(cell.text, style="bold" if cell.best else "") for cell in row]
             shown.add_row(*cells, end_section=table.keys > 0 and row[: table.keys] != following)
         yield shown
-        yield from (Text(line, style="dim") for line in table.setup)
-        yield from (Text(line) for line in table.below())
+        yield from (shown_text(line, style="dim") for line in table.explained())
+        yield from (shown_text(line) for line in table.below())
         if hidden:
-            yield Text(f"Left out for lack of width: {', '.join(hidden)}. COLUMNS=200 shows more.", style="dim")
-        yield Text("")
+            yield shown_text(f"Left out for lack of width: {', '.join(hidden)}. COLUMNS=200 shows more.", style="dim")
+        yield shown_text("")
 
 
 def to_rich(table: Table) -> RenderableType:
@@ -131,42 +157,33 @@ def to_rich(table: Table) -> RenderableType:
 
 def to_markdown(table: Table, level: int = 3) -> str:
     """For ``report.md``; renders on code hosts."""
-    lines = [f"{'#' * level} {table.title}", ""]
-    lines += [f"{_md(line)}  " for line in table.setup] + [""]
-    lines.append("| " + " | ".join(_md(header) for header in table.columns) + " |")
+    lines = [f"{'#' * level} {escape.markdown(table.title)}", ""]
+    lines += [f"{escape.markdown(line)}  " for line in table.explained()] + [""]
+    lines.append("| " + " | ".join(escape.markdown(header) for header in table.columns) + " |")
     lines.append("|" + "|".join(":--" if header in table.text_columns else "--:" for header in table.columns) + "|")
     for row in table.rows:
-        cells = [f"**{_md(cell.text)}**" if cell.best else _md(cell.text) for cell in row]
+        cells = [f"**{escape.markdown(cell.text)}**" if cell.best else escape.markdown(cell.text) for cell in row]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += [""] + [f"{_md(line)}  " for line in table.below()]
+    lines += [""] + [f"{escape.markdown(line)}  " for line in table.below()]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def to_html(table: Table, level: int = 3) -> str:
     """For ``report.html``."""
-    parts = [f"<h{level}>{_html(table.title)}</h{level}>"]
-    parts += [f'<p class="setup">{_html(line)}</p>' for line in table.setup]
+    parts = [f"<h{level}>{escape.html(table.title)}</h{level}>"]
+    parts += [f'<p class="setup">{escape.html(line)}</p>' for line in table.explained()]
     parts.append('<div class="table"><table><thead><tr>')
-    parts += [f"<th{_class(table, header)}>{_html(header)}</th>" for header in table.columns]
+    parts += [f"<th{_class(table, header)}>{escape.html(header)}</th>" for header in table.columns]
     parts.append("</tr></thead><tbody>")
     for row in table.rows:
         parts.append("<tr>")
         for header, cell in zip(table.columns, row, strict=True):
-            text = f"<strong>{_html(cell.text)}</strong>" if cell.best else _html(cell.text)
+            text = f"<strong>{escape.html(cell.text)}</strong>" if cell.best else escape.html(cell.text)
             parts.append(f"<td{_class(table, header)}>{text}</td>")
         parts.append("</tr>")
     parts.append("</tbody></table></div>")
-    parts += [f'<p class="note">{_html(line)}</p>' for line in table.below()]
+    parts += [f'<p class="note">{escape.html(line)}</p>' for line in table.below()]
     return "\n".join(parts)
-
-
-def _md(text: str) -> str:
-    text = text.replace("\n", " ").replace("<", "&lt;")
-    return re.sub(r"([\\|_*])", r"\\\1", text)
-
-
-def _html(text: str) -> str:
-    return html.escape(text).replace("\n", "<br>")
 
 
 def _class(table: Table, header: str) -> str:

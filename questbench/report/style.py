@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ class Look:
 
 _FIXED = {
     "dense": Look("#000000", "o", "-"),
-    "sdpa": Look("#7F7F7F", "x", (0, (1, 1)), "xxx"),
+    "torch": Look("#7F7F7F", "x", (0, (1, 1)), "xxx"),
     "flashinfer": Look("#3F3F3F", "d", (0, (3, 1)), "+++"),
     "quest": Look("#D55E00", "s", "-"),
     "h2o": Look("#0072B2", "^", "--", "///"),
@@ -98,7 +99,8 @@ def looks(labels: Iterable[str], yardsticks: Iterable[str] = ()) -> dict[str, Lo
         variants[names[label]] = number + 1
         look = known[names[label]]
         if number:
-            dash = ("--", ":", "-.", "-")[(number - 1) % 4]
+            dashes = [dash for dash in ("--", ":", "-.", "-") if dash != look.dash]
+            dash = dashes[(number - 1) % len(dashes)]
             look = dataclasses.replace(look, hollow=True, dash=dash, hatch=("////", "....", "xxxx")[(number - 1) % 3])
         found[label] = look
     return found
@@ -106,7 +108,7 @@ def looks(labels: Iterable[str], yardsticks: Iterable[str] = ()) -> dict[str, Lo
 
 def drawing_order(labels: Iterable[str]) -> list[str]:
     """Baselines below, quest on top: what is drawn last is never hidden."""
-    rank = {"dense": 0, "sdpa": 1, "flashinfer": 1, "quest": 3}
+    rank = {"dense": 0, "torch": 1, "flashinfer": 1, "quest": 3}
     return sorted(dict.fromkeys(labels), key=lambda label: rank.get(label.split(" ")[0], 2))
 
 
@@ -115,6 +117,16 @@ def broken(label: str) -> str:
     import textwrap
 
     return "\n".join(textwrap.wrap(label, LONG + 4, break_long_words=False)) if len(label) > LONG else label
+
+
+def in_lines(text: str, room: int) -> str:
+    """A label in lines of at most ``room`` characters, broken behind words and the signs between them."""
+    lines = [""]
+    for piece in re.findall(rf"[^_=, ]{{1,{room}}}[_=, ]*|[_=, ]+", text):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > room:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.strip() for line in lines)
 
 
 def spread(value: pd.Series[float], low: pd.Series[float], high: pd.Series[float]) -> list[pd.Series[float]]:

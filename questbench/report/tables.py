@@ -24,13 +24,20 @@ _BUILDERS: dict[str, Callable[[pd.DataFrame, list[str]], list[Table]]] = {
 _TITLES = {"analyze": "Analysis"}
 
 
-def tables(records: Iterable[ResultRecord], manifests: Mapping[str, RunManifest] | None = None) -> list[Table]:
-    """Tables of all records, apart for every machine and kind: numbers of two machines never share a table."""
+def tables(
+    records: Iterable[ResultRecord], manifests: Mapping[str, RunManifest] | None = None, *, join: bool = False
+) -> list[Table]:
+    """Tables of all records, apart for every machine and kind: numbers of two machines never share a table.
+
+    Args:
+        manifests: of the runs, by name; more than one are told apart by marks in their order.
+        join: a row may hold metrics of several runs.
+    """
     found = []
     records = list(records)
     for kind in dict.fromkeys(record.kind for record in records):
         chosen = [record for record in records if record.kind == kind]
-        frame = cell_frame(chosen, manifests)
+        frame = cell_frame(chosen, manifests, join=join)
         names = input_columns(frame, chosen)
         for _, part in frame.groupby("machine", sort=False):
             part = part.reset_index(drop=True)
@@ -53,7 +60,7 @@ def _plain(kind: str, frame: pd.DataFrame, names: list[str], metrics: Mapping[st
         ],
         text_columns=frozenset({"method"}),
         optional=tuple(f"{name.replace('_', ' ')}\n({scales[name][1]})" for name in reversed(list(metrics)[1:])),
-        setup=[fmt.shared_line(frame, shared), fmt.origin_line(frame), fmt.counts_line(frame)],
+        setup=[fmt.shared_line(frame, shared), fmt.origin_line(frame), fmt.runs_line(frame), fmt.counts_line(frame)],
         warnings=fmt.list_warnings(frame, keys),
     )
     frame = frame.sort_values([key for key in keys if _sortable(frame[key])], kind="stable") if keys else frame
@@ -67,7 +74,7 @@ def _plain(kind: str, frame: pd.DataFrame, names: list[str], metrics: Mapping[st
     if not metrics:
         table.columns.append("result")
     if len(frame) > LONGEST:
-        table.warnings.append(f"{len(frame) - LONGEST} more rows stand in the records")
+        table.warnings.append(f"{len(frame) - LONGEST} more rows are in the records")
     return [table]
 
 

@@ -29,11 +29,13 @@ class Turn:
     """Accepted answers; the first is the gold completion."""
     needles: tuple[tuple[int, int], ...] = ()
     """Character spans of the sample's context that hold the evidence."""
+    answer_prefix: str = ""
+    """As ``Sample.answer_prefix``."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt. The whole prompt is ``context + question``; the completion starts right behind it."""
+    """One prompt. The whole prompt is ``context + question + answer_prefix``; the completion starts right behind it."""
 
     id: str
     """Unique within (task, seed, length): ``passkey-0007``."""
@@ -63,6 +65,16 @@ class Sample:
     """Character spans of ``context + question`` that repeat what only a far earlier place of the text tells.
 
     For tasks of the stream protocol: loss over the tokens inside these spans is reported apart."""
+    answer_prefix: str = ""
+    """How the answer begins, where the prompt gives its beginning: ``The pass key is``.
+
+    It is fed as the question is. In a chat template it stands behind the assistant's header, where the model goes on
+    with it; what separates it from the question belongs to the question's end, and is left out there."""
+
+    @property
+    def prompt(self) -> str:
+        """The whole prompt (of the first turn), without a chat template."""
+        return self.context + self.question + self.answer_prefix
 
 
 class Task(ABC):
@@ -95,7 +107,7 @@ class Task(ABC):
         """Sample ``index``: a function of its arguments only.
 
         Args:
-            length: tokens of context + question in this tokenizer, BOS included; 95 to 100 % of it is reached.
+            length: tokens of the prompt in this tokenizer, with BOS and chat template; 95 to 100 % of it is reached.
             rng: derived from (seed, task, length, index).
         """
 
@@ -120,7 +132,14 @@ class Task(ABC):
     def score_turn(self, sample: Sample, turn: int, completion: str) -> float:
         """Score of the completion of ``sample.turns[turn]``: that of a sample with this turn's question only."""
         asked = sample.turns[turn]
-        single = replace(sample, question=asked.question, answers=asked.answers, needles=asked.needles, turns=())
+        single = replace(
+            sample,
+            question=asked.question,
+            answers=asked.answers,
+            needles=asked.needles,
+            answer_prefix=asked.answer_prefix,
+            turns=(),
+        )
         return self.score(single, completion)
 
 

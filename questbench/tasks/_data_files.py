@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from questbench import _digest
 from questbench.errors import PrerequisiteError, UsageError
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".zip", ".txt")
@@ -156,7 +157,6 @@ def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...], online
 def _sha256(path: Path, stamp: tuple[int, int]) -> str:
     del stamp  # part of the key: a file that changed is read again
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest.sha256(path)
     except OSError as error:
         raise PrerequisiteError(f"{path} cannot be read: {error}.", "Check the file and its permissions.") from error

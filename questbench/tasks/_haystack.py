@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from questbench.errors import UsageError
 from questbench.tasks._base import Sample, Tokenizer
+from questbench.tasks._tokens import part_ids, prompt_ids
 
 SHORTEST = 0.95
 """A prompt reaches at least this share of the length that was asked for."""
@@ -103,9 +104,15 @@ class Prose:
         return self._words[:count]
 
 
-def tokens(tokenizer: Tokenizer, text: str) -> int:
-    """Tokens of a whole prompt, special ones included."""
-    return len(tokenizer.encode(text))
+def tokens(tokenizer: Tokenizer, text: str, answer_prefix: str = "") -> int:
+    """Tokens of a whole prompt, with the special ones in front of it and the chat template around it.
+
+    Args:
+        text: context and question.
+        answer_prefix: behind them, or behind the template's header of the answer.
+    """
+    framed = getattr(tokenizer, "framed", None)
+    return len(framed(text, answer_prefix) if framed else prompt_ids(tokenizer, text + answer_prefix))
 
 
 def fit(count: Callable[[int], int], length: int, most: int | None = None) -> int:
@@ -175,7 +182,7 @@ def fitted(
     Args:
         build: units of filler -> sample; always the same sample for the same number.
         task: name, for messages.
-        length: tokens of context and question, at most.
+        length: tokens of the prompt, at most.
         tokenizer: counts them.
         remedy: another way out than a longer text, for the message.
 
@@ -185,7 +192,7 @@ def fitted(
 
     def count(units: int) -> int:
         sample = build(units)
-        return tokens(tokenizer, sample.context + sample.question)
+        return tokens(tokenizer, sample.context + sample.question, sample.answer_prefix)
 
     units = max(fit(count, length), 0)
     reached = count(units)
@@ -198,7 +205,7 @@ def fitted(
 def check_expressible(task: str, tokenizer: Tokenizer, answer: str) -> None:
     """Raise UsageError if a model with this tokenizer could not write the answer: a part of it is an unknown token."""
     unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is not None and unknown in tokenizer.encode(answer, add_special_tokens=False):
+    if unknown is not None and unknown in part_ids(tokenizer, answer):
         raise UsageError(
             f"{task} cannot be answered with this tokenizer: it has no tokens for '{answer[:40]}'.",
             "Use a model whose tokenizer writes any text, such as one of byte-level BPE.",
@@ -207,4 +214,4 @@ def check_expressible(task: str, tokenizer: Tokenizer, answer: str) -> None:
 
 def answer_room(tokenizer: Tokenizer, answer: str, least: int) -> int:
     """Tokens to generate: ``least``, or what this tokenizer needs for the answer and a little more."""
-    return max(least, len(tokenizer.encode(" " + answer, add_special_tokens=False)) + 4)
+    return max(least, len(part_ids(tokenizer, " " + answer)) + 4)

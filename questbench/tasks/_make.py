@@ -26,7 +26,7 @@ def make_task(spec: str, data: Mapping[str, str] | None = None, *, online: bool 
         UsageError: unknown task or parameter, or a value that the parameter does not take.
     """
     name, _, settings = spec.partition(":")
-    kind = _kind(name.strip())
+    kind = task_class(name.strip())
     task = _with_settings(kind, name, settings) if settings else kind()
     if isinstance(task, DataTask):
         where = task.data or data_for(task.name, data or {})
@@ -43,12 +43,12 @@ def expand(specs: Sequence[str]) -> list[str]:
     found: list[str] = []
     for spec in specs:
         name, _, settings = spec.partition(":")
-        kind = _kind(name.strip())
+        kind = task_class(name.strip())
         found += kind.expand(name.strip(), settings) if issubclass(kind, DataTask) else [spec]
     return list(dict.fromkeys(found))
 
 
-def _kind(name: str) -> type[Task]:
+def task_class(name: str) -> type[Task]:
     """The class of a task.
 
     Raises:

@@ -24,14 +24,14 @@ from questbench.tasks._words import keys
 ONE = (
     "A special magic {kind} is hidden within the following text. Make sure to memorize it. I will quiz you about the "
     "{kind} afterwards.\n",
-    "\nWhat is the special magic {kind} for {query} mentioned in the provided text? The special magic {kind} for "
-    "{query} mentioned in the provided text is",
+    "\nWhat is the special magic {kind} for {query} mentioned in the provided text? ",
+    "The special magic {kind} for {query} mentioned in the provided text is",
 )
 SEVERAL = (
     "Some special magic {kind}s are hidden within the following text. Make sure to memorize it. I will quiz you about "
     "the {kind}s afterwards.\n",
-    "\nWhat are all the special magic {kind}s for {query} mentioned in the provided text? The special magic {kind}s "
-    "for {query} mentioned in the provided text are",
+    "\nWhat are all the special magic {kind}s for {query} mentioned in the provided text? ",
+    "The special magic {kind}s for {query} mentioned in the provided text are",
 )
 NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
 TOKENS_PER_NEEDLE = 8
@@ -79,7 +79,8 @@ class RulerNiah(RulerTask):
         query = drawn_keys[0]
         if self.queries > 1:
             query = ", ".join(drawn_keys[: self.queries - 1]) + f", and {drawn_keys[self.queries - 1]}"
-        head, tail = (part.format(kind=self.value_kind, query=query) for part in (ONE if asked == 1 else SEVERAL))
+        texts = ONE if asked == 1 else SEVERAL
+        head, tail, prefix = (part.format(kind=self.value_kind, query=query) for part in texts)
         references = drawn_values[:asked]
         answer = ", ".join(references)
         prose = Sentences(rng)
@@ -98,6 +99,7 @@ class RulerNiah(RulerTask):
                 id=f"{self.name}-{index:04d}",
                 context=head + text,
                 question=tail,
+                answer_prefix=prefix,
                 answers=(answer,),
                 needles=shifted(spans[:asked], len(head)),
                 needles_needed="any" if asked == 1 else "all",
@@ -110,7 +112,7 @@ class RulerNiah(RulerTask):
 
         def size(distractors: int) -> int:
             sample = build(0, distractors)
-            return tokens(tokenizer, sample.context + sample.question)
+            return tokens(tokenizer, sample.context + sample.question, sample.answer_prefix)
 
         # Needles alone fill the text; less than one needle is left, which noise at the beginning takes up.
         most = max(fit(size, length, spare), 0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from questbench.tasks._base import Tokenizer
 from questbench.tasks._haystack import fit, tokens
+from questbench.tasks._tokens import is_fast, part_ids, spanned
 
 
 @dataclass(frozen=True)
@@ -38,26 +39,26 @@ def middle(text: str, length: int, tokenizer: Tokenizer) -> Cut:
     and they shrink until the joined text has at most ``length`` tokens.
 
     Args:
-        length: 1 or more; special tokens that the tokenizer adds count, as they do in LongBench.
+        length: 1 or more; special tokens that the tokenizer adds count, as they do in LongBench. A chat template
+            counts once: the two halves share what it leaves of the length.
     """
-    spans = _spans(text, tokenizer)
-    before = tokens(tokenizer, text) if spans is None else len(spans)
+    bare = getattr(tokenizer, "bare", tokenizer)
+    framed = bare is not tokenizer
+    spans = spanned(bare, text, special=not framed)[1] if is_fast(bare) else None
+    before = tokens(tokenizer, text) if framed or spans is None else len(spans)
     if before <= length:
         return Cut(0, 0, before, before, None)
-    half = length // 2
+
+    def count(part: str) -> int:
+        return len(part_ids(bare, part)) if framed else tokens(tokenizer, part)
+
+    half = (length - tokens(tokenizer, "") if framed else length) // 2
     while half > 0:
-        head, tail = _ends(text, half, tokenizer) if spans is None else _ends_by_spans(spans, half)
+        head, tail = _ends(text, half, count) if spans is None else _ends_by_spans(spans, half)
         if (reached := tokens(tokenizer, text[:head] + text[tail:])) <= length:
             return Cut(head, tail, before, reached, half)
         half -= max(1, (reached - length) // 2)
     return Cut(0, len(text), before, tokens(tokenizer, ""), 0)
-
-
-def _spans(text: str, tokenizer: Any) -> list[tuple[int, int]] | None:
-    """Characters of each token, special ones empty; ``None`` if the tokenizer cannot say, or only counts."""
-    if not (getattr(tokenizer, "is_fast", False) and callable(tokenizer)):
-        return None
-    return [tuple(span) for span in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
 
 
 def _ends_by_spans(spans: Sequence[tuple[int, int]], half: int) -> tuple[int, int]:
@@ -67,8 +68,8 @@ def _ends_by_spans(spans: Sequence[tuple[int, int]], half: int) -> tuple[int, in
     return head, max(head, tail)
 
 
-def _ends(text: str, half: int, tokenizer: Tokenizer) -> tuple[int, int]:
+def _ends(text: str, half: int, count: Callable[[str], int]) -> tuple[int, int]:
     """The same by counting: the longest start and the longest end of at most ``half`` tokens each."""
-    head = max(fit(lambda chars: tokens(tokenizer, text[:chars]), half, len(text)), 0)
-    tail = max(fit(lambda chars: tokens(tokenizer, text[len(text) - chars :]), half, len(text)), 0)
+    head = max(fit(lambda chars: count(text[:chars]), half, len(text)), 0)
+    tail = max(fit(lambda chars: count(text[len(text) - chars :]), half, len(text)), 0)
     return head, max(head, len(text) - tail)

@@ -27,6 +27,7 @@ VALUES: dict[str, tuple[str, int, str]] = {
     "task field": ("accuracy --task kv:rows=3", USAGE, "no parameter 'rows'"),
     "task value": ("accuracy --task kv:records=many", USAGE, "kv cannot hold many records"),
     "backend": ("kernel --backend triton", USAGE, "Unknown backend 'triton'"),
+    "no backend": ("kernel --backend ", USAGE, "Unknown backend ''"),
     "backend for accuracy": ("accuracy --task passkey --backend triton", USAGE, "Unknown backend 'triton'"),
     "shape": ("kernel --shape llama-9-8b", USAGE, "Unknown shape 'llama-9-8b'"),
     "shape as a model": ("accuracy --task passkey --model shape:llama-9-8b", USAGE, "llama-9-8b"),
@@ -40,8 +41,8 @@ VALUES: dict[str, tuple[str, int, str]] = {
     "report format": ("report --format docx", USAGE, "Unknown report format 'docx'"),
     "figure of the paper": ("report --compare paper:fig99", USAGE, "no 'fig99'"),
     # impossible values
-    "heads that do not divide": ("kernel --heads 32 --kv-heads 5", USAGE, "cannot share 5 KV heads"),
-    "more KV heads than heads": ("kernel --heads 4 --kv-heads 8", USAGE, "cannot share 8 KV heads"),
+    "heads that do not divide": ("kernel --heads 32 --kv-heads 5", USAGE, "cannot share the 5 KV heads"),
+    "more KV heads than heads": ("kernel --heads 4 --kv-heads 8", USAGE, "cannot share the 8 KV heads"),
     "budget below a page": ("kernel --method quest --budget 8", USAGE, "below one page of 16"),
     "budget below a page, accuracy": ("accuracy --task passkey --method quest --budget 8", USAGE, "below one page"),
     "budget below the sinks": ("kernel --method streaming_llm --budget 4", USAGE, "needs a budget of at least 6"),
@@ -109,7 +110,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("line", "code", "text"), VALUES.values(), ids=VALUES.keys())
 def test_bad_value(line: str, code: int, text: str, questbench: Callable[..., Any], tmp_path: Path) -> None:
-    refused(questbench(*line.split()), code, text)
+    refused(questbench(*line.split(" ")), code, text)
     assert not store.runs(tmp_path / "results"), "a refused run leaves no folder"
 
 
@@ -268,6 +269,14 @@ def test_model_without_tokenizer(questbench: Callable[..., Any], model: Path) ->
 def test_weights_that_are_not_numbers(questbench: Callable[..., Any], model: Path) -> None:
     save_tiny(model, spoil=float("nan"))
     refused(score(questbench, model), PREREQUISITE, "NaN")
+
+
+def test_weights_of_another_shape(model: Path, tmp_path: Path) -> None:
+    save_tiny(model)
+    (model / "config.json").write_text(json.dumps({**LLAMA, "intermediate_size": 32}))
+    ended = score(lambda *words: process(tmp_path, *words), model)
+    refused(ended, PREREQUISITE, "of the wrong shape, such as")
+    assert "above report" not in ended.err
 
 
 def test_weights_that_are_missing(model: Path, tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from questbench.records import store
 
 
 def test_kernel_accuracy_report(questbench: Callable[..., Any], tmp_path: Path) -> None:
-    line = "kernel --seq-len 512 --budget 64 --rounds 3 --max-seconds 1 --heads 4 --kv-heads 2 --head-dim 64 --json"
-    kernel = questbench(*line.split(), "--out", tmp_path)
+    line = "kernel --seq-len 512 --budget 64 --rounds 3 --max-seconds 1 --compile-limit 0 --json"
+    kernel = questbench(*line.split(), *"--heads 4 --kv-heads 2 --head-dim 64".split(), "--out", tmp_path)
     assert kernel.code == 0, kernel.err
     records = [json.loads(text) for text in kernel.out.splitlines()]
-    assert {record["method"] for record in records} >= {"dense", "quest", "h2o", "tova", "streaming_llm", "sdpa"}
-    assert all(record["status"] == "ok" for record in records)
+    assert {record["method"] for record in records} >= {"dense", "quest", "h2o", "tova", "streaming_llm", "torch"}
+    left_out = [record for record in records if record["status"] != "ok"]
+    assert [record["params"]["stage"] for record in left_out] == ["way: flex_attention"]
+    assert "--compile-limit is 0" in left_out[0]["reason"]
 
     accuracy = questbench(*"accuracy --task passkey --seq-len 512 --budget 64 --samples 2".split(), "--out", tmp_path)
     assert accuracy.code == 0, accuracy.err
@@ -36,10 +38,10 @@ def test_kernel_accuracy_report(questbench: Callable[..., Any], tmp_path: Path) 
 
 
 def test_a_cell_without_memory_is_a_record(questbench: Callable[..., Any], tmp_path: Path) -> None:
-    line = "kernel --seq-len 256,1m --batch 4096 --budget 64 --rounds 2 --max-seconds 1 --no-stages"
+    line = "kernel --seq-len 256,1m --batch 4096 --budget 64 --rounds 2 --max-seconds 1 --no-stages --compile-limit 0"
     small = "--heads 1 --kv-heads 1 --head-dim 64 --method quest"
     ended = questbench(*line.split(), *small.split(), "--out", tmp_path)
     assert ended.code == 4, ended.err
     assert "out of memory" in ended.err
     (run,) = store.runs(tmp_path)
-    assert {record.status for record in store.load([run])} == {"ok", "failed"}
+    assert {record.status for record in store.load([run])} >= {"ok", "failed"}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,3 +140,70 @@ def test_doctor_says_what_cuda_needs_where_there_is_a_gpu(
 def test_build_knows_its_devices(questbench: Callable[..., Any]) -> None:
     ended = questbench("build", "--device", "abacus")
     assert ended.code == 2 and "cpu, cuda" in ended.err
+
+
+def test_doctor_runs_nothing_of_the_current_folder(
+    questbench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "torch", "typing", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()\nraise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.environ["PYTHONPATH"] + os.pathsep)  # an empty entry is the current folder
+    checks = {row["what"]: row for row in rows(questbench("doctor", "--json").out)}
+    assert not (tmp_path / "ran").exists()
+    assert checks["backend reference"]["state"] == "ok"
+
+
+def test_child_processes_of_the_command_line_are_started_in_one_place() -> None:
+    import questbench.cli
+
+    folder = Path(questbench.cli.__file__).parent
+    starting = [path.name for path in folder.glob("*.py") if "subprocess" in path.read_text()]
+    assert starting == ["_child.py"]
+
+
+def test_ls_runs(questbench: Callable[..., Any], tmp_path: Path) -> None:
+    from questbench.records import store
+    from questbench.records.schema import ResultRecord
+
+    assert "no runs" in questbench("ls", "runs", "--out", tmp_path / "none").err
+    paths = []
+    for code in (0, 130, None):
+        with store.create_run(tmp_path, "kernel", ["questbench"], {}, {}) as writer:
+            writer.write([ResultRecord("", "kernel", "ok", "quest", {}, "cpu", {}, "latency", "s", 1.0)])
+            if code is not None:
+                writer.finish(exit_code=code)
+        paths.append(writer.path)
+    (paths[2] / "records.jsonl").write_bytes(b"#" * (paths[2] / "records.jsonl").stat().st_size)
+    ended = questbench("ls", "runs", "--out", tmp_path, "--json")
+    assert ended.code == 0
+    found = {row["name"]: row for row in rows(ended.out)}
+    assert [found[path.name]["state"] for path in paths[:2]] == ["finished", "unfinished"]
+    assert found[paths[0].name]["records"] == 1 and found[paths[0].name]["verb"] == "kernel"
+    assert "records.jsonl" in found[paths[2].name]["state"]
+    assert paths[0].name in questbench("ls", "runs", "--out", tmp_path).out
+
+
+COMPLETIONS = {
+    "questbench ": {"kernel", "accuracy", "report", "ls"},
+    "questbench acc": {"accuracy"},
+    "questbench kernel --pa": {"--page-size"},
+    "questbench nonsense --": set(),
+}
+
+
+@pytest.mark.parametrize("line", COMPLETIONS)
+def test_completion(line: str, tmp_path: Path) -> None:
+    words = line.split(" ")
+    settings = {"_QUESTBENCH_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-m", "questbench"],
+        env={**os.environ, **settings},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    offered = set(done.stdout.split())
+    assert COMPLETIONS[line] <= offered and (COMPLETIONS[line] or not offered), done.stderr
+    assert not done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,57 @@ def test_a_bug_says_so(fake: Fake, kernel: Callable[..., Any], monkeypatch: pyte
 def test_no_progress_bar_in_a_pipe(fake: Fake, kernel: Callable[..., Any]) -> None:
     ended = kernel("--seq-len", "4k")
     assert "\x1b" not in ended.out + ended.err
+
+
+def test_a_run_is_resumed_by_its_name(fake: Fake, kernel: Callable[..., Any], tmp_path: Path) -> None:
+    fake.does = {8192: KeyboardInterrupt()}
+    kernel("--seq-len", "4k,8k")
+    fake.does = {}
+    assert kernel("--resume", only_run(tmp_path).name).code == 0
+    assert fake.ran == [4096, 8192]
+
+
+def test_an_error_while_the_card_is_made_leaves_no_run(
+    fake: Fake, kernel: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def card(config: Any) -> dict[str, str]:
+        raise PrerequisiteError("There is no model.", "Get one.")
+
+    monkeypatch.setattr(experiment, "card", card)
+    assert kernel("--seq-len", "4k").code == 3
+    assert not store.runs(tmp_path)
+
+
+def test_on_a_full_disk_the_next_step_is_to_resume(
+    fake: Fake, kernel: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.write, []
+
+    def full(descriptor: int, data: Any) -> int:
+        calls.append(descriptor)
+        if len(calls) > 2:  # the first unit has two writes
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        ended = kernel("--seq-len", "4k,8k")
+    run = only_run(tmp_path)
+    assert ended.code == 3
+    assert ended.err.splitlines()[-1] == f"next:  Make room there, then: questbench kernel --resume {run}"
+    assert kernel("--resume", run).code == 0
+    assert fake.ran == [4096, 8192, 8192]
+
+
+@pytest.mark.parametrize(("field", "value"), [("seq_lens", "long"), ("seq_lens", [[1]]), ("seed", None), ("shape", 3)])
+def test_a_configuration_of_wrong_types_is_refused(
+    field: str, value: Any, fake: Fake, kernel: Callable[..., Any], tmp_path: Path
+) -> None:
+    kernel("--seq-len", "4k")
+    file = only_run(tmp_path) / "run.json"
+    manifest = json.loads(file.read_text())
+    manifest["config"][field] = value
+    file.write_text(json.dumps(manifest))
+    ended = kernel("--resume", file.parent)
+    assert ended.code == 3
+    assert f"field 'config.{field}'" in ended.err and "bug" not in ended.err

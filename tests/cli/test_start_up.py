@@ -56,3 +56,12 @@ def test_help_is_fast(tmp_path: Path) -> None:
 
     # The best of several: another process on the machine is no fault of ours.
     assert min(once() for _ in range(7)) < 0.3
+
+
+def test_public_names_are_listed_and_cost_no_torch(tmp_path: Path) -> None:
+    code = "import sys, questbench; print(*dir(questbench), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    *listed, torch = done.stdout.split()
+    assert {"Dense", "H2O", "Quest", "StreamingLLM", "TOVA", "build_cache", "__version__"} <= set(listed)
+    assert torch == "False"
+    assert not {"Any", "Path", "annotations"} & set(listed)

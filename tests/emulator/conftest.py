@@ -13,7 +13,7 @@ from emulated import watched
 from on_device import OnDevice
 
 from questbench._paths import kernel_sources
-from questbench.kernels import _build_cuda
+from questbench.kernels import _build, _build_cuda
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "kernels"))  # the cases and checks of the other backends
@@ -24,13 +24,13 @@ def basics(request: pytest.FixtureRequest) -> Any:
     """``basics.cu``: in the emulator, and on a device, which shows that the emulator does as CUDA does."""
     source = [HERE / "basics.cu", HERE / "basics_bind.cu"]
     if request.param == "device":
-        return OnDevice(_build_cuda._load(_build_cuda.build_cuda(sources=source)))
-    return _build_cuda._load(_build_cuda.build_emulator(source))
+        return OnDevice(_build.loaded(_build_cuda.build_cuda(sources=source)))
+    return _build.loaded(_build_cuda.build_emulator(source))
 
 
 @pytest.fixture(scope="session")
 def faults() -> Any:
-    return _build_cuda._load(_build_cuda.build_emulator([HERE / "faults.cu"]))
+    return _build.loaded(_build_cuda.build_emulator([HERE / "faults.cu"]))
 
 
 @pytest.fixture(autouse=True)

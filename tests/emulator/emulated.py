@@ -8,7 +8,7 @@ from typing import Any
 
 from watched import Watched
 
-from questbench.kernels import _build_cuda
+from questbench.kernels import _build
 
 SEEDS = (0, 1, 2, 3)
 """Schedules that each call of the kernel tests runs under: in order, and the three random kinds."""
@@ -35,4 +35,4 @@ def watched(module: Any, seeds: Sequence[int] = SEEDS, processors: int = PROCESS
 
 def load(library: Path) -> Any:
     """The functions of a compiled library."""
-    return _build_cuda._load(_build_cuda.BuildResult(library, 0.0, cached=True))
+    return _build.loaded(_build.BuildResult(library, 0.0, cached=True))

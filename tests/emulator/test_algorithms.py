@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from questbench.kernels import _build_cuda
+from questbench.kernels import _build, _build_cuda
 
 SOURCE = Path(__file__).resolve().parent / "algorithms.cu"
 STEADY = settings(deadline=None, derandomize=True, database=None)
@@ -22,7 +22,7 @@ _loaded: list[Any] = []
 
 def algorithms() -> Any:
     if not _loaded:
-        _loaded.append(_build_cuda._load(_build_cuda.build_emulator([SOURCE])))
+        _loaded.append(_build.loaded(_build_cuda.build_emulator([SOURCE])))
     return _loaded[0]
 
 

@@ -11,7 +11,7 @@ from guarded import GuardedRoom
 from mutations import Mutation
 
 from questbench._paths import kernel_sources
-from questbench.kernels import _build_cuda
+from questbench.kernels import _build, _build_cuda
 
 HERE = Path(__file__).resolve().parent
 SEEDS = range(6)
@@ -64,7 +64,7 @@ def test_planted_mistakes_are_found(basics: Any, tmp_path: Path, name: str) -> N
     source = tmp_path / "basics.cu"
     source.write_text(Mutation(name, "basics.cu", pattern, replacement).apply(text))
     assert failures(basics, check) == 0
-    assert failures(_build_cuda._load(_build_cuda.build_emulator([source, HERE / "basics_bind.cu"])), check) >= 1
+    assert failures(_build.loaded(_build_cuda.build_emulator([source, HERE / "basics_bind.cu"])), check) >= 1
 
 
 def test_a_mutation_fits_exactly_once() -> None:

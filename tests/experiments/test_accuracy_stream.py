@@ -43,7 +43,7 @@ def test_dense_losses_are_those_of_the_plain_model(results):
     loaded = helpers.random_model()
     for index in range(2):
         sample, found = text_of(index), row(rows, "dense", index)
-        text = sample.context + sample.question
+        text = sample.prompt
         ids = torch.tensor([loaded.tokenizer.encode(text)])
         loaded.model.set_attn_implementation("eager")
         with torch.no_grad():

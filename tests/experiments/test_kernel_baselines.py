@@ -8,7 +8,7 @@ from test_kernel import records_of, value
 
 from questbench import kernels
 from questbench.errors import CellError, UsageError
-from questbench.experiments import _kernel_baselines, _kernel_cell, _kernel_memory
+from questbench.experiments import _kernel_baselines, _kernel_cell, _kernel_memory, costs
 from questbench.experiments._kernel_arms import LayerShape
 from questbench.experiments._kernel_memory import Need, fitting
 from questbench.kernels.reference import ReferenceOps
@@ -56,7 +56,7 @@ def brought(monkeypatch):
 
 def test_the_fastest_right_way_is_named_and_compared_with(brought):
     records = records_of(methods=["quest"], stages=False)
-    (latency,) = [r for r in records if r.method == "brought" and r.metric == "latency"]
+    (latency,) = [r for r in records if r.method == "brought" and r.params.get("stage") == "total"]
     assert latency.status == "ok" and latency.backend == "brought"
     assert latency.method_args == {"path": "right"} and latency.stats["path"] == "right"
     assert set(latency.stats["paths"]) == {"right", "slow"}
@@ -69,7 +69,7 @@ def test_the_fastest_right_way_is_named_and_compared_with(brought):
 def test_a_baseline_without_a_way_is_a_skipped_record(brought, monkeypatch):
     monkeypatch.setattr(brought, "left", ("right", "slow"))
     records = records_of(methods=["quest"], stages=False)
-    (latency,) = [r for r in records if r.method == "brought"]
+    (latency,) = [r for r in records if r.method == "brought" and r.params["stage"] == "total"]
     assert (latency.status, latency.value) == ("skipped", None) and "off by" in latency.reason
     assert not [r for r in records if r.params.get("baseline") == "brought"]
 
@@ -101,10 +101,10 @@ def test_memory_decides_whether_torch_s_attention_or_the_cell_is_left_out(monkey
     wanted = need()
     scratch = _kernel_memory.SCRATCH["cuda"]
     for free, outcome in ((wanted.own + wanted.torch, True), (wanted.own, False)):
-        monkeypatch.setattr(_kernel_memory, "free_bytes", lambda device, free=free: int(1.11 * free) + scratch)
+        monkeypatch.setattr(costs, "free_bytes", lambda device, free=free: int(1.11 * free) + scratch)
         reason = fitting(wanted)
         assert reason is None if outcome else "another" in reason
-    monkeypatch.setattr(_kernel_memory, "free_bytes", lambda device: wanted.own // 2)
+    monkeypatch.setattr(costs, "free_bytes", lambda device: wanted.own // 2)
     with pytest.raises(CellError, match="this cell needs about"):
         fitting(wanted)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from questbench.kernels._ops import Ops
 from questbench.methods.dense import Dense
 from questbench.models import hf
+from questbench.models._forward import cache_argument
 
 pytestmark = pytest.mark.gpu
 
@@ -100,9 +101,9 @@ def test_beams_and_a_second_turn(there: Ops) -> None:
     model.set_attn_implementation("questbench")
     for method in (Dense(), *sparse_methods(16).values()):
         options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 5, "do_sample": False}
-        out = model.generate(ids, attention_mask=mask, past_key_values=build(model, method, there), **options)
+        out = model.generate(ids, attention_mask=mask, **cache_argument(model, build(model, method, there)), **options)
         assert out.shape == (6, 45)
         cache = build(model, method, there)
-        first = model.generate(ids[:1], past_key_values=cache, max_new_tokens=5, do_sample=False)
+        first = model.generate(ids[:1], **cache_argument(model, cache), max_new_tokens=5, do_sample=False)
         both = torch.cat([first, ids[:1, :6]], dim=1)
-        assert model.generate(both, past_key_values=cache, max_new_tokens=5, do_sample=False).shape == (1, 56)
+        assert model.generate(both, **cache_argument(model, cache), max_new_tokens=5, do_sample=False).shape == (1, 56)

@@ -15,6 +15,7 @@ import pytest
 
 from questbench._paths import kernel_sources
 from questbench.kernels import _build
+from questbench.kernels.cpu import CpuOps
 
 PATHS = [pytest.param(isa, marks=[] if isa == "native" else pytest.mark.slow) for isa in _build.ISA_FLAGS]
 
@@ -27,8 +28,8 @@ def running(
 
     The native library comes from the usual cache, the others share a folder of their own.
     """
-    if _build.compiler() is None:
-        pytest.skip("no C++ compiler")
+    if reason := CpuOps().unavailable():
+        pytest.skip(reason)
     cache = tmp_path_factory.mktemp("kernels")
     processes = {}
     asked = {item.callspec.params["isa"] for item in request.session.items if item.path == Path(__file__)}
@@ -57,9 +58,11 @@ def test_the_grid_passes(running: dict[str, subprocess.Popen[str]], isa: str) ->
 @pytest.mark.parametrize("isa", ["avx2", "portable"])
 def test_sources_are_right_for_lesser_processors(isa: str) -> None:
     """The compiler accepts them; whether they also compute right is the slow test's part."""
-    if (compiler := _build.compiler()) is None:
-        pytest.skip("no compiler")
+    if reason := CpuOps().unavailable():
+        pytest.skip(reason)
     source = kernel_sources() / "cpu" / "steps_bf16.cpp"
     flags = [*_build.COMMON_FLAGS, *_build.ISA_FLAGS[isa], *(f"-I{folder}" for folder in _build._includes())]
-    done = subprocess.run([compiler, *flags, "-fsyntax-only", str(source)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*_build.compiler().command, *flags, "-fsyntax-only", str(source)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -91,6 +91,19 @@ def test_two_groups() -> None:
 
 
 def test_busy() -> None:
-    assert cautions.busy(load=1.9, cores=2) is None
+    assert cautions.busy(load=1.9, cores=2, others=0.05) is None
     assert "load 3.5 on 2 cores" in (cautions.busy(load=3.5, cores=2) or "")
     assert cautions.busy(load=1e9) is not None
+    text = cautions.busy(load=1.2, cores=2, others=0.5) or ""
+    assert "50%" in text and "load" not in text, "one core of two is taken although the load average is low"
+
+
+def test_disturbed_while_timing() -> None:
+    assert cautions.disturbed(None) is None and cautions.disturbed(0.05) is None
+    assert "25%" in (cautions.disturbed(0.25) or "")
+
+
+def test_a_probe_that_disagrees_with_itself() -> None:
+    assert cautions.unsteady(normal(30), 10**8) is None
+    text = cautions.unsteady([0.1, 0.2] * 10, 4 * 10**9) or ""
+    assert Caution.UNSTEADY in raised([text]) and "20.0 GB/s and 40.0 GB/s" in text

@@ -40,13 +40,19 @@ def test_bandwidth_fraction() -> None:
     assert roofline.bandwidth_fraction(18e9, 1.0, 36e9) == 0.5
 
 
-def test_mismeasured() -> None:
-    assert roofline.mismeasured() == []
-    assert roofline.mismeasured(speedup=7.9, ideal=8.0, fraction=1.0) == []
-    assert roofline.mismeasured(speedup=9.0) == []
-    too_fast, too_much = roofline.mismeasured(speedup=8.1, ideal=8.0, fraction=1.25)
-    assert too_fast == Caution.ABOVE_IDEAL.text(speedup=8.1, ideal=8.0) and "8.10" in too_fast
+def test_above_the_limit_by_interval() -> None:
+    ratios = [8.0, 8.1, 8.2, 7.9, 8.15, 8.1, 8.05, 8.2]
+    assert roofline.above_ideal(ratios, 8.0) == [], "8.1 against 8.0, but the interval holds the ideal"
+    (too_fast,) = roofline.above_ideal([8.3 + 0.01 * i for i in range(20)], 8.0)
+    assert too_fast.startswith("Mismeasured: a speed-up of 8.3")
+    assert roofline.above_bandwidth([0.9, 1.2] * 10) == []
+    (too_much,) = roofline.above_bandwidth([1.25] * 20)
     assert too_much == Caution.ABOVE_BANDWIDTH.text(fraction=1.25) and "1.25" in too_much
+
+
+def test_few_samples_are_judged_by_the_smallest() -> None:
+    assert roofline.above_bandwidth([5.5, 5.6, 5.4]) and not roofline.above_bandwidth([5.5, 0.9, 5.4])
+    assert roofline.above_ideal([1.03, 1.01], 1.02) == []
 
 
 class Cache:

@@ -103,3 +103,41 @@ def test_predicted_traffic_is_one_page_bound_per_page_and_the_budget():
     length, entry = 32768, 2 * 2 * 64 * 2
     assert Quest(2048).bytes_read(length, shape) == entry * (2048 + length // 16 - 1)
     assert Quest(2048).bytes_read(1024, shape) == entry * 1024
+
+
+def test_the_accuracy_code_s_rules_take_a_budget_below_a_page():
+    """It reads three pages at any budget, and the record says so."""
+    method = Quest(PAGE // 2, variant="eval")
+    method.check(PAGE)
+    assert method.arguments(PAGE)["budget"] == 3 * PAGE
+    assert method.tokens_visible(LENGTH, PAGE) == 3 * PAGE
+    assert Quest(5 * PAGE + 1, variant="eval").arguments(PAGE)["budget"] == 5 * PAGE
+    with pytest.raises(UsageError, match="below one page"):
+        Quest(PAGE // 2).check(PAGE)
+
+
+def test_a_budget_below_a_page_reads_three_pages(ops):
+    _, _, visits = one_step(Quest(PAGE // 2, variant="eval"), ops)
+    assert all(3 <= len(pages) <= 3 * GROUP for pages in pages_of(visits))
+
+
+@pytest.mark.parametrize("start", range(PAGE - 1, PAGE + 2))
+def test_a_static_layer_reads_enough_pages_at_page_boundaries(start, ops):
+    """Its host's count lags behind the device's by a step; the lists must be wide enough all the same."""
+    from questbench import attention
+    from questbench.models._static_layer import StaticLayer
+
+    outputs = []
+    for static in (False, True):
+        driver = Driver(Quest(6 * PAGE, variant="eval"), ops, 2)
+        driver.prefill([3 * PAGE + start, 2 * PAGE + start])
+        layer = StaticLayer.take(driver.layer, 2 * PAGE) if static else driver.layer
+        made = []
+        for _ in range(2 * PAGE):
+            q, k, v = driver.entries(1)
+            layer.append(k, v)
+            made.append(attention.decode(layer, q[:, :, 0].contiguous(), driver.scoring))
+            if isinstance(layer, StaticLayer):
+                layer.advance()
+        outputs.append(torch.stack(made))
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)

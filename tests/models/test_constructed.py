@@ -96,14 +96,14 @@ def test_saves_and_reloads_identically(model, tokenizer, tmp_path):
 @pytest.mark.parametrize("index", range(4))
 def test_dense_answers_are_exact(model, tokenizer, spec, index):
     sample = sample_of(spec, index, 2048, tokenizer)
-    text = answer(model, tokenizer, sample.context + sample.question)
+    text = answer(model, tokenizer, sample.prompt)
     assert make_task(spec).score(sample, text) == 1.0, text
 
 
 @pytest.mark.parametrize("spec", ["passkey", "kv"])
 def test_dense_is_exact_at_16k(model, tokenizer, spec):
     sample = sample_of(spec, 2, 16384, tokenizer)
-    text = answer(model, tokenizer, sample.context + sample.question, tokens=4)
+    text = answer(model, tokenizer, sample.prompt, tokens=4)
     assert make_task(spec).score(sample, text) == 1.0, text
 
 
@@ -111,7 +111,7 @@ def test_dense_is_exact_at_16k(model, tokenizer, spec):
 @pytest.mark.parametrize("spec", ["passkey", "kv", "kv:records=full"])
 def test_dense_is_exact_at_32k(model, tokenizer, spec):
     sample = sample_of(spec, 1, 32768, tokenizer)
-    text = answer(model, tokenizer, sample.context + sample.question, tokens=4)
+    text = answer(model, tokenizer, sample.prompt, tokens=4)
     assert make_task(spec).score(sample, text) == 1.0, text
 
 
@@ -121,13 +121,13 @@ def test_half_precision_answers_alike(tokenizer, spec, dtype):
     half, _ = constructed.build(dtype)
     assert half.dtype == dtype
     sample = sample_of(spec, 1, 2048, tokenizer)
-    text = answer(half, tokenizer, sample.context + sample.question)
+    text = answer(half, tokenizer, sample.prompt)
     assert make_task(spec).score(sample, text) == 1.0, text
 
 
 def test_stops_by_itself(model, tokenizer):
     sample = sample_of("passkey", 0, 512, tokenizer)
-    assert answer(model, tokenizer, sample.context + sample.question, tokens=32).endswith("<|end|>")
+    assert answer(model, tokenizer, sample.prompt, tokens=32).endswith("<|end|>")
 
 
 def test_says_end_where_nothing_matches(model, tokenizer):
@@ -138,7 +138,7 @@ def test_margins_exceed_log_of_the_longest_text(model, tokenizer):
     for spec in ("passkey", "kv"):
         sample = sample_of(spec, 3, 2048, tokenizer)
         gold = " " + sample.answers[0]
-        ids = tokenizer(sample.context + sample.question + gold, return_tensors="pt").input_ids
+        ids = tokenizer(sample.prompt + gold, return_tensors="pt").input_ids
         with torch.inference_mode():
             best = model(ids).logits[0, -3:-1].topk(2).values
         assert (best[:, 0] - best[:, 1]).min() > 2 * torch.tensor(131072.0).log()
@@ -172,7 +172,7 @@ def test_position_heads_have_no_second_best_distance(model):
 def test_answer_pages_have_the_best_bounds(model, tokenizer, spec, index, budget):
     """Quest's upper bounds at page size 16 rank the page to copy from among the first ``budget / 16 - 1``."""
     sample = sample_of(spec, index, 2048, tokenizer)
-    text = sample.context + sample.question + " " + sample.answers[0]
+    text = sample.prompt + " " + sample.answers[0]
     encoded = tokenizer(text, return_offsets_mapping=True)
     ids, spans = encoded["input_ids"], encoded["offset_mapping"]
     at = text.index(" " + sample.answers[0], sample.needles[0][0])
@@ -237,7 +237,7 @@ def test_numbers_fall_into_groups_of_three(tokenizer):
 @pytest.mark.parametrize("spec", ["passkey", "kv"])
 def test_words_of_the_tasks_are_single_tokens(tokenizer, spec):
     sample = sample_of(spec, 0, 4096, tokenizer)
-    words = set(re.findall(r" [A-Za-z]+", sample.context + sample.question))
+    words = set(re.findall(r" [A-Za-z]+", sample.prompt))
     assert [word for word in words if len(tokenizer.encode(word, add_special_tokens=False)) > 1] == []
 
 

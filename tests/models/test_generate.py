@@ -12,6 +12,7 @@ from questbench.methods.dense import Dense
 from questbench.methods.h2o import H2O
 from questbench.methods.tova import TOVA
 from questbench.models import hf
+from questbench.models._forward import cache_argument
 
 LENGTHS, NEW, PAGE = [40, 33, 17], 14, 8
 MODELS = ("llama", "gemma2")
@@ -23,7 +24,7 @@ def generate(model, ids, mask, cache=None, **options) -> tuple[Tensor, Tensor]:
     out = model.generate(
         ids,
         attention_mask=mask,
-        past_key_values=cache,
+        **cache_argument(model, cache),
         **{"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, "output_logits": True} | options,
     )
     return out.sequences[:, ids.shape[1] :], torch.stack(out.logits)
@@ -154,7 +155,7 @@ def test_beam_search_equals_eager(ops):
     def search(cache):
         model.set_attn_implementation("eager" if cache is None else "questbench")
         return model.generate(
-            ids, attention_mask=mask, past_key_values=cache, max_new_tokens=NEW, do_sample=False, **options
+            ids, attention_mask=mask, **cache_argument(model, cache), max_new_tokens=NEW, do_sample=False, **options
         )
 
     expected = search(None)
@@ -171,7 +172,7 @@ def test_sampling_several_sequences_of_one_prompt(ops):
     out = model.generate(
         ids,
         attention_mask=mask,
-        past_key_values=build(model, TOVA(16), ops),
+        **cache_argument(model, build(model, TOVA(16), ops)),
         do_sample=True,
         num_return_sequences=3,
         max_new_tokens=5,
@@ -184,17 +185,19 @@ def test_a_cache_goes_on_in_a_second_turn(ops):
     more, _ = prompts([6, 6], seed=1)
     cache = build(model, Dense(), ops)
     model.set_attn_implementation("questbench")
-    first = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=5, do_sample=False)
+    first = model.generate(ids, attention_mask=mask, **cache_argument(model, cache), max_new_tokens=5, do_sample=False)
     both = torch.cat([first, more], dim=1)
-    second = model.generate(both, past_key_values=cache, max_new_tokens=5, do_sample=False)
+    second = model.generate(both, **cache_argument(model, cache), max_new_tokens=5, do_sample=False)
     model.set_attn_implementation("eager")
     assert torch.equal(second, model.generate(both, max_new_tokens=5, do_sample=False))
     model.set_attn_implementation("questbench")
     for method in sparse_methods(16).values():
         cache = build(model, method, ops)
-        turn = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=5, do_sample=False)
+        turn = model.generate(
+            ids, attention_mask=mask, **cache_argument(model, cache), max_new_tokens=5, do_sample=False
+        )
         both = torch.cat([turn, more], dim=1)
-        assert model.generate(both, past_key_values=cache, max_new_tokens=5, do_sample=False).shape == (2, 36)
+        assert model.generate(both, **cache_argument(model, cache), max_new_tokens=5, do_sample=False).shape == (2, 36)
 
 
 def test_rows_can_be_repeated_and_selected(ops):
@@ -215,7 +218,7 @@ def test_the_python_interface_of_the_package():
     model, (ids, mask) = tiny("llama"), prompts(LENGTHS)
     cache = questbench.build_cache(model, questbench.Quest(budget=16), page_size=PAGE, ops="reference")
     model.set_attn_implementation("questbench")
-    assert model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=3).shape == (3, 43)
+    assert model.generate(ids, attention_mask=mask, **cache_argument(model, cache), max_new_tokens=3).shape == (3, 43)
     assert questbench.StreamingLLM(budget=64).name == "streaming_llm" and questbench.H2O.paper
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = questbench.Nonsense

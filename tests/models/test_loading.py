@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from questbench.errors import PrerequisiteError, QuestbenchError, UsageError
 from questbench.methods.quest import Quest
-from questbench.models import hf, loading
+from questbench.models import _folder, hf, loading
 from questbench.models.loading import resolve
 from questbench.models.shapes import SHAPES
 
@@ -68,6 +68,27 @@ def test_the_fingerprint_tells_models_apart(folder):
     weights["model.norm.weight"] += 1
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert resolve(str(folder), dtype=FP32).sha != before
+
+
+def test_the_fingerprint_knows_every_byte_and_what_else_decides(folder):
+    """It looked at three megabytes of each file, and at no tokenizer: other weights passed for the same."""
+    weights = load_file(folder / "model.safetensors")
+    weights["padding"] = torch.zeros(3 << 20)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    seen = {_folder.fingerprint(folder)}
+    size = (folder / "model.safetensors").stat().st_size
+    for place in (size // 4, size // 3, size - 5 * size // 12):
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.seek(place)
+            file.write(b"\x01")
+        seen.add(_folder.fingerprint(folder))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        with (folder / name).open("a") as file:
+            file.write("\n")
+        seen.add(_folder.fingerprint(folder))
+    assert len(seen) == 8
+    (folder / "README.md").write_text("A model.")
+    assert _folder.fingerprint(folder) in seen
 
 
 def test_the_embedded_model():
@@ -264,3 +285,37 @@ def test_weights_beyond_memory_are_refused_before_loading(monkeypatch, folder):
     monkeypatch.setattr(loading.Path, "read_text", lambda *_, **__: "MemAvailable: 1 kB")
     with pytest.raises(PrerequisiteError, match="need 1"):
         loading.check_memory("x", 1 << 30, "cpu")
+
+
+@pytest.mark.parametrize("weight_map", [None, [], 3, "a", {"model.norm.weight": 7}])
+def test_an_index_of_another_form_is_refused(folder, weight_map):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert "weight_map" in refused(folder).message
+    (folder / "model.safetensors.index.json").write_text(json.dumps([weight_map]))
+    assert "must hold an object" in refused(folder).message
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("token", ["</s>", "2", -1, [2, "</s>"], True, 1.5])
+def test_a_stop_token_that_is_no_number_is_refused(folder, file, token):
+    held = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps(held | {"eos_token_id": token}))
+    message = refused(folder).message
+    assert file in message and "eos_token_id" in message
+
+
+@pytest.mark.parametrize("layers", [1_000_000, 0, -3, "4", 2.5])
+def test_layers_that_the_weights_cannot_fill_are_refused_at_once(folder, layers):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers, "layer_types": None}))
+    assert "num_hidden_layers" in refused(folder).message
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_gguf_weights_are_named_with_the_way_to_convert_them(folder, configured):
+    (folder / "model.safetensors").unlink()
+    (folder / "model-q4.gguf").write_bytes(b"GGUF")
+    if not configured:
+        (folder / "config.json").unlink()
+    error = refused(folder)
+    assert "model-q4.gguf" in error.message and "gguf_file='model-q4.gguf'" in error.hint

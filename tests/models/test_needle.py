@@ -88,7 +88,7 @@ def test_the_trainer_builds_the_same_tokenizer(loaded):
 def test_dense_answers_by_plain_transformers(loaded, spec, index):
     rng = seeding.generator(0, spec, 2048, index)
     sample = make_task(spec).sample(index, length=2048, tokenizer=loaded.tokenizer, rng=rng)
-    ids = loaded.tokenizer(sample.context + sample.question, return_tensors="pt").input_ids
+    ids = loaded.tokenizer(sample.prompt, return_tensors="pt").input_ids
     new = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
     text = loaded.tokenizer.decode(new[0, ids.shape[1] :])
     assert make_task(spec).score(sample, text) == 1.0, text

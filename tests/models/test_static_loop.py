@@ -11,6 +11,7 @@ from questbench.errors import UsageError
 from questbench.methods.dense import Dense
 from questbench.methods.quest import Quest
 from questbench.models import _plan, hf, static_loop
+from questbench.models._forward import cache_argument
 from questbench.models._static_layer import StaticLayer
 from questbench.models.graph_loop import FIRST, GraphLoop
 from questbench.models.static_loop import StaticLoop
@@ -38,7 +39,7 @@ def prefilled(model, method, ids, mask, **options):
 def generate(model, ids, mask, cache, **options):
     model.set_attn_implementation("questbench")
     options = {"max_new_tokens": NEW, "do_sample": False} | options
-    return model.generate(ids, attention_mask=mask, past_key_values=cache, **options)[:, ids.shape[1] :]
+    return model.generate(ids, attention_mask=mask, **cache_argument(model, cache), **options)[:, ids.shape[1] :]
 
 
 def stepwise(model, ids, mask, cache):

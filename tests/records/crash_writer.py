@@ -21,7 +21,7 @@ def main(folder: Path, last: int) -> None:
             key = cell(index)[0].cell()
             if key in writer.finished:
                 continue
-            writer.samples({"cell": index, "row": row, "text": "x" * rng.randrange(3000)} for row in range(2))
+            writer.samples({"cell": str(index), "row": row, "text": "x" * rng.randrange(3000)} for row in range(2))
             writer.write(cell(index, size=rng.randrange(1, 40)), key=f"unit {index}")
             sys.stdout.write(f"{index}\n")
             sys.stdout.flush()

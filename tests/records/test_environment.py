@@ -105,3 +105,28 @@ def test_scrub_hides_the_home_folder() -> None:
     home = str(Path.home())
     value = {"argv": ["--model", f"{home}/llama"], "n": 3}
     assert environment.scrub(value) == {"argv": ["--model", "~/llama"], "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("added", "dirty"),
+    [("questbench/methods/mine.py", True), ("kernels/mine.cu", True), ("tasks/mine.py", True), ("notes.txt", False)],
+)
+def test_a_new_file_that_measures_makes_the_commit_dirty(
+    added: str, dirty: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    for folder in environment.SOURCES:
+        (tmp_path / folder / "methods").mkdir(parents=True)
+        (tmp_path / folder / "known.py").write_text("")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(environment, "CHECKOUT", tmp_path)
+    found = environment._git()
+    assert found is not None and found["dirty"] is False
+    (tmp_path / added).write_text("")
+    found = environment._git()
+    assert found is not None and found["dirty"] is dirty

@@ -171,14 +171,14 @@ def test_resume_refuses_what_is_no_run(tmp_path: Path) -> None:
 
 def test_resume_adds_prefills_and_notes_itself(tmp_path: Path) -> None:
     with start(tmp_path) as writer:
-        writer.write([], key="sample 0", samples=[{"sample": 0}], prefills=3)
+        writer.write([], key="sample 0", samples=[{"sample": "0"}], prefills=3)
         writer.finish(exit_code=130)
     with resume(writer.path) as again:
         assert store.load_manifest(again.path).end is None
         assert again.finished == {"sample 0"}
-        again.write([], key="sample 1", samples=[{"sample": 1}], prefills=2)
+        again.write([], key="sample 1", samples=[{"sample": "1"}], prefills=2)
         again.finish()
-    assert [row["sample"] for row in store.load_samples(writer.path)] == [0, 1]
+    assert [row["sample"] for row in store.load_samples(writer.path)] == ["0", "1"]
     manifest = store.load_manifest(writer.path)
     assert manifest.prefills == 5
     assert len(manifest.environment["resumed"]) == 1
@@ -270,4 +270,4 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert all(f"unit {index}" in finished for index in seen)
     assert all(len(set(metrics)) == len(metrics) for metrics in seen.values()), "a cell was doubled"
     rows = [(row["cell"], row["row"]) for row in store.load_samples(writer.path)]
-    assert rows == [(index, row) for index in seen for row in range(2)]
+    assert rows == [(str(index), row) for index in seen for row in range(2)]

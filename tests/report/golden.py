@@ -54,7 +54,7 @@ def kernel(
             inputs = {"seq_len": seq_len, "budget": budget, **SHAPE, **params}
             dense = seq_len * 4096 / 40e9
             found += _arm("dense", inputs, dense, rng, ideal=1.0, dense=dense)
-            found += _arm("sdpa", inputs, dense * 1.3, rng, ideal=1.0, dense=dense)
+            found += _arm("torch", inputs, dense * 1.3, rng, ideal=1.0, dense=dense)
             for method, efficiency in EFFICIENCY.items():
                 scored = 1 / SHAPE["page_size"] if method == "quest" else 0.0
                 ideal = 1 / (scored + budget / seq_len)
@@ -65,8 +65,8 @@ def kernel(
 def _arm(
     method: str, inputs: dict[str, Any], time: float, rng: random.Random, *, ideal: float, dense: float
 ) -> list[ResultRecord]:
-    arguments = {} if method in ("dense", "sdpa") else {"budget": inputs["budget"]}
-    backend = "torch" if method == "sdpa" else "cpu"
+    arguments = {} if method in ("dense", "torch") else {"budget": inputs["budget"]}
+    backend = "torch" if method == "torch" else "cpu"
     share = inputs["budget"] if arguments else inputs["seq_len"]
 
     def make(metric: str, unit: str, value: float, *, noisy: bool = True, **more: Any) -> ResultRecord:
@@ -92,7 +92,7 @@ def _arm(
     records = [make("latency", "s", time, params={"stage": "total"})]
     for stage, part in STAGES.get(method, {}).items():
         records.append(make("latency", "s", time * part, params={"stage": stage}))
-    for baseline, reference in (("dense", dense), ("sdpa", dense * 1.3)):
+    for baseline, reference in (("dense", dense), ("torch", dense * 1.3)):
         if baseline != method:
             records.append(make("speedup", "x", reference / time, params={"baseline": baseline}))
     reached = dense / ideal * 0.95 / time

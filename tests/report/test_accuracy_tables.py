@@ -182,5 +182,5 @@ def test_dense_leads_the_rows_of_its_own_model() -> None:
 def test_a_single_comparison_is_not_said_to_be_corrected() -> None:
     records = judged(200, lossless=True)
     alone = [dataclasses.replace(record, stats={**record.stats, "family": 1}) for record in records]
-    assert any("comparisons of the run (Holm)" in line for line in one(records).setup)
-    assert not any("Holm" in line for line in one(alone).setup)
+    assert any("comparisons of the run (Holm)" in line for line in one(records).explained())
+    assert not any("Holm" in line for line in one(alone).explained())

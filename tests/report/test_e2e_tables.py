@@ -26,7 +26,7 @@ def test_every_row_stands_beside_its_bound_and_losses_are_shown():
     assert texts(even) == [
         {"budget": "2k", "method": "quest", "by bytes": "2,185", "measured": texts(even)[0]["measured"]}
     ]
-    assert texts(even)[0]["measured"].startswith("about ")
+    assert texts(even)[0]["measured"] == "at or below 8k", "2k is neither won nor lost"
 
 
 def test_a_dense_fallback_has_no_speed_up():
@@ -42,27 +42,59 @@ def test_a_dense_fallback_has_no_speed_up():
     assert len(found) == 2, "and no break-even"
 
 
-def test_faster_than_the_bytes_allow_is_marked():
+@pytest.mark.parametrize(("low", "marked"), [(8.5, True), (1.0, False)])
+def test_surely_faster_than_the_bytes_allow_is_marked(low, marked):
     records = [
-        dataclasses.replace(record, value=9.0) if record.metric == "speedup" else record
+        dataclasses.replace(record, value=9.0, stats={"ci_low": low}) if record.metric == "speedup" else record
         for record in golden.e2e((32768,))
     ]
     latency = tables(records)[0]
-    assert next(row for row in texts(latency) if row["method"] == "quest")["x dense"] == "9.00 [1]"
-    assert any("mismeasured" in note for note in latency.footnotes)
+    assert next(row for row in texts(latency) if row["method"] == "quest")["x dense"] == "9.00" + marked * " [1]"
+    assert any("mismeasured" in note for note in latency.footnotes) == marked
+
+
+def sure(length, speedup):
+    return length, speedup, speedup - 0.01, speedup + 0.01
 
 
 @pytest.mark.parametrize(
     ("points", "text"),
     [
-        ([(1024, 0.9), (2048, 0.99)], "not up to 2k"),
-        ([(4096, 1.2), (8192, 1.5)], "at or below 4k"),
-        ([(1024, 0.5), (4096, 1.5)], "about 2,048"),
-        ([(1024, 1.1), (2048, 0.5), (8192, 1.5)], "about 4,096"),
+        ([sure(1024, 0.9), sure(2048, 0.98)], "not up to 2k"),
+        ([sure(4096, 1.2), sure(8192, 1.5)], "at or below 4k"),
+        ([sure(1024, 0.5), sure(4096, 1.5)], "about 2,048"),
+        ([sure(1024, 1.1), sure(2048, 0.5), sure(8192, 1.5)], "about 4,096"),
+        ([(8192, 1.01, 0.7, 1.4)], "undecided up to 8k"),
+        ([sure(1024, 0.5), (2048, 1.01, 0.7, 1.4), sure(8192, 1.5)], "between 1k and 8k"),
+        ([(2048, 1.01, 0.7, 1.4), sure(8192, 1.5)], "at or below 8k"),
     ],
 )
 def test_crossing(points, text):
     assert crossing(points) == text
+
+
+def test_a_speed_up_within_noise_of_its_ideal_is_not_mismeasured():
+    records = [
+        dataclasses.replace(record, value=1.03, stats={"ci_low": 0.98, "ci_high": 1.07})
+        if record.metric == "speedup"
+        else dataclasses.replace(record, value=1.02)
+        if record.metric == "ideal_speedup"
+        else record
+        for record in golden.e2e((32768,))
+    ]
+    assert tables(records)[0].footnotes == []
+
+
+def test_more_than_the_bandwidth_is_marked_in_the_parts_too():
+    records = [
+        dataclasses.replace(record, stats={**record.stats, "bandwidth_fraction": 5.54, "bandwidth_fraction_low": 5.1})
+        if record.params.get("stage") == "weights"
+        else record
+        for record in golden.e2e((32768,))
+    ]
+    parts = tables(records)[1]
+    assert texts(parts)[0]["weights:\n% of bandwidth"] == "554 [1]"
+    assert "more than the measured bandwidth" in parts.footnotes[0]
 
 
 def test_small_models_are_shown_in_a_unit_that_fits_them():

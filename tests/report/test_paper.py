@@ -142,3 +142,22 @@ def test_accuracy_names_few_samples_and_other_variants() -> None:
         assert all("only 20 samples" in text for text in marks.values())
         assert "scores from prefill, paper decode" in marks["h2o"]
         assert "paper decode" not in marks["tova"]
+
+
+def test_a_score_of_another_length_is_called_nearest_and_used_once() -> None:
+    """One 4k score is not set against both the 10k and the 100k of Table 1."""
+    tables, _ = compare(golden.accuracy((64, 256), (4096,)), "table1")
+    (table,) = tables
+    columns = {name: table.columns.index(name) for name in ("method", "what", "counterpart")}
+    rows = [{name: row[place].text for name, place in columns.items()} for row in table.rows]
+    quest = [row for row in rows if row["method"] == "quest"]
+    assert quest and len({row["what"] for row in quest}) == len(quest) == 2
+    assert {row["counterpart"] for row in quest} == {"nearest: length 4k, paper 10000"}
+    assert "0 of its" in table.title and "a nearest one" in table.title
+
+
+def test_the_same_axes_are_called_so() -> None:
+    tables, _ = compare(golden.kernel(), "fig9")
+    (table,) = tables
+    column = table.columns.index("counterpart")
+    assert {row[column].text for row in table.rows} == {"same axes"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -27,8 +28,9 @@ def draw(name: str, records: list[ResultRecord], out: Path) -> list[_base.Drawn]
 @pytest.mark.parametrize("name", _base.names())
 def test_every_plot_writes_its_files(name: str, tmp_path: Path) -> None:
     plot = _base.load(name)
-    frame = cell_frame(RECORDS[plot.KIND])
-    (drawn,) = draw(name, RECORDS[plot.KIND], tmp_path / "first")
+    records = perplexities() if name == "perplexity_by_budget" else RECORDS[plot.KIND]
+    frame = cell_frame(records)
+    (drawn,) = draw(name, records, tmp_path / "first")
     assert [path.suffix for path in drawn.paths] == [".pdf", ".png", ".csv"]
     assert drawn.png.read_bytes().startswith(b"\x89PNG")
     pdf = drawn.pdf.read_bytes()
@@ -41,7 +43,7 @@ def test_every_plot_writes_its_files(name: str, tmp_path: Path) -> None:
     assert list(written.columns) == list(data.columns)
     for column in data.select_dtypes("number"):
         assert written[column].to_numpy() == pytest.approx(data[column].to_numpy(), nan_ok=True)
-    (again,) = draw(name, RECORDS[plot.KIND], tmp_path / "second")
+    (again,) = draw(name, records, tmp_path / "second")
     for one, two in zip(drawn.paths, again.paths, strict=True):
         assert one.read_bytes() == two.read_bytes(), f"{one.suffix} depends on more than the records"
 
@@ -102,7 +104,7 @@ def test_a_look_does_not_depend_on_the_company() -> None:
     looks = style.looks([*style._FIXED, "snapkv", "other", "oracle"], ["oracle"])
     for aspect in ("colour", "marker"):
         assert len({getattr(look, aspect) for look in looks.values()}) == len(looks)
-    variants = style.looks(["quest", "quest select_by=q_head"])
+    variants = style.looks(["quest", "quest (select_by=q_head)"])
     assert len({look.colour for look in variants.values()}) == 1
     assert len({look.hollow for look in variants.values()}) == 2
 
@@ -216,3 +218,117 @@ def test_bars_leave_the_panel_only_where_they_would_dwarf_the_rest() -> None:
         with _base.blank() as figure:
             _base.load("stage_breakdown").draw(cell_frame(records), figure)
             assert any("»" in text.get_text() for text in figure.axes[0].texts) == clipped
+
+
+def axes_of(name: str, records: list[ResultRecord]) -> tuple[list[tuple[float, float]], list[list[str]], pd.DataFrame]:
+    """x limits and tick labels of every panel, and the data."""
+    with _base.blank() as figure:
+        data = _base.load(name).draw(cell_frame(records), figure)
+        figure.canvas.draw()
+        panels = [axes for axes in figure.axes if axes.get_visible()]
+        ticks = [[text.get_text() for text in axes.get_xticklabels()] for axes in panels]
+        return [axes.get_xlim() for axes in panels], ticks, data
+
+
+def test_panels_of_one_figure_have_one_x_axis() -> None:
+    records = golden.kernel((8192, 16384), (1024,)) + golden.kernel((16384, 32768), (2048,))
+    for name in ("latency_by_length", "speedup_vs_ideal"):
+        limits, _, _ = axes_of(name, records)
+        assert len(limits) == 2 and len(set(limits)) == 1
+    scores = golden.accuracy((64, 256), (8192,), ("passkey",)) + golden.accuracy((256, 1024), (8192,), ("kv",))
+    limits, ticks, _ = axes_of("accuracy_by_budget", scores)
+    assert len(set(limits)) == 1
+    assert ticks == [["64", "256", "1k"]] * 2
+
+
+def test_at_one_budget_the_methods_stand_along_the_axis() -> None:
+    _, ticks, _ = axes_of("accuracy_by_budget", golden.accuracy((64,), (8192,), ("passkey", "kv")))
+    assert len(ticks) == 2
+    assert [name.replace("\n", "") for name in ticks[0]] == [
+        "h2o",
+        "tova",
+        "streaming_llm",
+        "oracle",
+        "random",
+        "quest",
+    ]
+
+
+def test_titles_of_the_heat_map_do_not_touch() -> None:
+    records = golden.accuracy((64,), (4096, 8192))
+    extra = {"select_by": "q_head", "group_merge": "sum_softmax"}
+    records += [
+        dataclasses.replace(record, method_args={**record.method_args, **extra})
+        for record in records
+        if record.method == "quest"
+    ]
+    with _base.blank() as figure:
+        _base.load("score_by_depth").draw(cell_frame(records), figure)
+        figure.canvas.draw()
+        boxes = sorted((axes.title.get_window_extent() for axes in figure.axes[:-1]), key=lambda box: box.x0)
+        assert len(boxes) == 8
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_diamonds_away_from_their_bars_are_explained() -> None:
+    records = [
+        dataclasses.replace(record, value=(record.value or 0) * 2.5)
+        if (record.metric, record.params.get("stage"), record.method) == ("tpot", "total", "quest")
+        else record
+        for record in golden.e2e()
+    ]
+    _, _, data = axes_of("e2e_parts", records)
+    assert "Diamonds beyond their bars (quest): the plain step took up to 2.5 times" in data.attrs[_base.REMARK]
+    _, _, data = axes_of("e2e_parts", golden.e2e())
+    assert _base.REMARK not in data.attrs
+
+
+def test_what_has_no_longest_text_is_named() -> None:
+    records = golden.kernel((8192,), (2048,)) + golden.kernel((8192, 32768), (1024,))
+    _, _, data = axes_of("stage_breakdown", records)
+    assert "having no text of 32k: budget 2k" in data.attrs[_base.REMARK]
+
+
+def test_warnings_of_the_machine_stand_below_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(style, "small_print", lambda figure, text: texts.append(text))
+    busy = "This machine was busy before the run began (load 3.0 on 2 cores): timings will be disturbed."
+    records = [
+        dataclasses.replace(record, warnings=[busy if record.method == "quest" else "Some other remark."])
+        if record.metric == "latency" and record.method in ("quest", "tova")
+        else record
+        for record in golden.kernel()
+    ]
+    draw("latency_by_length", records, tmp_path)
+    assert "Warning: This machine was busy" in texts[0]
+    assert "Some other remark" not in texts[0], "of a few cells only"
+
+
+def perplexities() -> list[ResultRecord]:
+    """Of three methods at two budgets."""
+    found = []
+    for method, budget, relative in (
+        ("dense", 0, None),
+        ("quest", 64, 0.05),
+        ("quest", 256, 0.01),
+        ("tova", 64, 0.2),
+        ("tova", 256, 0.1),
+    ):
+        stats = {} if relative is None else {"relative_vs_dense": relative, "relative_ci_low": relative - 0.01}
+        stats |= {} if relative is None else {"relative_ci_high": relative + 0.01}
+        record = golden.accuracy((64,))[0]
+        params = {**record.params, "task": "ppl", "budget": budget}
+        changes = {"method": method, "params": params, "metric": "perplexity", "unit": "perplexity"}
+        value = 10.0 * (1 + (relative or 0.0))
+        found.append(dataclasses.replace(record, **changes, value=value, samples=[], stats=stats))  # type: ignore[arg-type]
+    return found
+
+
+def test_perplexity_is_drawn_against_dense(tmp_path: Path) -> None:
+    (drawn,) = draw("perplexity_by_budget", perplexities(), tmp_path)
+    data = pd.read_csv(drawn.csv).set_index(["label", "budget"])
+    assert data.loc[("quest", 64), "perplexity.relative_vs_dense"] == pytest.approx(0.05)
+    assert data.loc[("dense", 0), "perplexity.relative_vs_dense"] == 0
+    assert data.loc[("tova", 256), "perplexity"] == pytest.approx(11.0)
+    with pytest.raises(_base.NothingToDraw, match="perplexity"):
+        draw("perplexity_by_budget", RECORDS["accuracy"], tmp_path)

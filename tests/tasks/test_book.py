@@ -15,7 +15,7 @@ from questbench.tasks._words import WORDS, article, keys, vocabulary
 
 
 def text_of(sample):
-    return sample.context + sample.question
+    return sample.prompt
 
 
 @pytest.mark.parametrize("people", [1, 5, 40])
@@ -146,7 +146,7 @@ def test_docqa_row_has_the_fields_of_longbench():
     assert set(row) == {"input", "context", "answers", "length", "dataset", "language", "all_classes", "_id"}
     assert row["answers"] == list(sample.answers) and row["answers"][0] in row["context"]
     assert row["context"].startswith("Passage 1\n") and row["length"] == len(row["context"].split())
-    assert sample.question == f"\n\nQuestion: {row['input']}\nAnswer:"
+    assert sample.question + sample.answer_prefix == f"\n\nQuestion: {row['input']}\nAnswer:"
 
 
 def test_chain_scores_the_right_prefix():

@@ -46,7 +46,7 @@ def sample_of(spec, index=0, length=2048, tokenizer="constructed", seed=0):
 @given(index=st.integers(0, 10_000), length=st.integers(1500, 9000))
 def test_length_is_reached_and_never_exceeded(spec, tokenizer, index, length):
     sample = sample_of(spec, index, length, tokenizer)
-    reached = len(TOKENIZERS[tokenizer].encode(sample.context + sample.question))
+    reached = len(TOKENIZERS[tokenizer].encode(sample.prompt))
     assert 0.95 * length <= reached <= length
     assert sample.meta["tokens"] == reached
 
@@ -61,13 +61,13 @@ def test_needle_stands_once_and_where_it_is_said_to(spec, index):
     outside = sample.context[:start] + sample.context[end:]
     assert key not in outside and gold not in outside
     assert sample.context.count(needle) == 1
-    assert sample.question.startswith("\n") and not sample.question.endswith(" ")
+    assert sample.question.startswith("\n") and not sample.prompt.endswith(" ")
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_needle_maps_to_tokens(spec):
     sample, tokenizer = sample_of(spec, 3), TOKENIZERS["constructed"]
-    encoded = tokenizer(sample.context + sample.question, return_offsets_mapping=True)
+    encoded = tokenizer(sample.prompt, return_offsets_mapping=True)
     (span,) = sample.needles
     inside = [
         token

@@ -61,7 +61,7 @@ def test_prompt_is_context_and_question(name: str, folder: Path) -> None:
     assert list(got.answers) == row["answers"]
     assert got.meta["row"] == f"{name}-row-1" and got.meta["words"] == 5000
     assert got.meta["truncation"] == "none"
-    assert got.meta["tokens"] == got.meta["full_tokens"] == len(TOKENIZER.encode(got.context + got.question))
+    assert got.meta["tokens"] == got.meta["full_tokens"] == len(TOKENIZER.encode(got.prompt))
     assert got.meta["data"]["rows"] == 3 and len(got.meta["data"]["sha256"]) == 64
 
 
@@ -159,7 +159,7 @@ def test_middle_is_cut_to_the_length(tokenizer: str, length: int, folder: Path) 
     whole = sample(folder, "qasper", tokenizer=TOKENIZERS[tokenizer])
     got = sample(folder, "qasper", length=length, tokenizer=TOKENIZERS[tokenizer])
     full = whole.context + whole.question
-    cut = got.context + got.question
+    cut = got.prompt
     reached = len(TOKENIZERS[tokenizer].encode(cut))
     template = len(TOKENIZERS[tokenizer].encode(""))  # counted with each half
     assert length - 12 - template <= reached <= length

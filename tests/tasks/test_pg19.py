@@ -49,7 +49,7 @@ def test_beginning_of_each_book(form: str, tmp_path: Path) -> None:
     assert isinstance(task, StreamTask) and task.samples(None, 1024) == 2
     for index, book in enumerate(books()):
         got = sample(data, index)
-        text = got.context + got.question
+        text = got.prompt
         assert book["text"].startswith(text)
         reached = len(TOKENIZER.encode(text))
         assert 0.95 * 1024 <= reached <= 1024

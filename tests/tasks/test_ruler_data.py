@@ -78,12 +78,13 @@ def test_prompt_is_rulers(schema: str, tmp_path: Path) -> None:
     jsonl(path, [ruler_row(0), own] if schema == "own" else [ruler_copy_row(0), copy])
     task = make(path, SET)
     got = sample(task, 1)
-    assert got.context + got.question == own["input"] + own["answer_prefix"]
+    assert got.prompt == own["input"] + own["answer_prefix"]
     assert got.question.startswith("\nWhat are all the special magic numbers for harbour")
-    assert got.question.endswith("mentioned in the provided text are")
+    assert got.question.endswith("mentioned in the provided text?")
+    assert got.answer_prefix == own["answer_prefix"]
     assert got.meta["references"] == own["outputs"]
     assert [got.context[start:end] for start, end in got.needles] == own["outputs"] and got.needles_needed == "all"
-    assert got.meta["tokens"] == len(TOKENIZER.encode(got.context + got.question))
+    assert got.meta["tokens"] == len(TOKENIZER.encode(got.prompt))
     assert task.score(got, got.answers[0]) == 1.0
     assert task.score(got, f" {own['outputs'][1]}.") == 0.5
 
@@ -94,7 +95,7 @@ def test_answer_prefix_is_not_put_twice(tmp_path: Path) -> None:
     both = {**old, "answer_prefix": row["answer_prefix"]}
     for variant in (old, both):
         got = sample(make(jsonl(tmp_path / "x.jsonl", [variant]), SET))
-        assert got.context + got.question == row["input"] + row["answer_prefix"]
+        assert got.prompt == row["input"] + row["answer_prefix"]
         (tmp_path / "x.jsonl").unlink()
 
 
@@ -129,7 +130,7 @@ def test_question_is_the_last_one(name: str, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", [{"input": prompt, "outputs": ["7", "8"], "answer_prefix": " Answer:"}])
     task = make(path, f"ruler:set={name}")
     got = sample(task, length=256)
-    assert got.context + got.question == prompt + " Answer:"
+    assert got.prompt == prompt + " Answer:"
     assert got.context.endswith("river")
     assert task.max_new_tokens == NEW_TOKENS[name]
     assert task.score(got, "it is 8") == (1.0 if name == "qa_1" else 0.5)
@@ -181,7 +182,7 @@ def test_documents_fill_the_length(folder: tuple[str, Path]) -> None:
     counts = []
     for length in (600, 1200):
         got = sample(task, 1, length)
-        reached = len(TOKENIZER.encode(got.context + got.question))
+        reached = len(TOKENIZER.encode(got.prompt))
         assert got.meta["tokens"] == reached <= length
         assert reached > length - 250, "no other document fits"
         counts.append(got.meta["documents"])
@@ -204,7 +205,7 @@ def test_evidence_stands_where_it_is_said_to(folder: tuple[str, Path]) -> None:
         assert got.answers == ("A2",)
     for text, number in zip(texts, got.meta["evidence"], strict=True):
         assert f"Document {number}:\n{text}" in got.context
-    assert got.question.endswith(" Answer:")
+    assert got.question.endswith("?") and got.answer_prefix == " Answer:"
     assert task.score(got, f"I think it is {got.answers[0].upper()}.") == 1.0
     assert task.score(got, "no idea") == 0.0
 

@@ -23,7 +23,7 @@ def test_one_needle_is_asked_for_in_the_singular():
         f"the number afterwards.\n{NOISE}\n"
     )
     assert f"\nOne of the special magic numbers for {key} is: {value}.\n" in sample.context
-    assert sample.question == (
+    assert sample.question + sample.answer_prefix == (
         f"\nWhat is the special magic number for {key} mentioned in the provided text? The special magic number for "
         f"{key} mentioned in the provided text is"
     )
@@ -34,7 +34,7 @@ def test_several_needles_are_asked_for_in_the_plural():
     assert sample.context.startswith("Some special magic numbers are hidden within the following text.")
     query = sample.meta["query"]
     assert re.fullmatch(r"[a-z]+-[a-z]+, [a-z]+-[a-z]+, [a-z]+-[a-z]+, and [a-z]+-[a-z]+", query)
-    assert sample.question == (
+    assert sample.question + sample.answer_prefix == (
         f"\nWhat are all the special magic numbers for {query} mentioned in the provided text? The special magic "
         f"numbers for {query} mentioned in the provided text are"
     )
@@ -73,7 +73,7 @@ def test_vt_reads_as_published():
     sample = sample_of("vt")
     value, names = sample.meta["value"], sample.meta["references"]
     assert len(names) == 5 and all(re.fullmatch("[A-Z]{5}", name) for name in names)
-    assert sample.question == (
+    assert sample.question + sample.answer_prefix == (
         f"\nQuestion: Find all variables that are assigned the value {value} in the text above. Answer: According to "
         f"the chain(s) of variable assignment in the text above, 5 variables are assigned the value {value}, they are:"
     )

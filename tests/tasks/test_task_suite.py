@@ -49,10 +49,10 @@ def test_length_is_reached_and_never_exceeded(spec, tokenizer, length):
         length = int(error.value.hint.split()[2])
         assert 1024 < length < 2048
     sample = sample_of(spec, 3, length, tokenizer)
-    reached = len(TOKENIZERS[tokenizer].encode(sample.context + sample.question))
+    reached = len(TOKENIZERS[tokenizer].encode(sample.prompt))
     assert 0.95 * length <= reached <= length
     assert sample.meta["tokens"] == reached
-    assert sample.question[0] in " \n" and not sample.question.endswith(" ")
+    assert sample.question[0] in " \n" and not sample.prompt.endswith(" ")
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -60,14 +60,14 @@ def test_length_is_reached_and_never_exceeded(spec, tokenizer, length):
 @given(index=st.integers(0, 10_000), length=st.integers(1200, 6000))
 def test_any_index_and_length_fit(spec, index, length):
     sample = fresh(spec, index, length)
-    reached = len(TOKENIZERS["lumps"].encode(sample.context + sample.question))
+    reached = len(TOKENIZERS["lumps"].encode(sample.prompt))
     assert 0.95 * length <= sample.meta["tokens"] == reached <= length
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_constructed_tokenizer_writes_every_text(spec):
     tokenizer, sample = TOKENIZERS["constructed"], sample_of(spec, 3, 4096, "constructed")
-    text = sample.context + sample.question
+    text = sample.prompt
     assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
     ids = tokenizer.encode(" " + sample.answers[0], add_special_tokens=False)
     assert tokenizer.decode(ids) == " " + sample.answers[0]

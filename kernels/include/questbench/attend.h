@@ -18,6 +18,8 @@ constexpr int64_t kChunk = 1024;
 constexpr int64_t kTouch = 8;
 // Tiles between the one in work and the one that is fetched; see dots.h.
 inline int64_t fetch_distance(int64_t heads) { return heads > 1 ? 4 : 1; }
+// Floats between the sums of two heads: whole blocks of 32 columns, the last one with room for what a row leaves over.
+inline int64_t sums_width(int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
 
 template <typename T>
 struct Attend {
@@ -39,7 +41,7 @@ struct Attend {
 
   // Scratch of the merge, by (row, list, chunk, head of the list).
   int64_t chunks;
-  float* partial_out;  // [.., head_dim]
+  float* partial_out;  // [.., sums_width(head_dim)]
   float* partial_max;
   float* partial_sum;
   float* weights;  // [rows, lists, heads, chunks * kChunk], only with mass
@@ -56,65 +58,93 @@ struct Attend {
   int64_t items() const { return paged.rows * lists * chunks; }
 };
 
-// Columns of a tile for kHeads heads; every row fetches kLines lines of the row of `next` at the same place.
-template <typename T, int kHeads, int kPairs, int kLines>
+// Columns of a tile for kHeads heads: 32 kPairs from its first on, then kRest vectors of which the last one ends where the
+// row does (its first column is `tail`). Every row fetches kLines lines of the row of `next` at the same place.
+template <typename T, int kHeads, int kPairs, int kRest, int kLines>
 __attribute__((always_inline)) inline void add_block(const T* tile, int count, const float* p, int64_t p_stride,
-                                                     int64_t n, float* acc, const T* next) {
-  Vec sum[kHeads][2 * kPairs];
+                                                     int64_t n, int64_t tail, float* acc, const T* next) {
+  constexpr int kVecs = 2 * kPairs + kRest;
+  const int64_t width = sums_width(n);
+  Vec sum[kHeads][kVecs];
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h)
 #pragma GCC unroll 8
-    for (int i = 0; i < 2 * kPairs; ++i) sum[h][i] = load(acc + h * n + i * kLanes);
+    for (int i = 0; i < kVecs; ++i) sum[h][i] = load(acc + h * width + i * kLanes);
   for (int t = 0; t < count; ++t) {
     if (kLines > 0) prefetch_row(next + t * n, kLines * 64);
-    Vec row[2 * kPairs];
+    Vec row[kVecs];
 #pragma GCC unroll 8
     for (int i = 0; i < kPairs; ++i) load_pair(tile + t * n + 32 * i, &row[2 * i], &row[2 * i + 1]);
+    if constexpr (kRest > 1) row[kVecs - 2] = load(tile + t * n + 32 * kPairs);
+    if constexpr (kRest > 0) row[kVecs - 1] = load(tile + t * n + tail);
 #pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) {
       const Vec weight = splat(p[h * p_stride + t]);
 #pragma GCC unroll 8
-      for (int i = 0; i < 2 * kPairs; ++i) sum[h][i] += weight * row[i];
+      for (int i = 0; i < kVecs; ++i) sum[h][i] += weight * row[i];
     }
   }
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h)
 #pragma GCC unroll 8
-    for (int i = 0; i < 2 * kPairs; ++i) store(acc + h * n + i * kLanes, sum[h][i]);
+    for (int i = 0; i < kVecs; ++i) store(acc + h * width + i * kLanes, sum[h][i]);
 }
 
-// The columns [d, d + 32 kPairs) for all heads, two at a time: whole rows in order suit the hardware's prefetcher.
-template <typename T, int kPairs>
+// The columns from d on, as many as kPairs and kRest say, for all heads, two at a time: whole rows in order suit the
+// hardware's prefetcher.
+template <typename T, int kPairs, int kRest>
 inline void add_columns(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t n, int64_t d,
                         float* acc, const T* next) {
-  constexpr int kAll = kPairs * 32 * sizeof(T) / 64, kHalf = kAll / 2;
+  constexpr int kAll = (kPairs * 32 + kRest * kLanes) * sizeof(T) / 64 + (kRest * kLanes * sizeof(T) % 64 != 0), kHalf = kAll / 2;
+  const int64_t width = sums_width(n), tail = n - kLanes - d;
   tile += d, acc += d, next += d;
-  if (heads == 1) return add_block<T, 1, kPairs, kAll>(tile, count, p, p_stride, n, acc, next);
+  if (heads == 1) return add_block<T, 1, kPairs, kRest, kAll>(tile, count, p, p_stride, n, tail, acc, next);
   if (heads < 4) {
-    add_block<T, 2, kPairs, kAll>(tile, count, p, p_stride, n, acc, next);
+    add_block<T, 2, kPairs, kRest, kAll>(tile, count, p, p_stride, n, tail, acc, next);
   } else {
-    add_block<T, 2, kPairs, kHalf>(tile, count, p, p_stride, n, acc, next);
-    add_block<T, 2, kPairs, kAll - kHalf>(tile, count, p + 2 * p_stride, p_stride, n, acc + 2 * n,
-                                          next + kHalf * (64 / sizeof(T)));
+    add_block<T, 2, kPairs, kRest, kHalf>(tile, count, p, p_stride, n, tail, acc, next);
+    add_block<T, 2, kPairs, kRest, kAll - kHalf>(tile, count, p + 2 * p_stride, p_stride, n, tail, acc + 2 * width,
+                                                 next + kHalf * (64 / sizeof(T)));
   }
   int g = heads < 4 ? 2 : 4;
   for (; g + 2 <= heads; g += 2)
-    add_block<T, 2, kPairs, 0>(tile, count, p + g * p_stride, p_stride, n, acc + g * n, next);
-  if (g < heads) add_block<T, 1, kPairs, 0>(tile, count, p + g * p_stride, p_stride, n, acc + g * n, next);
+    add_block<T, 2, kPairs, kRest, 0>(tile, count, p + g * p_stride, p_stride, n, tail, acc + g * width, next);
+  if (g < heads) add_block<T, 1, kPairs, kRest, 0>(tile, count, p + g * p_stride, p_stride, n, tail, acc + g * width, next);
 }
 
-// acc[g][d] += sum_t p[g][t] v[t][d] over one tile of `count` rows; whole blocks of 32 channels stay tangled.
+// acc[g][d] += sum_t p[g][t] v[t][d] over one tile of `count` rows. Rows of `acc` are sums_width(n) apart, and their
+// columns are in order only after settle().
 template <typename T, int D>
-inline void add_values(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t width, float* acc,
-                       const T* next) {
-  const int64_t n = D > 0 ? D : width;
+inline void add_values(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t head_dim,
+                       float* acc, const T* next) {
+  const int64_t n = D > 0 ? D : head_dim, width = sums_width(n);
   if (next == nullptr) next = tile;
+  if (n < kLanes) {
+    for (int g = 0; g < heads; ++g)
+      for (int64_t c = 0; c < n; ++c)
+        for (int t = 0; t < count; ++t) acc[g * width + c] += p[g * p_stride + t] * to_float(tile[t * n + c]);
+    return;
+  }
   int64_t d = 0;
-  for (; d + 128 <= n; d += 128) add_columns<T, 4>(tile, count, p, p_stride, heads, n, d, acc, next);
-  for (; d + 32 <= n; d += 32) add_columns<T, 1>(tile, count, p, p_stride, heads, n, d, acc, next);
-  for (int g = 0; g < heads; ++g)
-    for (int64_t c = d; c < n; ++c)
-      for (int t = 0; t < count; ++t) acc[g * n + c] += p[g * p_stride + t] * to_float(tile[t * n + c]);
+  for (; d + 128 <= n; d += 128) add_columns<T, 4, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
+  for (; d + 64 <= n; d += 32) add_columns<T, 1, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
+  // The last whole pair and what stands behind it in one go.
+  const int64_t left = n - d;
+  if (left > 48) return add_columns<T, 1, 2>(tile, count, p, p_stride, heads, n, d, acc, next);
+  if (left > 32) return add_columns<T, 1, 1>(tile, count, p, p_stride, heads, n, d, acc, next);
+  if (left == 32) return add_columns<T, 1, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
+  if (left > 16) return add_columns<T, 0, 2>(tile, count, p, p_stride, heads, n, d, acc, next);
+  if (left > 0) add_columns<T, 0, 1>(tile, count, p, p_stride, heads, n, d, acc, next);
+}
+
+// Brings one head's sums of add_values in order.
+template <typename T>
+void settle(const T* values, int64_t n, float* acc) {
+  int64_t d = 0;
+  for (; d + 32 <= n; d += 32) untangle(values, acc + d);
+  const int64_t rest = n % kLanes, first = n - rest;
+  if (rest > 0 && first > 0)
+    for (int64_t c = 0; c < rest; ++c) acc[first + c] = acc[first + kLanes - rest + c];
 }
 
 // The keys of tile `i` of a work item, or null if there is none: what its thread reads first.
@@ -143,13 +173,13 @@ template <typename T, int D>
 void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* logits, T* rounded, Query<T>* query) {
   const Paged<T>& paged = job.paged;
   const int64_t chunk = item % job.chunks, list = item / job.chunks % job.lists, row = item / job.chunks / job.lists;
-  const int64_t heads = job.heads(), size = paged.page_size, dim = paged.head_dim;
+  const int64_t heads = job.heads(), size = paged.page_size, dim = paged.head_dim, width = sums_width(dim);
   const int64_t head = list * heads / job.group(), first_head = row * job.query_heads + list * heads;
   const int64_t first = chunk * job.chunk_pages();
   const int64_t last = std::min(first + job.chunk_pages(), job.listed(row, list));
   float* top = job.partial_max + item * heads;
   float* total = job.partial_sum + item * heads;
-  float* acc = job.partial_out + item * heads * dim;
+  float* acc = job.partial_out + item * heads * width;
   if (first >= last) {
     std::fill_n(top, heads, -std::numeric_limits<float>::infinity());
     std::fill_n(total, heads, 0.0f);
@@ -213,9 +243,9 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
     if (job.weights != nullptr)
       std::copy_n(own, entries, job.weights + ((row * job.lists + list) * heads + g) * job.chunks * kChunk + chunk * kChunk);
   }
-  std::fill_n(acc, heads * dim, 0.0f);
+  std::fill_n(acc, heads * width, 0.0f);
   // One head alone waits for memory either way, and keeps its weights as they are.
-  const bool in_pairs = kPairs<T> && heads > 1 && dim % 32 == 0;
+  const bool in_pairs = kPairs<T> && heads > 1;
   entries = 0;
   for (int64_t i = first; i < last; ++i) {
     const int64_t page = job.page(row, list, i), valid = paged.valid(row, page);
@@ -226,7 +256,7 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
     if (in_pairs) {
       if constexpr (kPairs<T>)
         add_values_in_pairs(tile, static_cast<int>(valid), rounded + entries, kChunk + kLanes, static_cast<int>(heads),
-                            dim, acc, following);
+                            dim, acc, width, following);
     } else {
       add_values<T, D>(tile, static_cast<int>(valid), logits + entries, kChunk + kLanes, static_cast<int>(heads), dim, acc,
                        following);
@@ -234,13 +264,12 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
     entries += valid;
   }
   for (int64_t g = 0; g < heads; ++g) {
-    for (int64_t d = 0; d + 32 <= dim; d += 32) {
-      if (!in_pairs) {
-        untangle(paged.v, acc + g * dim + d);
-        continue;
-      }
-      if constexpr (kPairs<T>) untangle_pairs(acc + g * dim + d);
+    if (!in_pairs) {
+      settle(paged.v, dim, acc + g * width);
+      continue;
     }
+    if constexpr (kPairs<T>)
+      for (int64_t d = 0; d < width; d += 32) untangle_pairs(acc + g * width + d);
   }
 }
 
@@ -248,6 +277,7 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
 template <typename T>
 void merge_chunks(const Attend<T>& job, int64_t row, int64_t query_head, float* factors) {
   const int64_t heads = job.heads(), dim = job.paged.head_dim, list = query_head / heads, g = query_head % heads;
+  const int64_t width = sums_width(dim);
   const int64_t used = (job.listed(row, list) + job.chunk_pages() - 1) / job.chunk_pages();
   T* out = job.out + (row * job.query_heads + query_head) * dim;
   if (used == 0) {
@@ -265,7 +295,7 @@ void merge_chunks(const Attend<T>& job, int64_t row, int64_t query_head, float* 
   for (int64_t c = 0; c < used; ++c) factors[c] /= total;
   for (int64_t d = 0; d < dim; ++d) {
     float sum = 0;
-    for (int64_t c = 0; c < used; ++c) sum += factors[c] * job.partial_out[((base + c) * heads + g) * dim + d];
+    for (int64_t c = 0; c < used; ++c) sum += factors[c] * job.partial_out[((base + c) * heads + g) * width + d];
     from_float(sum, out + d);
   }
 }

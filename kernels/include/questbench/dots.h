@@ -14,7 +14,7 @@ template <typename T>
 struct QueryOf {
   using type = float;
 };
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512BW__)
 template <>
 struct QueryOf<bf16> {
   using type = bf16;
@@ -34,13 +34,17 @@ struct Row {
     Vec sum = {};
 #pragma GCC unroll 16
     for (int64_t c = 0; c < whole; c += kLanes) sum += load(row + c) * load(q + c);
-    if (D % kLanes != 0 || D == 0)
-      for (int64_t c = whole; c < n; ++c) sum[c - whole] += to_float(row[c]) * q[c];
+    if (D % kLanes == 0 && D > 0) return sum;
+    if (n >= kLanes) {
+      if (whole < n) sum += load_tail(row, n) * load_tail(q, n);
+    } else {
+      for (int64_t c = 0; c < n; ++c) sum[c] += to_float(row[c]) * q[c];
+    }
     return sum;
   }
 };
 
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512BW__)
 template <int D>
 struct Row<bf16, D> {
   __attribute__((always_inline)) static inline Vec dot(const bf16* row, const bf16* q, int64_t width) {
@@ -49,15 +53,18 @@ struct Row<bf16, D> {
 #pragma GCC unroll 16
     for (int64_t c = 0; c < whole; c += 32)
       sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(row + c), (__m512bh)_mm512_loadu_si512(q + c));
-    Vec out = (Vec)sum;
-    if (D % 32 != 0 || D == 0)
-      for (int64_t c = whole; c < n; ++c) out[(c - whole) % kLanes] += to_float(row[c]) * to_float(q[c]);
-    return out;
+    if ((D % 32 != 0 || D == 0) && whole < n) {
+      const __mmask32 rest = (1u << (n - whole)) - 1;
+      sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi16(rest, row + whole),
+                             (__m512bh)_mm512_maskz_loadu_epi16(rest, q + whole));
+    }
+    return (Vec)sum;
   }
 };
 #endif
 
-// One row after the other against one query, the 16 sums in registers. kStride > 0 is a compile-time row stride.
+// One row after the other against one query, the 16 sums in registers. kStride > 0 is a compile-time row stride. kLines of
+// each of the `next` rows are fetched; -1 stands for whole rows.
 template <typename T, int D, int kStride, int kLines>
 __attribute__((always_inline)) inline Vec full_block(const T* rows, int64_t row_stride, const Query<T>* q, int64_t n,
                                                      const T* next, int64_t next_stride) {
@@ -65,7 +72,7 @@ __attribute__((always_inline)) inline Vec full_block(const T* rows, int64_t row_
   const T* row = rows;
 #pragma GCC unroll 16
   for (int t = 0; t < kLanes; ++t) {
-    if (kLines > 0) prefetch_row(next + t * next_stride, kLines * 64);
+    if (kLines != 0) prefetch_row(next + t * next_stride, kLines > 0 ? kLines * 64 : n * static_cast<int64_t>(sizeof(T)));
     partial[t] = Row<T, D>::dot(kStride > 0 ? rows + t * kStride : row, q, n);
     row += row_stride;
     // Keeps the rows in order and their addresses few; else all 16 are worked out first and spill the sums.
@@ -88,7 +95,8 @@ __attribute__((noinline)) void part_block(const T* rows, int64_t row_stride, int
 template <typename T, int D, int kStride>
 __attribute__((noinline)) void single_query(const T* rows, int64_t row_stride, const Query<T>* q, int64_t n, float* out,
                                             const T* next, int64_t next_stride) {
-  store(out, full_block<T, D, kStride, (D > 0 ? D : 64) * sizeof(T) / 64>(rows, row_stride, q, n, next, next_stride));
+  constexpr int kLines = D > 0 ? D * static_cast<int>(sizeof(T)) / 64 : -1;
+  store(out, full_block<T, D, kStride, kLines>(rows, row_stride, q, n, next, next_stride));
 }
 
 template <typename T, int D, int kStride>

@@ -27,10 +27,16 @@ inline uint32_t order_key(float score) {
 // Scores of a group's query heads as one list of scores.
 //
 // kSumSoftmax ranks by the sum over heads of the softmax over pages, held as its logarithm: pages far below the best
-// keep their order where the sum itself would have been rounded to zero. One head alone ranks by its raw scores.
+// keep their order where the sum itself would have been rounded to zero. One head alone ranks by its raw scores. NaN and
+// +inf become NaN: the page ranks first and the others keep their order. A head that knows only -inf adds nothing.
 inline void merge_scores(const float* scores, int64_t stride, int group, int64_t pages, Merge merge, float scale,
                          float* out) {
-  if (merge != Merge::kSumSoftmax || group == 1) {
+  const float none = -std::numeric_limits<float>::infinity(), unknown = std::numeric_limits<float>::quiet_NaN();
+  if (merge == Merge::kSumSoftmax && group == 1) {
+    for (int64_t p = 0; p < pages; ++p) out[p] = scores[p] * scale < -none ? scores[p] : unknown;
+    return;
+  }
+  if (merge != Merge::kSumSoftmax) {
     std::copy_n(scores, pages, out);
     for (int g = 1; g < group; ++g) {
       for (int64_t p = 0; p < pages; ++p) {
@@ -40,8 +46,6 @@ inline void merge_scores(const float* scores, int64_t stride, int group, int64_t
     }
     return;
   }
-  const float none = -std::numeric_limits<float>::infinity();
-  const Vec unknown = splat(std::numeric_limits<float>::quiet_NaN()), limit = splat(-none);
   // Whole vectors; the tail of a list is read into one that is filled up with -inf.
   const auto scaled = [&](int g, int64_t p) {
     const float* own = scores + g * stride + p;
@@ -54,13 +58,15 @@ inline void merge_scores(const float* scores, int64_t stride, int group, int64_t
       for (int64_t i = p; i < pages; ++i) tail[i - p] = own[i - p] * scale;
       x = load(tail);
     }
-    return x < limit ? x : unknown;  // NaN and +inf: the page ranks first, the others keep their order
+    return x < splat(-none) ? x : splat(unknown);
   };
   float log_total[kMaxGroup];
   for (int g = 0; g < group; ++g) {
     Vec tops = splat(none), sums = {};
     for (int64_t p = 0; p < pages; p += kLanes) tops = max_of(scaled(g, p), tops);
     const float top = max_of(tops);
+    log_total[g] = 0;
+    if (top == none) continue;
     for (int64_t p = 0; p < pages; p += kLanes) {
       const Vec x = scaled(g, p);
       sums += exp_of((x == x ? x : splat(none)) - splat(top));
@@ -73,7 +79,8 @@ inline void merge_scores(const float* scores, int64_t stride, int group, int64_t
       parts[g] = scaled(g, p) - splat(log_total[g]);
       top = max_of(parts[g], top);
     }
-    for (int g = 0; g < group; ++g) sum += exp_of(parts[g] - top);
+    const Vec base = top == splat(none) ? Vec{} : top;
+    for (int g = 0; g < group; ++g) sum += exp_of(parts[g] - base);
     const Vec merged = top + log_of(sum);
     if (p + kLanes <= pages) {
       store(out + p, merged);

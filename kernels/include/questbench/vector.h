@@ -12,7 +12,7 @@
 namespace questbench {
 
 constexpr int kLanes = 16;
-constexpr int kMaxGroup = 64;  // query heads per KV head
+constexpr int kMaxGroup = 256;  // query heads per KV head
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IntVec __attribute__((vector_size(64)));
 typedef uint16_t HalfBits __attribute__((vector_size(32)));
@@ -135,6 +135,22 @@ inline void untangle(const bf16*, float* p) {
     p[2 * i] = mixed[i];
     p[2 * i + 1] = mixed[kLanes + i];
   }
+}
+
+// -1 in the last n % kLanes lanes, 0 in the others.
+inline IntVec tail_lanes(int64_t n) {
+  static const int32_t lanes[2 * kLanes] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
+                                            -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+  IntVec out;
+  std::memcpy(&out, lanes + n % kLanes, sizeof out);
+  return out;
+}
+
+// What whole vectors leave of a row of n >= kLanes elements, in the last lanes of one more vector; zeros in the others.
+// It begins inside the row, so that nothing is read behind its end.
+template <typename T>
+__attribute__((always_inline)) inline Vec load_tail(const T* row, int64_t n) {
+  return (Vec)((IntVec)load(row + n - kLanes) & tail_lanes(n));
 }
 
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }

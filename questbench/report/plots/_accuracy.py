@@ -1,12 +1,15 @@
 """What the accuracy plots share: a panel per task and length, dense as a level, intervals as bars.
 
-Methods that were measured at the same x stand side by side around it, so that their intervals can be told apart.
+Methods that were measured at the same x stand side by side around it, so that their intervals can be told apart. All
+panels of a figure have the same x axis; where that is one value only, it is the methods that stand along it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from questbench import units
@@ -20,68 +23,105 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_PANELS = 24
-DODGE = 0.3
-"""Share of the distance between two neighbouring values of x over which the methods of one value are spread."""
+DODGE, CLOSE = 0.3, 0.08
+"""Share of the distance between two neighbouring values of x over which the methods of one value are spread, and the
+most that stands between two of them."""
 
 
-def draw(frame: pd.DataFrame, figure: Figure, x: str, x_label: str) -> pd.DataFrame:
-    """Score in per cent over column ``x``, a count of tokens.
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What stands on the y axis: a fraction, drawn in per cent."""
+
+    column: str
+    low: str
+    high: str
+    name: str
+    limits: tuple[float, float] | None = None
+    dense: float | None = None
+    """Value of dense where its row has none: differences to it are 0."""
+
+
+SCORE = Measure("score", "score.ci_low", "score.ci_high", "score (%)", limits=(-3, 105))
+
+
+def draw(
+    frame: pd.DataFrame,
+    figure: Figure,
+    x: str,
+    x_label: str,
+    measure: Measure = SCORE,
+    also: Sequence[str] = ("score.n",),
+) -> pd.DataFrame:
+    """A measure in per cent over column ``x``, a count of tokens.
 
     Raises:
-        NothingToDraw: no scores, or no sparse method.
+        NothingToDraw: no such values, or no sparse method.
     """
-    if "score" not in frame or "task" not in frame:
-        raise NothingToDraw("no scores in the records")
+    import pandas as pd
+
+    if measure.column not in frame or "task" not in frame:
+        raise NothingToDraw(f"no {measure.name.partition(' (')[0]} in the records")
     frame = frame.assign(**{x: _counts(frame, x)})
-    columns = [
-        "task",
-        "seq_len",
-        "label",
-        "budget",
-        x,
-        "score",
-        "score.ci_low",
-        "score.ci_high",
-        "score.n",
-        "yardstick",
-    ]
-    cells = frame[frame["score"].notna() & ~frame["fallback"]]
+    columns = ["task", "seq_len", "label", "budget", x, measure.column, measure.low, measure.high, *also, "yardstick"]
+    baseline = frame["method"].isin(BASELINES)
+    if measure.dense is not None:
+        frame.loc[baseline, [measure.column, measure.low, measure.high]] = measure.dense
+    cells = frame[frame[measure.column].notna() & ~frame["fallback"] & (baseline | frame[x].notna())]
     baseline = cells["method"].isin(BASELINES)
-    if (~baseline & cells[x].notna()).sum() == 0:
-        raise NothingToDraw("no sparse method with a score")
-    cells = cells[baseline | cells[x].notna()]
+    if baseline.all():
+        raise NothingToDraw(f"no sparse method with a {measure.name.partition(' (')[0]}")
     cells = cells.reindex(columns=list(dict.fromkeys(columns))).assign(baseline=baseline)
     groups = list(cells.groupby(["task", "seq_len"], sort=False))
     left_out = len(groups) - MOST_PANELS
     groups = groups[:MOST_PANELS]
     looks = style.looks(cells["label"], cells.loc[cells["yardstick"], "label"])
-    axes_list = style.panels(figure, len(groups))
-    drawn = []
+    axes_list = style.panels(figure, len(groups), share_y=measure.limits is not None)
+    drawn = pd.concat([part for _, part in groups])
+    values = sorted(drawn.loc[~drawn["baseline"], x].unique())
+    sparse = style.drawing_order(drawn.loc[~drawn["baseline"], "label"])
+    alone = len(values) == 1
     for axes, (_, part) in zip(axes_list, groups, strict=True):
         axes.set_title(f"{part['task'].iloc[0]}, {units.count(int(part['seq_len'].iloc[0]))}")
-        drawn.append(part)
-        ends = _panel(axes, part, x, looks)
-        style.count_axis(axes, part.loc[~part["baseline"], x].unique(), x_label)
-        axes.set_ylim(-3, 105)
+        places = (
+            part["label"].map({label: at for at, label in enumerate(sparse)}) if alone else _dodged(part, x, values)
+        )
+        ends = _panel(axes, part, x, places, looks, measure)
+        if alone:
+            axes.set_xticks(
+                range(len(sparse)),
+                [style.in_lines(label, 16) for label in sparse],
+                rotation=90 if len(sparse) > 3 else 0,
+            )
+            axes.set_xlim(-0.6, len(sparse) - 0.4)
+            axes.set_xlabel(f"{x_label}: {units.count(int(values[0])) if values[0] % 1 == 0 else f'{values[0]:.0f}'}")
+        else:
+            style.count_axis(axes, values, x_label)
+        if measure.limits is not None:
+            axes.set_ylim(*measure.limits)
         if style.leftmost(axes):
-            axes.set_ylabel("score (%)")
-    style.name_lines(figure, axes_list, ends)
-    import pandas as pd
-
-    data = pd.concat(drawn).drop(columns="baseline")
+            axes.set_ylabel(measure.name)
+    if alone:  # the methods' names stand along the axis
+        width, height = figure.get_size_inches()
+        rows = -(-len(groups) // 3)
+        figure.set_size_inches(width, height + 0.5 * rows * (len(sparse) > 3))
+        style.legend(figure, axes_list, leave_out=_named(sparse, cells))
+    else:
+        style.name_lines(figure, axes_list, ends)
+    data = drawn.drop(columns="baseline")
     if left_out > 0:
         data.attrs[REMARK] = f"{left_out} more set-ups are not drawn; report fewer tasks or lengths to see them."
     return data
 
 
-def _panel(axes: Axes, part: pd.DataFrame, x: str, looks: dict[str, style.Look]) -> dict[str, tuple[float, str]]:
+def _panel(
+    axes: Axes, part: pd.DataFrame, x: str, places: pd.Series[float], looks: dict[str, style.Look], measure: Measure
+) -> dict[str, tuple[float, str]]:
     """Lines of one panel; the last height and the colour of each."""
     ends = {}
-    places = _dodged(part, x)
     for label in style.drawing_order(part["label"]):
         line = part[part["label"] == label].sort_values(x)
-        value = line["score"] * 100
-        low, high = (line[name].fillna(line["score"]) * 100 for name in ("score.ci_low", "score.ci_high"))
+        value = line[measure.column] * 100
+        low, high = (line[name].fillna(line[measure.column]) * 100 for name in (measure.low, measure.high))
         look = looks[label]
         name = f"{label} (yardstick)" if line["yardstick"].any() else label
         if line["baseline"].any():
@@ -94,16 +134,21 @@ def _panel(axes: Axes, part: pd.DataFrame, x: str, looks: dict[str, style.Look])
     return ends
 
 
-def _dodged(part: pd.DataFrame, x: str) -> pd.Series[float]:
-    """Where on the logarithmic axis the points of the sparse methods are drawn."""
+def _named(labels: Sequence[str], cells: pd.DataFrame) -> list[str]:
+    marked = set(cells.loc[cells["yardstick"], "label"])
+    return [f"{label} (yardstick)" if label in marked else label for label in labels]
+
+
+def _dodged(part: pd.DataFrame, x: str, values: Sequence[float]) -> pd.Series[float]:
+    """Where on the logarithmic axis the points of the sparse methods are drawn; ``values`` are those of the figure."""
     sparse = part[~part["baseline"]]
     rank = {label: number for number, label in enumerate(style.drawing_order(sparse["label"]))}
-    values = sorted(sparse[x].unique())
     gap = min((math.log2(high / low) for low, high in itertools.pairwise(values)), default=1.0)
-    if sparse.groupby(x)["label"].nunique().max() < 2 or len(values) > len(set(sparse["budget"])):
+    if sparse.groupby(x)["label"].nunique().max() < 2 or sparse[x].nunique() > sparse["budget"].nunique():
         return sparse[x]  # the methods have values of x of their own, which must not be moved
     offset = sparse["label"].map(rank) - (len(rank) - 1) / 2
-    return sparse[x] * 2.0 ** (offset * min(gap, 1.0) * DODGE / max(1, len(rank) - 1))
+    step = min(DODGE / max(1, len(rank) - 1), CLOSE)
+    return sparse[x] * 2.0 ** (offset * min(gap, 1.0) * step)
 
 
 def _counts(frame: pd.DataFrame, x: str) -> pd.Series[float]:
@@ -111,4 +156,5 @@ def _counts(frame: pd.DataFrame, x: str) -> pd.Series[float]:
     import pandas as pd
 
     none = pd.Series(float("nan"), index=frame.index)
-    return frame.get(f"score.{x}", none).fillna(frame.get(x, none))
+    found = frame.get(f"score.{x}", none).fillna(frame.get(f"perplexity.{x}", none))
+    return found.fillna(frame.get(x, none))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from questbench import registry
 from questbench.errors import PrerequisiteError
 from questbench.report import _format as fmt
-from questbench.report import style
+from questbench.report import escape, style
 from questbench.report.frame import BASELINES
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 PACKAGE = "questbench.report.plots"
 REMARK = "remark"
 """Key of ``DataFrame.attrs``: what a reader of this one figure must know besides; printed below it."""
+
+LONGEST_NAME = 100
+"""Characters of a figure's file name; names of models are part of it and may be paths."""
 
 
 class NothingToDraw(Exception):
@@ -78,11 +82,11 @@ def load(name: str) -> Plot:
 
     Raises:
         UsageError: there is no such plot.
-        TypeError: the module lacks a part.
+        PluginError: the module cannot be imported or lacks a part.
     """
     module = registry.load_module(PACKAGE, name, kind="plot")
     if lacking := [part for part in ("KIND", "TITLE", "AXES", "draw") if not hasattr(module, part)]:
-        raise TypeError(f"{module.__file__} must define {', '.join(lacking)}")
+        raise registry.broken("plot", name, f"{module.__file__} must define {', '.join(lacking)}")
     return cast(Plot, module)
 
 
@@ -96,11 +100,13 @@ def draw(name: str, frame: pd.DataFrame, inputs: Sequence[str], out: Path) -> It
     cells = frame[(frame["kind"] == plot.KIND) & (frame["status"] == "ok")] if "kind" in frame else frame
     if cells.empty:
         raise NothingToDraw(f"no results of '{plot.KIND}'")
-    reason, drawn = NothingToDraw("nothing"), 0
+    reason = NothingToDraw("nothing")
+    drawn: set[str] = set()
     for suffix, part in _setups(cells, [column for column in inputs if column not in plot.AXES]):
+        file = _file_name(name + suffix, drawn)
         try:
-            yield _write(plot, name + suffix, part, inputs, out)
-            drawn += 1
+            yield _write(plot, file, part, inputs, out)
+            drawn.add(file)
         except NothingToDraw as error:
             reason = error
     if not drawn:
@@ -119,13 +125,26 @@ def blank() -> Iterator[Figure]:
         yield EmptyFigure()
 
 
+def _file_name(text: str, taken: set[str]) -> str:
+    """A name that every file system takes; a hash tells apart what was too long or came out alike."""
+    name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", text)
+    if len(name) <= LONGEST_NAME and name not in taken:
+        return name
+    return f"{name[:LONGEST_NAME].rstrip('-')}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"
+
+
 def _write(plot: Plot, name: str, frame: pd.DataFrame, inputs: Sequence[str], out: Path) -> Drawn:
+    frame = frame.reset_index(drop=True)
+    if frame["run_mark"].nunique() > 1:
+        frame["label"] = [f"{label} [{mark}]" for label, mark in zip(frame["label"], frame["run_mark"], strict=True)]
+    for column in {"label", "task"} & set(frame):
+        frame[column] = frame[column].map(lambda text: escape.terminal(text) if isinstance(text, str) else text)
     with blank() as figure:
-        data = plot.draw(frame.reset_index(drop=True), figure)
+        data = plot.draw(frame, figure)
         _, shared = fmt.split_inputs(frame, [column for column in inputs if column not in plot.AXES])
-        lines = [f"{fmt.origin_line(frame)}. {fmt.shared_line(frame, shared)}.", data.attrs.get(REMARK, "")]
-        style.small_print(figure, "\n".join(filter(None, lines)))
-        name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", name)
+        lines = [f"{fmt.origin_line(frame)}. {fmt.shared_line(frame, shared)}.", fmt.runs_line(frame)]
+        lines += [data.attrs.get(REMARK, ""), *(f"Warning: {text}" for text in fmt.frequent_warnings(frame))]
+        style.small_print(figure, escape.terminal("\n".join(filter(None, lines))))
         drawn = Drawn(name, plot.TITLE, *(out / f"{name}.{kind}" for kind in ("png", "pdf", "csv")))
         try:
             out.mkdir(parents=True, exist_ok=True)

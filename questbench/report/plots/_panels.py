@@ -10,13 +10,15 @@ from questbench import units
 from questbench.report import _format as fmt
 from questbench.report import style
 from questbench.report.frame import BASELINES
-from questbench.report.plots._base import NothingToDraw
+from questbench.report.plots._base import REMARK, NothingToDraw
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+APART = 1.15
+"""Time of a whole over that of its parts from which on the figure says that the two disagree."""
 LIMIT = "bound by bytes"
 """Legend of the lines that say what the bytes alone would take."""
 
@@ -78,7 +80,7 @@ def over_length(
                 axes.plot(line["seq_len"], line[bound] / divisor, color=looks[label].colour, **style.LIMIT)
             ends[label] = (float(value.iloc[-1]), looks[label].colour)
         axes.set_yscale("log")
-        style.count_axis(axes, part["seq_len"].unique(), "text length (tokens)")
+        style.count_axis(axes, cells["seq_len"].unique(), "text length (tokens)")
         if style.leftmost(axes):
             axes.set_ylabel(f"{name} ({unit})")
     for axes in axes_list:
@@ -110,6 +112,7 @@ def stacked(
     if cells.empty:
         raise NothingToDraw("only dense fallbacks")
     length = cells["seq_len"].max()
+    shorter = _not_of(cells, length)
     cells = cells[cells["seq_len"] == length].reindex(columns=["seq_len", "budget", "label", *columns, metric])
     divisor, unit = fmt.scale(cells[metric], "s")
     limit = _limit(cells, columns, metric) / divisor
@@ -142,8 +145,41 @@ def stacked(
         axes.set_xlabel(f"time ({unit})")
         axes.set_title(f"{axes.get_title()}, length {units.count(int(length))}")
     style.legend(figure, axes_list)
+    remark = " ".join(filter(None, [shorter, _apart(cells, columns, metric, whole)]))
     drawn: pd.DataFrame = cells.rename(columns={column: f"{column}_seconds" for column in [*columns, metric]})
+    if remark:
+        drawn.attrs[REMARK] = remark
     return drawn
+
+
+def _not_of(cells: pd.DataFrame, length: float) -> str:
+    """What has no cell at the longest text, and is therefore not drawn."""
+    found = []
+    there = cells[cells["seq_len"] == length]
+    for column, name in (("run_mark", "run"), ("budget", "budget")):
+        absent = sorted(set(cells[column].dropna()) - set(there[column])) if column in cells else []
+        found += [f"{name} {fmt.inputs(column, value)}" for value in absent]
+    return f"Not drawn, having no text of {units.count(int(length))}: {', '.join(found)}." if found else ""
+
+
+def _apart(cells: pd.DataFrame, columns: list[str], metric: str, whole: str) -> str:
+    """What a reader must know where diamonds stand beyond their bars, or far within them."""
+    share = cells[metric] / cells[columns].sum(axis=1)
+    beyond, within = cells[share > APART], cells[share < 1 / APART]
+    lines = []
+    if len(beyond):
+        names = ", ".join(dict.fromkeys(beyond["label"]))
+        lines.append(
+            f"Diamonds beyond their bars ({names}): the {whole} took up to {share.max():.1f} times as long as its "
+            "parts together. The two were timed one after the other, so the machine was slower during one of them."
+        )
+    if len(within):
+        names = ", ".join(dict.fromkeys(within["label"]))
+        lines.append(
+            f"Diamonds within their bars ({names}): the parts together took up to {1 / share.min():.1f} times as long "
+            f"as the {whole}. For the parts, every op is called alone."
+        )
+    return " ".join(lines)
 
 
 def _limit(cells: pd.DataFrame, columns: list[str], metric: str) -> float:

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KIND = "accuracy"
-TITLE = "Score by length and depth of the needle; numbers are hits of samples. Dense has no budget and is repeated."
+TITLE = (
+    "Score by length and depth of the needle; the numbers are hits out of samples. "
+    "Dense has no budget and is shown again in each row."
+)
 AXES = ("seq_len", "budget")
 COLUMN = "score.by_depth"
 MOST_DEPTHS = 21
 """More depths than these are put together in tenths of the text."""
 MOST_ROWS = 6
+LETTER = 0.066
+"""Inches that a letter of a title takes."""
 COLOURS = "cividis"
 """Even to the eye, with and without colour vision."""
 
@@ -40,7 +45,10 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
     data = data[data["budget"].isin(budgets) | baseline]
     lengths = sorted(data["seq_len"].unique())
     depths = sorted(data["depth"].unique())
-    figure.set_size_inches(style.PAGE if len(labels) > 2 else style.COLUMN * 1.2, 0.7 + 1.55 * len(budgets))
+    width = style.PAGE if len(labels) > 2 else style.COLUMN * 1.2
+    titles = _titles(data, labels, width)
+    lines = max(title.count("\n") + 1 for title in titles.values())
+    figure.set_size_inches(width, 0.6 + 0.1 * lines + 1.55 * len(budgets))
     grid = figure.subplots(len(budgets), len(labels), squeeze=False, sharex=True, sharey=True)
     image: Any = None
     for row, budget in enumerate(budgets):
@@ -51,7 +59,7 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
                 own = own[own["budget"] == budget]
             image = _panel(axes, own, lengths, depths, room=len(labels) * len(lengths) <= 24)
             if row == 0:
-                axes.set_title(f"{label}\n(yardstick)" if own["yardstick"].any() else label, fontsize=7)
+                axes.set_title(titles[label], fontsize=7)
         place = "depth (%)"
         grid[row][0].set_ylabel(place if budget is None else f"budget {units.count(int(budget))}\n{place}")
     narrow = figure.get_size_inches()[0] / (len(labels) * len(lengths)) < 0.4
@@ -66,6 +74,16 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
     if left_out := len(known) - len(budgets):
         data.attrs[REMARK] = f"{left_out} more budgets are not drawn; report runs of fewer budgets to see them."
     return data
+
+
+def _titles(data: pd.DataFrame, labels: list[str], width: float) -> dict[str, str]:
+    """Names above the columns, in lines that are no wider than a column."""
+    room = max(8, int((width - 1.2) / len(labels) / LETTER))
+    titles = {}
+    for label in labels:
+        marked = data.loc[data["label"] == label, "yardstick"].any()
+        titles[label] = style.in_lines(label, room) + ("\n(yardstick)" if marked else "")
+    return titles
 
 
 def _panel(axes: Axes, own: pd.DataFrame, lengths: list[Any], depths: list[float], *, room: bool) -> Any:

@@ -44,9 +44,9 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
     extremes = cells.groupby("budget")["speedup.dense"].agg(["min", "max"])
     wide = bool((extremes["max"] > WIDE * extremes["min"]).any())
     axes_list = []
+    lengths = sorted(cells["seq_len"].unique())
     for axes, part in _panels.by_budget(cells, figure, share_y=False):
         axes_list.append(axes)
-        lengths = sorted(part["seq_len"].unique())
         for number, label in enumerate(labels):
             bars = part[part["label"] == label].sort_values("seq_len")
             x = [lengths.index(length) + (number - (len(labels) - 1) / 2) * width for length in bars["seq_len"]]

@@ -1,0 +1,204 @@
+"""What tensors hold, checked before a compiled op follows it: ids inside the pool, lengths within the table, lists.
+
+Only with ``QUESTBENCH_CHECK=1``, as in the tests: it reads every length and page id, and on a GPU it waits for them.
+What tensors are (shapes, types, strides, devices) is checked in every call, by the binding (``contract.h``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from questbench.kernels._bounds import LANES, is_by_channel
+
+enabled = os.environ.get("QUESTBENCH_CHECK") == "1"
+"""Whether values are checked."""
+
+
+def check(op: str, *arguments: Any) -> None:
+    """Refuse arguments of an operator (see ``_native.py``) whose values break its contract.
+
+    Raises:
+        ValueError: which tensor holds what it must not.
+    """
+    if not enabled:
+        return
+    tensors = [given for given in arguments if isinstance(given, Tensor)]
+    if any(given.is_cuda for given in tensors) and torch.cuda.is_current_stream_capturing():
+        return  # nothing can be read back while a graph is captured
+    try:
+        _CHECKS[op](*arguments)
+    except (IndexError, RuntimeError, TypeError):
+        return  # shapes do not fit each other: the binding says which, and why
+
+
+def _append(
+    k: Tensor,
+    v: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    bounds: Tensor | None,
+    table: Tensor,
+    lengths: Tensor,
+    new: Tensor | None,
+) -> None:
+    del v, v_pages, bounds
+    incoming, size = k.shape[2], k_pages.shape[2]
+    added = torch.full_like(lengths, incoming) if new is None else new
+    _within("new", added, 0, incoming)
+    _lengths(lengths, table, size)
+    _lengths(lengths + added, table, size, "lengths with the new entries")
+    used = (lengths.long() // size)[:, None] * (added > 0)[:, None]
+    _ids(table, lengths.long() + added, size, k_pages.shape[0], first=used)
+
+
+def _score(q: Tensor, bounds: Tensor, table: Tensor, lengths: Tensor, size: int, skip_newest: bool) -> None:
+    del q
+    _lengths(lengths, table, size)
+    pool = bounds.shape[0] * (LANES if is_by_channel(bounds) else 1)
+    scored = lengths.long() - 1 if skip_newest else lengths.long()
+    _ids(table, scored // size * size if skip_newest else scored, size, pool)
+
+
+def _select(
+    scores: Tensor, lengths: Tensor, size: int, count: int, row_counts: Tensor | None, width: int, *_: Any
+) -> None:
+    del count
+    _lengths(lengths, scores[0], size)
+    if row_counts is not None:
+        _within("count", row_counts, 0, None)
+        _within("count", torch.minimum(row_counts, _pages(lengths, size)), 0, width)
+
+
+def _attend(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    scale: float,
+    pages: Tensor | None,
+    counts: Tensor | None,
+    softcap: float,
+    sinks: Tensor | None,
+    prefix_q: Tensor | None,
+    prefix: int,
+    mass: Tensor | None,
+    add_mass: bool,
+    visits: Tensor | None,
+) -> None:
+    del q, v_pages, scale, softcap, sinks, prefix_q, prefix, add_mass
+    size = k_pages.shape[2]
+    _lengths(lengths, table, size)
+    _ids(table, lengths.long(), size, k_pages.shape[0])
+    _slots(lengths, mass=mass, visits=visits)
+    if pages is None or counts is None:
+        return
+    _within("counts", counts, 0, pages.shape[2])
+    listed = torch.arange(pages.shape[2], device=pages.device) < counts[:, :, None]
+    last = (_pages(lengths, size) - 1)[:, None, None].expand_as(pages)
+    if (listed & ((pages < 0) | (pages > last))).any():
+        raise ValueError("pages lists a page that its row does not have")
+    if (listed[:, :, 1:] & (pages[:, :, 1:] <= pages[:, :, :-1])).any():
+        raise ValueError("pages is not ascending")
+
+
+def _attend_top(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    bounds: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    scale: float,
+    count: int,
+    row_counts: Tensor | None,
+    width: int,
+    force_newest: bool,
+    merge: int,
+    softcap: float,
+    sinks: Tensor | None,
+    visits: Tensor | None,
+) -> None:
+    del q, v_pages, bounds, scale, force_newest, merge, softcap, sinks
+    size = k_pages.shape[2]
+    _lengths(lengths, table, size)
+    _ids(table, lengths.long(), size, k_pages.shape[0])
+    _slots(lengths, visits=visits)
+    _select(table[:, None], lengths, size, count, row_counts, width)
+
+
+def _evict(
+    k_pages: Tensor,
+    v_pages: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    positions: Tensor,
+    mass: Tensor | None,
+    capacity: int,
+    sinks: int,
+    recent: int,
+    shared: bool,
+) -> None:
+    del v_pages, shared
+    size = k_pages.shape[2]
+    _lengths(lengths, table, size)
+    _slots(lengths, positions=positions, mass=mass)
+    full = (lengths == capacity + 1).nonzero()[:, 0]
+    if full.numel() == 0:
+        return
+    _ids(table[full], lengths[full].long(), size, k_pages.shape[0])
+    held = positions[full, :, : capacity + 1]
+    candidates = (held >= sinks) & (held <= held.amax(2, keepdim=True) - recent)
+    if not candidates.any(2).all():
+        raise ValueError("evict: all entries of a row are sinks or recent, none can be dropped")
+
+
+_CHECKS: dict[str, Callable[..., None]] = {
+    "append": _append,
+    "score": _score,
+    "select": _select,
+    "attend": _attend,
+    "attend_top": _attend_top,
+    "evict": _evict,
+}
+
+
+def _pages(lengths: Tensor, size: int) -> Tensor:
+    return (lengths + (size - 1)) // size
+
+
+def _within(name: str, values: Tensor, least: int, most: int | None) -> None:
+    if values.numel() == 0:
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < least or (most is not None and high > most):
+        wanted = f"{least} to {most}" if most is not None else f"{least} or more"
+        raise ValueError(f"{name} holds {low if low < least else high}, not {wanted}")
+
+
+def _lengths(lengths: Tensor, table: Tensor, size: int, name: str = "lengths") -> None:
+    _within(name, lengths, 0, table.shape[1] * size)
+
+
+def _slots(lengths: Tensor, **per_slot: Tensor | None) -> None:
+    """Tensors of one value per slot reach as far as the longest row."""
+    longest = int(lengths.max()) if lengths.numel() else 0
+    for name, given in per_slot.items():
+        if given is not None and given.shape[2] < longest:
+            raise ValueError(f"{name} has {given.shape[2]} slots for a row of {longest} entries")
+
+
+def _ids(table: Tensor, lengths: Tensor, size: int, pool: int, first: Tensor | None = None) -> None:
+    """The physical pages of the first ``lengths`` entries, from the logical page ``first`` on, are in the pool."""
+    place = torch.arange(table.shape[1], device=table.device)
+    used = place < _pages(lengths, size)[:, None]
+    if first is not None:
+        used &= place >= first
+    ids = table[used]
+    if ((ids < 0) | (ids >= pool)).any():
+        raise ValueError(f"page_table names a page outside of the pool of {pool}")

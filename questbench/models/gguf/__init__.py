@@ -1,0 +1,1 @@
+"""Models in GGUF files, alone or inside an installed Python distribution: found, checked, converted once."""

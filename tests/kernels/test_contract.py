@@ -1,0 +1,81 @@
+"""Calls that break the contract are refused by name, never followed; right ones pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from contract_cases import CASES, DIM, HEADS, broken, calls, store
+
+from questbench import kernels
+from questbench.kernels import _values
+from questbench.kernels._ops import Ops
+
+
+@pytest.fixture
+def cpu() -> Ops:
+    if reason := kernels.available()["cpu"]:
+        pytest.skip(reason)
+    return kernels.load("cpu")
+
+
+def test_the_tests_check_values() -> None:
+    assert _values.enabled
+
+
+@pytest.mark.parametrize("call", calls())
+def test_right_calls_pass(cpu: Ops, call: str) -> None:
+    getattr(cpu, call.split()[0])(**calls()[call])
+
+
+def test_there_are_a_hundred_broken_calls() -> None:
+    assert len(CASES) >= 100
+
+
+@pytest.mark.parametrize(("call", "name", "index"), CASES)
+def test_a_broken_call_is_refused(cpu: Ops, call: str, name: str, index: int) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        getattr(cpu, call.split()[0])(**broken(call, name, index))
+    assert len(str(caught.value)) > 15
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_lists_too_narrow_for_a_row_are_refused_as_by_the_reference(
+    cpu: Ops, checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where values are not checked: what a row asks for must not be cut silently."""
+    monkeypatch.setattr(_values, "enabled", checked)
+    arguments = {**calls()["select per row"], "count": torch.tensor([3, 1], dtype=torch.int32)}
+    for ops in (cpu, kernels.load("reference")):
+        with pytest.raises((ValueError, RuntimeError)):
+            ops.select(**arguments)
+    top = {**calls()["attend_top"], "count": torch.tensor([3, 1], dtype=torch.int32)}
+    with pytest.raises(ValueError, match="lists of 2 pages cannot hold the 3 that row 0 asks for"):
+        cpu.attend_top(**top)
+
+
+def test_mixtures_that_autocast_makes_are_refused(cpu: Ops) -> None:
+    held = store()
+    k = torch.zeros((2, HEADS, 1, DIM))
+    with pytest.raises(TypeError, match=r"append: k is float32 where bfloat16 is stored \(torch\.autocast"):
+        cpu.append(k, k.bfloat16(), held.k_pages, held.v_pages, None, held.page_table, held.lengths)
+    pages = held.k_pages.float(), held.v_pages.float()
+    with pytest.raises(TypeError, match="append: v is bfloat16 where float32 is stored"):
+        cpu.append(k, k.bfloat16(), *pages, None, held.page_table, held.lengths)
+
+
+def test_refusals_name_the_tensor_and_what_it_should_be(cpu: Ops) -> None:
+    right: dict[str, Any] = calls()["attend"]
+    with pytest.raises(ValueError, match=r"attend: q has shape \[2, 4, 63\], not \[B = 2, Hq, D = 64\]"):
+        cpu.attend(**{**right, "q": right["q"][..., :63]})
+    with pytest.raises(TypeError, match="attend: page_table is int64, not int32"):
+        cpu.attend(**{**right, "page_table": right["page_table"].long()})
+    with pytest.raises(ValueError, match="attend: mass is strided"):
+        cpu.attend(**{**right, "mass": right["mass"].transpose(1, 2).contiguous().transpose(1, 2)})
+
+
+def test_without_the_check_values_are_not_read(cpu: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_values, "enabled", False)
+    monkeypatch.setattr(_values, "_CHECKS", {})
+    cpu.score(**calls()["score"])
