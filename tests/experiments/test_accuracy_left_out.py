@@ -93,7 +93,7 @@ def test_prompts_and_gold_answers_are_logged_on_request():
         assert row["answers"] and row["completion"].strip().startswith(row["answers"][0].strip())
         assert ("prompt_text" in row) == (row["method"] == "dense")
         if "prompt_text" in row:
-            assert row["answers"][0].strip() in row["prompt_text"] and "passkey" in row["prompt_text"].lower()
+            assert row["answers"][0].strip() in row["prompt_text"] and "pass key" in row["prompt_text"]
 
 
 def test_a_billion_samples_begin_at_once(monkeypatch):

@@ -54,7 +54,7 @@ def spoil(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("task", ["passkey", "ppl", "multiturn", "chain"])
+@pytest.mark.parametrize("task", ["passkey", "ppl", "multiturn", "chain:steps=5:links=5"])
 def test_the_cell_fails_and_names_the_dtype(spoil, task, value):
     spoil[0](value)
     length = {"multiturn": 1024, "ppl": 512}.get(task, 300)
@@ -78,7 +78,7 @@ def test_only_the_cells_fail_whose_samples_spoiled(spoil, uneven):  # noqa: F811
     settings = SMALL | {"tasks": ["uneven"], "seq_lens": [200], "budgets": [32], "batch": 3}
     longest = sorted(row["prompt_tokens"] for row in helpers.run(**settings)[1] if row["method"] == "dense")
     assert longest[1] + 8 < longest[2]
-    spoil[0](math.nan, when=lambda layer, row: layer.method.name == "quest" and layer.seen[row] >= longest[2])
+    spoil[0](math.nan, when=lambda layer, row: layer.method.name == "quest" and layer.store.seen[row] >= longest[2])
     records, rows, _ = helpers.run(**settings)
     by_method = {record.method: record for record in records}
     assert by_method["dense"].status == "ok"
