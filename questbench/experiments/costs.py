@@ -140,4 +140,4 @@ def duration(seconds: Iterable[float], limit: float | None) -> str:
         return f"{units.duration(limit)} at most (--time-limit); what is then missing says so"
     if not all(known):
         return "known once the first cell has run; --time-limit ends the run earlier"
-    return f"about {units.duration(sum(known))}, guessed from bytes; --time-limit ends the run earlier"
+    return f"about {units.duration(sum(known))}, a guess; --time-limit ends the run earlier"
