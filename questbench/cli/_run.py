@@ -153,10 +153,8 @@ def exit_code(records: Iterable[ResultRecord]) -> ExitCode:
 def _close(records: list[ResultRecord], code: ExitCode, writer: RunWriter, output: Output) -> None:
     """The last words: where the records are, and what to do about cells that have no value."""
     if code is ExitCode.OK:
-        late = {
-            record.reason: None for record in records if record.status == "skipped" and LIMIT in (record.reason or "")
-        }
-        for reason in late:
+        skipped = [record.reason or "" for record in records if record.status == "skipped"]
+        for reason in dict.fromkeys(reason for reason in skipped if LIMIT in reason):
             output.say(f"Not everything was measured: {reason}. What was not begun: {_again(writer)}")
         output.say(f"Records: {writer.path}. Plots and tables: questbench report {writer.path}")
         return

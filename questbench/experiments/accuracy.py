@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from questbench.experiments._accuracy_sample import Session
     from questbench.records.schema import ResultRecord
 
+SAMPLES_MOST = 1_000_000
+"""Samples of one task at one length."""
 FAMILY = "all|holm"
 """Key of the last unit: p values corrected over everything that the run compared."""
 
@@ -196,6 +198,11 @@ def check(config: AccuracyConfig) -> None:
         raise UsageError("No task given.", f"Use --task with one of: {', '.join(registry.names('questbench.tasks'))}.")
     if config.samples is not None and config.samples < 1:
         raise UsageError(f"--samples {config.samples}: at least one sample is needed.", "Use --samples 50.")
+    if config.samples is not None and config.samples > SAMPLES_MOST:
+        raise UsageError(
+            f"--samples {config.samples:,}: a run holds its rows in memory, {SAMPLES_MOST:,} samples of them at most.",
+            "Use --samples 1000, or several runs with other seeds.",
+        )
     if config.batch < 1:
         raise UsageError(f"--batch {config.batch}: at least one sample runs at a time.", "Use --batch 1.")
     if config.protocol is not None and config.protocol not in PROTOCOLS:
@@ -286,17 +293,15 @@ def run(
         return
     session = Session.open(config)
     small = {one.key: error for one, usable, _ in work if (error := check_memory(session, one, usable)) is not None}
-    total, done = sum(one.samples for one, _, _ in work) + len(work), 0
-    for one, _, _ in work:
-        if one.key not in small:
-            _check_usable(session, one, finished)
-    left = TimeLeft([(one.spec, one.length, one.samples) for one, _, _ in work])
+    fitting = [one for one, _, _ in work if one.key not in small]
+    total, done = sum(one.samples + 1 for one in fitting), 0
+    for one in fitting:
+        _check_usable(session, one, finished)
+    left = TimeLeft([(one.spec, one.length, one.samples) for one in fitting])
     compared: list[ResultRecord] = []
     for one, usable, refused in work:
         if one.key in small:
             out = [Refused(cell.method, cell.page_size, small[one.key]) for cell in usable]
-            left.skip(one.spec, one.length, one.samples)
-            done += one.samples + 1
             yield Unit(f"{one.key}|summary", refusals(session, one, out + refused))
             continue
         rows = {

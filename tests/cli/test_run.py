@@ -112,11 +112,10 @@ def test_one_skipped_cell_is_fine_and_one_failed_is_not(fake: Fake, kernel: Call
 
 
 def test_what_a_time_limit_left_out_is_said(
-    fake: Fake, kernel: Callable[..., Any], monkeypatch, tmp_path: Path
+    fake: Fake, kernel: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    late = dataclasses.replace(
-        record(8192, "skipped"), reason="the time limit of 20 min was reached first (--time-limit)"
-    )
+    reason = "the time limit of 20 min was reached first (--time-limit)"
+    late = dataclasses.replace(record(8192, "skipped"), reason=reason)
 
     def run(config: Any, **rest: Any) -> Iterator[Unit]:
         yield Unit("4096", [record(4096)])
