@@ -10,7 +10,7 @@ a killed run loses one batch of samples at most.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from questbench.errors import CellError, QuestbenchError, SkipCell, UsageError
 from questbench.experiments._accuracy_chat import MODES
 from questbench.experiments._protocol import PROTOCOLS
 from questbench.experiments._unit import Progress, Unit
-from questbench.measure import blocks, lossless
+from questbench.measure import lossless
 from questbench.methods._base import Method
 from questbench.methods._make import check_arguments, make, make_all
 from questbench.tasks._base import StreamTask, Task
@@ -285,6 +285,7 @@ def run(
     """
     from questbench.experiments._accuracy_memory import check as check_memory
     from questbench.experiments._accuracy_records import family, refusals, summary
+    from questbench.experiments._accuracy_rows import estimate
     from questbench.experiments._accuracy_sample import Session
     from questbench.experiments._time_left import TimeLeft
 
@@ -323,7 +324,7 @@ def run(
                 done += 1
                 left.finished(one.spec, one.length)
                 if progress:
-                    progress(done, total, f"{_estimate(one.spec, rows.values(), usable)}{left.words()}")
+                    progress(done, total, f"{estimate(one.spec, rows.values(), usable)}{left.words()}")
         records = summary(session, one, usable, list(rows.values()))
         compared += records
         if f"{one.key}|summary" not in finished:
@@ -390,19 +391,3 @@ def _batches(
             indices, together = [*indices, index], lacking
     if indices:
         yield indices, together
-
-
-def _estimate(spec: str, rows: Iterable[Mapping[str, Any]], usable: Sequence[Cell]) -> str:
-    parts = []
-    by_cell: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_cell.setdefault(row["cell"], []).append(row)
-    for cell in usable:
-        own = by_cell.get(cell.key, [])
-        scores = [row["score"] for row in own if "score" in row]
-        losses = [(row["nll"], row["scored_tokens"]) for row in own if "nll" in row]
-        if scores:
-            parts.append(f"{cell.name} {sum(scores) / len(scores):.0%}")
-        elif losses:
-            parts.append(f"{cell.name} {blocks.exp(sum(x for x, _ in losses) / sum(n for _, n in losses)):.4g}")
-    return f"{spec}: " + ", ".join(parts)
