@@ -1,4 +1,4 @@
-"""Questions about self-made passages in LongBench's form: a fact told in prose, asked for in other words, scored by F1.
+"""Questions about self-made passages in LongBench's form: a fact in prose, a question worded differently, scored by F1.
 
     instruction / "Passage 1" / portrait of somebody invented / "Passage 2" / ... / "Question: ... Answer:"
 

@@ -21,16 +21,16 @@ def flag(*names: str, help: str, panel: str, metavar: str = "") -> Any:
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
 
 
-Methods = Annotated[str, flag("--method", metavar="NAMES", help="Methods: ls methods.", panel=AXES)]
-FIELD = "A field of the methods, or of one: quest.select_by=q_head. Commas sweep. Repeatable."
+Methods = Annotated[str, flag("--method", metavar="NAMES", help="Methods (see: ls methods).", panel=AXES)]
+FIELD = "Set a parameter of all methods, or of one: quest.select_by=q_head. Commas sweep. Repeatable."
 MethodArgs = Annotated[list[str] | None, flag("-M", metavar="NAME=VALUE", help=FIELD, panel=AXES)]
 BUDGET = "KV entries that one query head may see in a step."
 Budgets = Annotated[str, flag("--budget", "--token-budget", metavar="TOKENS", help=BUDGET, panel=AXES)]
 PageSizes = Annotated[str, flag("--page-size", metavar="TOKENS", help="Tokens per page: 4, 8 ... 128.", panel=AXES)]
-THREADS = "CPU threads; all cores if left out."
+THREADS = "CPU threads (default: all cores)."
 Threads = Annotated[str | None, flag("--threads", metavar="N", help=THREADS, panel=MACHINE)]
 Device = Annotated[str, flag("--device", metavar="NAME", help="cpu or cuda.", panel=MACHINE)]
-BACKEND = "Kernels: ls backends; the device's own if left out."
+BACKEND = "Kernels (see: ls backends; default: the device's own)."
 Backend = Annotated[str | None, flag("--backend", metavar="NAME", help=BACKEND, panel=MACHINE)]
 Seed = Annotated[int, flag("--seed", metavar="N", help="Seed of everything random.", panel=RUN)]
 Out = Annotated[Path, flag("--out", metavar="DIR", help="Folder that holds the run folders.", panel=RUN)]

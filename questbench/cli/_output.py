@@ -1,4 +1,4 @@
-"""Everything the command line shows: data goes to stdout, conversation to stderr. rich is imported when needed."""
+"""Everything the command line shows: results go to stdout, messages to stderr. rich is imported when needed."""
 
 from __future__ import annotations
 

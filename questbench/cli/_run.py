@@ -167,8 +167,8 @@ def _close(records: list[ResultRecord], code: ExitCode, writer: RunWriter, outpu
         output.say(f"  {', '.join(dict.fromkeys(methods))}: {reason}")
     cells = {record.cell() for record in gone}
     some = f"{len(cells)} cell{'s' * (len(cells) > 1)}"
-    hint = f"Mend what the reasons name. To try again what did not end well: {_again(writer)}"
-    output.error(f"{some} {verb}; the reasons stand in the records.", hint)
+    hint = f"Fix the causes, then run the failed cells again: {_again(writer)}"
+    output.error(f"{some} {verb}; the reasons are above and in the records.", hint)
 
 
 def _again(writer: RunWriter) -> str:

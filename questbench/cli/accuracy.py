@@ -18,15 +18,15 @@ EXAMPLES = (
 WHAT = "Model and samples"
 TASK = "Tasks, with parameters behind a colon: kv:records=full. Required."
 DATA = "File, folder or hf:owner/name for tasks that need data; TASK=PATH for one of them. Repeatable."
-LENGTH = "Tokens of the prompt; the task's own if left out."
-SAMPLES = "Samples per task and length; the task's own if left out."
+LENGTH = "Tokens of the prompt (default: the task's own)."
+SAMPLES = "Samples per task and length (default: the task's own)."
 BATCH = "Samples that run at a time; fewer if memory is short. Results do not depend on it."
 PROTOCOL = "When the method becomes active: stepwise (from the question on), prefill, quest-paper, stream."
 CHAT = "Put prompts into the tokenizer's chat template: auto (if it has one), on, off."
-MARGIN = "Loss of score that still counts as lossless."
-LOG = "Keep prompts and gold answers in samples.jsonl too; completions always are."
+MARGIN = "Largest loss of score that still counts as lossless."
+LOG = "Also keep prompts and expected answers in samples.jsonl."
 MODEL = "constructed, needle, a hub id, a local folder, or shape:NAME: ls models."
-DENSE = "Leading layers left dense; the model's own if left out."
+DENSE = "Leading layers that stay dense (default: the model's own)."
 
 Tasks = Annotated[str | None, opt.flag("--task", metavar="NAMES", help=TASK, panel=opt.AXES)]
 Lengths = Annotated[str | None, opt.flag("--seq-len", metavar="TOKENS", help=LENGTH, panel=opt.AXES)]
@@ -39,7 +39,7 @@ Margin = Annotated[float, opt.flag("--margin", metavar="SHARE", help=MARGIN, pan
 Model = Annotated[str, opt.flag("--model", metavar="NAME", help=MODEL, panel=WHAT)]
 Dtype = Annotated[str, opt.flag("--dtype", metavar="NAME", help="fp32, bf16 or fp16.", panel=WHAT)]
 DenseLayers = Annotated[str | None, opt.flag("--dense-layers", metavar="N", help=DENSE, panel=WHAT)]
-Online = Annotated[bool, opt.flag("--online", help="Fetch models and data from the hub.", panel=WHAT)]
+Online = Annotated[bool, opt.flag("--online", help="Download models and data from the hub.", panel=WHAT)]
 LogSamples = Annotated[bool, opt.flag("--log-samples", help=LOG, panel=WHAT)]
 RemoteCode = Annotated[bool, opt.flag("--trust-remote-code", help="Run code of the model's repository.", panel=WHAT)]
 

@@ -56,7 +56,8 @@ def doctor(out: opt.Out = Path("results"), json: opt.Json = False) -> int:
     columns = ["what", "state", "found", "to do"]
     output.tables([Table("This machine", columns, frozenset(columns), rows).without_empty_columns()])
     gone = [check for check in checks if check.state == "missing"]
-    output.say(f"{len(gone)} of {len(checks)} things are missing." if gone else "All that the commands need is there.")
+    whole = "Everything that the commands need is there."
+    output.say(f"{len(gone)} of {len(checks)} things are missing." if gone else whole)
     if broken := sum(check.state == "broken" for check in checks):
         output.say(f"{broken} plug-in{'s' * (broken > 1)} cannot be used; nothing else is affected.")
     return 0
@@ -140,7 +141,7 @@ def _backends(probed: dict[str, Any]) -> Iterator[Check]:
     for name, (reason, device) in backends.items():
         # A GPU's backend is no loss where there is no GPU, and all commands run without one.
         state = "ok" if reason is None else "optional" if device == "cuda" else "missing"
-        todo = f"Until then use --backend {works[0]}." if works else "Mend torch first."
+        todo = f"Until then use --backend {works[0]}." if works else "Fix torch first."
         yield Check(f"backend {name}", state, reason or "works", todo if state == "missing" else "")
 
 

@@ -20,14 +20,14 @@ HOW = "Measurement"
 MODEL = "shape:NAME (random weights), constructed, needle, a hub id or a local folder: ls models."
 WEIGHTS = "full, int8, int4 (torchao, extra quant)."
 HEAD = "Quantise the output matrix too."
-SELECT = "Whose page lists: auto, kv_head, q_head."
-DENSE = "Leading layers left dense; the model's own if left out."
+SELECT = "Who has a list of pages: auto, kv_head, q_head."
+DENSE = "Leading layers that stay dense (default: the model's own)."
 FILL = "prefill, or random: fill the caches without a prompt, for decode timing alone."
-CHUNK = "Tokens of the prompt that run through the model at once."
+CHUNK = "Tokens of the prompt that go through the model at once."
 PREFILLS = "Rounds of timed prefills."
 LOOP = "auto, eager, graph (CUDA), model (its own forward)."
-RIVALS = "Caches of transformers to time too, one at a time: static, dynamic."
-TOKENS = "Lengths of the two generations behind the slope."
+RIVALS = "Also time transformers with these caches: static, dynamic."
+TOKENS = "Lengths of the two generations that give the slope."
 
 Lengths = Annotated[str, opt.flag("--seq-len", metavar="TOKENS", help="Tokens of the prompt.", panel=opt.AXES)]
 Batch = Annotated[str, opt.flag("--batch", metavar="N", help="Rows per step.", panel=opt.AXES)]
@@ -36,10 +36,12 @@ Weights = Annotated[str, opt.flag("--weights", metavar="NAMES", help=WEIGHTS, pa
 SelectBy = Annotated[str, opt.flag("--select-by", metavar="NAMES", help=SELECT, panel=opt.AXES)]
 Devices = Annotated[str, opt.flag("--device", metavar="NAMES", help="cpu, cuda.", panel=opt.MACHINE)]
 Model = Annotated[str, opt.flag("--model", metavar="NAME", help=MODEL, panel=WHAT)]
-Layers = Annotated[str | None, opt.flag("--layers", metavar="N", help="Only so many, of a shape.", panel=WHAT)]
+Layers = Annotated[
+    str | None, opt.flag("--layers", metavar="N", help="Use only this many layers of a shape.", panel=WHAT)
+]
 Head = Annotated[bool, opt.flag("--quantise-head", help=HEAD, panel=WHAT)]
 DenseLayers = Annotated[str | None, opt.flag("--dense-layers", metavar="N", help=DENSE, panel=WHAT)]
-Online = Annotated[bool, opt.flag("--online", help="Fetch models from the hub.", panel=WHAT)]
+Online = Annotated[bool, opt.flag("--online", help="Download models from the hub.", panel=WHAT)]
 RemoteCode = Annotated[bool, opt.flag("--trust-remote-code", help="Run code of the model's repository.", panel=WHAT)]
 Fill = Annotated[str, opt.flag("--cache-fill", metavar="HOW", help=FILL, panel=HOW)]
 Chunk = Annotated[str, opt.flag("--prefill-chunk", metavar="TOKENS", help=CHUNK, panel=HOW)]
@@ -47,8 +49,10 @@ Prefills = Annotated[str, opt.flag("--prefill-rounds", metavar="N", help=PREFILL
 Loop = Annotated[str, opt.flag("--loop", metavar="NAME", help=LOOP, panel=HOW)]
 Rivals = Annotated[str | None, opt.flag("--transformers", metavar="NAMES", help=RIVALS, panel=HOW)]
 Tokens = Annotated[str, opt.flag("--tokens", metavar="N,M", help=TOKENS, panel=HOW)]
-Rounds = Annotated[str, opt.flag("--rounds", metavar="N", help="Least number of rounds per cell.", panel=HOW)]
-MaxSeconds = Annotated[float, opt.flag("--max-seconds", metavar="S", help="Longest timing of a part.", panel=HOW)]
+Rounds = Annotated[str, opt.flag("--rounds", metavar="N", help="Fewest rounds per cell.", panel=HOW)]
+MaxSeconds = Annotated[
+    float, opt.flag("--max-seconds", metavar="S", help="Time limit for each measurement of a cell.", panel=HOW)
+]
 TimeLimit = Annotated[str | None, opt.flag("--time-limit", metavar="TIME", help=opt.TIME_LIMIT, panel=HOW)]
 Stages = Annotated[bool, opt.flag("--stages/--no-stages", help="Time the parts of a step apart.", panel=HOW)]
 

@@ -23,7 +23,9 @@ TIMING = "On a GPU: graph (default: a CUDA graph of many steps) or events (eager
 Lengths = Annotated[str, opt.flag("--seq-len", metavar="TOKENS", help="Tokens in the cache.", panel=opt.AXES)]
 Batch = Annotated[str, opt.flag("--batch", metavar="N", help="Rows per step.", panel=opt.AXES)]
 Dtypes = Annotated[str, opt.flag("--dtype", metavar="NAMES", help="bf16, fp16, fp32.", panel=opt.AXES)]
-Shape = Annotated[str, opt.flag("--shape", metavar="NAME", help="Whose attention is timed: ls models.", panel=SHAPE)]
+Shape = Annotated[
+    str, opt.flag("--shape", metavar="NAME", help="Model whose attention is timed (see: ls models).", panel=SHAPE)
+]
 Heads = Annotated[
     str | None, opt.flag("--heads", metavar="N", help="Query heads, instead of the shape's.", panel=SHAPE)
 ]
@@ -35,8 +37,10 @@ HeadDim = Annotated[
 ]
 CacheState = Annotated[str, opt.flag("--cache", metavar="STATE", help=CACHE, panel=HOW)]
 Timing = Annotated[str | None, opt.flag("--timing", metavar="WAY", help=TIMING, panel=HOW)]
-Rounds = Annotated[str, opt.flag("--rounds", metavar="N", help="Least number of rounds per cell.", panel=HOW)]
-MaxSeconds = Annotated[float, opt.flag("--max-seconds", metavar="S", help="Longest time per cell.", panel=HOW)]
+Rounds = Annotated[str, opt.flag("--rounds", metavar="N", help="Fewest rounds per cell.", panel=HOW)]
+MaxSeconds = Annotated[
+    float, opt.flag("--max-seconds", metavar="S", help="Time limit for measuring one cell.", panel=HOW)
+]
 TimeLimit = Annotated[str | None, opt.flag("--time-limit", metavar="TIME", help=opt.TIME_LIMIT, panel=HOW)]
 COMPILE = "Longest time to compile torch's flex_attention; 0 leaves it out."
 CompileLimit = Annotated[float, opt.flag("--compile-limit", metavar="S", help=COMPILE, panel=HOW)]

@@ -22,7 +22,7 @@ EXAMPLES = ("questbench ls methods", "questbench ls runs --out results")
 
 What = Annotated[
     str | None,
-    typer.Argument(metavar="WHAT", help="methods, tasks, backends, models, plots or runs; all but runs if left out."),
+    typer.Argument(metavar="WHAT", help="methods, tasks, backends, models, plots or runs (default: all but runs)."),
 ]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object per line.")]
 Markdown = Annotated[bool, typer.Option("--markdown", metavar="", help="Markdown tables.")]

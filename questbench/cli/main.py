@@ -111,7 +111,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def root(
-    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False
 ) -> None:
     """Measure what query-aware KV-cache sparsity really buys: speed, accuracy and memory in one harness."""
     if version:

@@ -15,7 +15,7 @@ EXAMPLES = ("questbench report --compare paper", "questbench report NEW_RUN --co
 
 Runs = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="RUN", help="Run folders, or names of runs in --out; all current runs there if left out."),
+    typer.Argument(metavar="RUN", help="Run folders, or names of runs in --out (default: all current runs there)."),
 ]
 Compare = Annotated[
     str | None,
@@ -25,14 +25,16 @@ Compare = Annotated[
         help="paper, paper:fig9, or a baseline run; ends with 5 if a run is significantly worse than its baseline.",
     ),
 ]
-Plots = Annotated[str | None, typer.Option("--plot", metavar="NAMES", help="Plots to draw: ls plots; all if left out.")]
+Plots = Annotated[
+    str | None, typer.Option("--plot", metavar="NAMES", help="Plots to draw (see: ls plots; default: all).")
+]
 NoPlots = Annotated[bool, typer.Option("--no-plots", metavar="", help="Tables only.")]
 Formats = Annotated[str, typer.Option("--format", metavar="NAMES", help="Files to write: md, html, csv, latex.")]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Compare even runs of another machine or data type.")]
 Join = Annotated[
     bool, typer.Option("--join", metavar="", help="Join the newest cells of several runs into one row and line.")
 ]
-To = Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Folder of the report; OUT/report if left out.")]
+To = Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Folder of the report (default: OUT/report).")]
 
 
 def report(

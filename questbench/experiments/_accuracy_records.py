@@ -51,14 +51,14 @@ def summary(session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[
             warnings += floor
             against = [] if any("error" in row for row in dense) or not cell.method.budgeted else dense
             if cell.method.budgeted and not against:
-                warnings.append("dense failed on some sample, so that there is nothing to compare with.")
+                warnings.append("dense failed on a sample, so there is nothing to compare with.")
             if work.protocol == STREAM:
                 found = stream.metrics(own, against, details, warnings, work.task, session.config.seed)
             else:
                 found = [_score(session, work.task, own, against, details, warnings)]
             for metric in found:
                 if not math.isfinite(metric["value"]):
-                    raise CellError(f"The {metric['metric']} is {metric['value']}, which is no number.")
+                    raise CellError(f"The {metric['metric']} is {metric['value']}, which is not a number.")
         except CellError as failure:
             records.append(_unusable(session, work, cell.method, cell.page_size, failure))
             continue
@@ -188,7 +188,8 @@ def _floor(dense: Sequence[Row], task: Task) -> list[str]:
     mean = math.fsum(scores) / len(scores) if scores else 1.0
     share = f"{100 * mean:.2g} %"
     if mean <= lossless.MARGIN:
-        return [f"dense itself scores {share} here: no method can lose anything, so that the comparison says nothing."]
+        why = "there is nothing for a method to lose, so the comparison means nothing"
+        return [f"dense itself scores {share} here: {why}."]
     if mean < LOW and task.full_marks:
         return [f"dense itself scores only {share} here: this cell measures the model rather than the method."]
     return []
@@ -224,11 +225,11 @@ def _shared(
     if details["dense_fallback"]:
         warnings.append("dense fallback: a sparse layer attended the whole text; this is not the method's accuracy.")
     if details["nothing_left_out"]:
-        warnings.append("nothing was left out: every text fits the budget, so that this is dense once more.")
+        warnings.append("nothing was left out: every text fits the budget, so this is dense attention again.")
     if left_out:
         details["unusable"] = len(left_out)
         some = f"{len(left_out)} samples" if len(left_out) > 1 else "1 sample"
-        warnings.append(f"{some} could not be used and are counted nowhere. {next(iter(left_out.values()))}")
+        warnings.append(f"{some} could not be used and count nowhere. {next(iter(left_out.values()))}")
     if read := sorted({mark for row in own for mark in row["meta"].get("special_tokens", ())}):
         warnings.append(f"texts spell special tokens, which the model reads as such: {', '.join(read[:4])}.")
     if thoughts := sum(bool(row.get("thinking")) for row in own):

@@ -84,7 +84,8 @@ def answered(work: Work, prepared: Prepared, replies: Sequence[Reply], counter: 
         scores = [float(task.score(sample, replies[0].answer))]
     if not all(math.isfinite(score) for score in scores):
         raise CellError(
-            f"{task.name} scores {sample.id} with {scores}, which is no number.", "Look at the task's score."
+            f"{task.name} scores {sample.id} with {scores}, which is not a number.",
+            "Check how the task computes its score.",
         )
     row: dict[str, Any] = {
         "steps": len(counter.steps),

@@ -137,7 +137,7 @@ def duration(seconds: Iterable[float], limit: float | None) -> str:
     """
     known = list(seconds)
     if limit is not None and (sum(known) > limit or not all(known)):
-        return f"{units.duration(limit)} at most (--time-limit); what is then missing says so"
+        return f"{units.duration(limit)} at most (--time-limit); what is missing then is marked"
     if not all(known):
         return "known once the first cell has run; --time-limit ends the run earlier"
-    return f"about {units.duration(sum(known))}, a guess; --time-limit ends the run earlier"
+    return f"about {units.duration(sum(known))} (an estimate); --time-limit ends the run earlier"

@@ -24,6 +24,6 @@ def refuse(what: str, *groups: Iterable[float]) -> None:
         for place, value in enumerate(values):
             if not math.isfinite(value):
                 raise CellError(
-                    f"A {what} is {value} (number {place + 1}), which is no number: nothing can be concluded from it.",
+                    f"A {what} is {value} (number {place + 1}), not a number: nothing can be concluded from it.",
                     "Try --dtype fp32; NaN mostly comes from a model that has left the range of its dtype.",
                 )

@@ -65,7 +65,7 @@ def judge(
         return Verdict(False, lower, f"The loss seen is {points} or more.", None)
     loss = f"A loss of up to {-lower * 100:.2g} points is not ruled out."
     why = f"{n} samples are too few." if n < SAMPLES else loss
-    more = f" {needed:,} samples are needed if further ones go as these did." if n < needed else ""
+    more = f" {needed:,} samples are needed if the others turn out like these." if n < needed else ""
     return Verdict(False, lower, why + more, needed)
 
 

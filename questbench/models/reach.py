@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from questbench.errors import QuestbenchError
 from questbench.models import loading
 from questbench.models.shapes import named
 
@@ -20,11 +19,11 @@ def sentence(name: str, layers: int | None = None, dense_layers: int | None = No
     """
     try:
         config, default = _configuration(name, layers)
-    except (QuestbenchError, OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None  # what is wrong with the model is said when it is loaded
-    if config is None:
+        sliding = None if config is None else sliding_layers(config)
+    except Exception:  # of many kinds; what is wrong with the model is said when it is loaded
         return None
-    sliding = sliding_layers(config)
+    if sliding is None:
+        return None
     return describe(sliding, default if dense_layers is None else dense_layers, getattr(config, "sliding_window", None))
 
 

@@ -110,6 +110,8 @@ def resume(
     except OSError as error:
         raise unwritable(path, error) from None
     try:
+        # What cannot be read is refused before anything is written.
+        _ = load([path]), load_samples(path)
         commits = journal.recover(path)
         facts = {name: environment.get(name) for name in ("git", "packages", "load")}
         again = {"time": now(), "argv": probes.scrub(list(argv)), **facts}
@@ -184,8 +186,8 @@ def load_manifest(path: Path) -> RunManifest:
 
 def _line(text: bytes, error: ValueError) -> int:
     """Line of a manifest that an error is about; the first where that is not known."""
-    if isinstance(error, json.JSONDecodeError):
-        return error.lineno
+    if isinstance(error, wants.SyntaxFault):
+        return error.line
     if isinstance(error, wants.FieldError):
         name = re.escape(json.dumps(error.field.rpartition(".")[2]).encode())
         if found := re.search(rb"^\s*" + name + rb"\s*:", text, re.MULTILINE):

@@ -41,6 +41,18 @@ class FieldError(ValueError):
         self.field = field
 
 
+class SyntaxFault(ValueError):
+    """A text that is no JSON.
+
+    Attributes:
+        line: the line of the text, from 1.
+    """
+
+    def __init__(self, error: json.JSONDecodeError) -> None:
+        super().__init__(f"it is no JSON: {error.msg} at character {error.colno}")
+        self.line = error.lineno
+
+
 def parse(line: str | bytes) -> dict[str, Any]:
     """A line's JSON object, read strictly: no NaN, no infinity, no bottomless nesting.
 
@@ -53,6 +65,8 @@ def parse(line: str | bytes) -> dict[str, Any]:
         found = json.loads(data, parse_constant=_refuse_constant, **hooks)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise SyntaxFault(error) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no text: byte {error.start + 1} is not UTF-8") from None
     if not isinstance(found, dict):

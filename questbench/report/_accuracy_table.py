@@ -63,7 +63,9 @@ def _table(frame: pd.DataFrame, names: list[str]) -> Table:
     if best := _best(frame, keys, layout):
         fmt.embolden(table.rows, ((row, len(keys) + 1) for row in best))
         what = "highest score" if layout.higher_is_better else "lowest perplexity"
-        table.setup.append(f"Bold: the {what} of the sparse methods at equal inputs; intervals say whether it matters.")
+        table.setup.append(
+            f"Bold: the {what} of the sparse methods at equal inputs; the intervals tell whether it matters."
+        )
     return table.without_empty_columns()
 
 
@@ -100,22 +102,20 @@ def _scores(frame: pd.DataFrame) -> Layout:
         ]
 
     setup: list[str] = []
-    about = {p_header: p_note, "resolvable\n(points)": "resolvable: the smallest difference that n can show."}
+    about = {p_header: p_note, "resolvable\n(points)": "resolvable: the smallest difference that n samples can show."}
     if margins:
         about[f"lossless{within}"] = (
             "lossless: a loss of that many points or more is ruled out (non-inferiority, one-sided 2.5%); "
-            f"never said of fewer than {FEW} samples."
+            f"never claimed with fewer than {FEW} samples."
         )
     counts = [int(value) for value in fmt.column(frame, "score.n") if value is not None]
     if counts and min(counts) < FEW:
-        setup.append(f"Illustrative, n < {FEW}: differences below the resolvable one mean nothing.")
+        setup.append(f"Fewer than {FEW} samples: differences below the resolvable one mean nothing.")
     dense = [
         value for value, method in zip(fmt.column(frame, "score"), frame["method"], strict=True) if method == "dense"
     ]
     if dense and not any(dense) and None not in dense:
-        setup.append(
-            "Dense scores 0: this model does not do the task, so that nothing can be lost. Try another --model."
-        )
+        setup.append("Dense scores 0: this model cannot do the task, so there is nothing to lose. Try another --model.")
     return Layout(
         metric="score",
         columns=[

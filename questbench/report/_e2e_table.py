@@ -73,8 +73,8 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
             fmt.shared_line(frame, shared),
             fmt.origin_line(frame),
             fmt.runs_line(frame),
-            "bound is what weights and KV entries take at the read bandwidth measured in the same rounds; ideal is "
-            "the ratio of bytes. Speed-ups are medians of paired ratios.",
+            "bound: the time to read the weights and the KV entries at the bandwidth measured in the same rounds. "
+            "ideal: the ratio of bytes read. Speed-ups are medians of paired ratios.",
             fmt.counts_line(frame),
             *_paths(frame, keys),
             *_rivals(frame, keys),
@@ -153,7 +153,7 @@ def _rivals(frame: pd.DataFrame, keys: list[str]) -> list[str]:
                         f"{level}x at equal bandwidth"
                     )
     if lines:
-        lines.append("Caches of transformers are timed one at a time, so not in the same rounds as ours.")
+        lines.append("The caches of transformers are timed one at a time, not in the same rounds as ours.")
     return lines
 
 
@@ -173,7 +173,7 @@ def _parts(frame: pd.DataFrame, keys: list[str]) -> Table:
         ],
         text_columns=frozenset({"method", "linear\nlayers by"}),
         keys=len(keys),
-        setup=["Each op is called alone here, so that all may be more than a step takes."],
+        setup=["Here each op is called on its own, so together they may take longer than a step."],
     )
     for _, row in frame.iterrows():
         if fmt.missing(row.get("tpot.staged")):
@@ -204,8 +204,8 @@ def _break_even(frame: pd.DataFrame, keys: list[str]) -> Table:
         text_columns=frozenset({"method", "measured"}),
         keys=len(others),
         setup=[
-            "Measured is where the speed-up crosses 1, between two lengths of the sweep on a logarithmic scale; "
-            "a length at which 1 lies within the interval of the speed-up decides nothing."
+            "measured: where the speed-up crosses 1, interpolated between two lengths of the sweep on a logarithmic "
+            "scale. A length at which the interval of the speed-up contains 1 does not count."
         ],
     )
     if "speedup.dense" not in frame or frame.empty:

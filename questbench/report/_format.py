@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FALLBACK = "DENSE-FALLBACK"
 FALLBACK_NOTE = (
     "DENSE-FALLBACK: a sparse layer attended every entry although the text was longer than the budget. "
-    "This is dense attention, so it is no result of the method."
+    "This is dense attention, not a result of the method."
 )
 COUNTS = ("seq_len", "budget", "tokens", "length")
 """Inputs that are token counts and are shown as ``32k``."""
@@ -169,7 +169,7 @@ def list_warnings(frame: pd.DataFrame, keys: Sequence[str], limit: int = 8) -> l
         named = "all cells" if alike and len(cells) == len(frame) > 1 else f"{first}{also}"
         lines.append(f"{cells[first].rstrip('.')} ({named})")
     hidden = len(lines) - limit
-    return lines[:limit] + ([f"{hidden} more kinds of warning stand in the records"] if hidden > 0 else [])
+    return lines[:limit] + ([f"{hidden} more kinds of warning are in the records"] if hidden > 0 else [])
 
 
 def run_warnings(frame: pd.DataFrame) -> list[str]:

@@ -48,7 +48,7 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
             fmt.shared_line(frame, shared),
             fmt.origin_line(frame),
             fmt.runs_line(frame),
-            "Speed-ups are medians of paired ratios; ideal is the ratio of predicted traffic.",
+            "Speed-ups are medians of paired ratios. ideal: the ratio of predicted traffic.",
             fmt.counts_line(frame),
         ],
         warnings=fmt.list_warnings(frame, keys),

@@ -26,7 +26,7 @@ def layout(frame: pd.DataFrame) -> Layout:
     """The columns of a task of the stream protocol."""
     p_header, p_note = holm_header(frame)
     values = [value for value in fmt.column(frame, "perplexity") if value is not None]
-    unknown = "No perplexity here is below a million: this model knows nothing of the text. Try another --model."
+    unknown = "Every perplexity here is above a million: this model cannot read the text. Try another --model."
     return Layout(
         metric="perplexity",
         columns=[

@@ -144,9 +144,9 @@ def _tables(changes: list[Change], keys: Sequence[str], threshold: float) -> lis
             ],
             about={
                 "beside\ncontrols": (
-                    "beside controls: the ratio over that of somebody else's code (torch, FlashInfer) in the same "
-                    "rounds, and over that of a plain read of memory; the one nearer to 1 is shown. A time is better "
-                    "or worse only where every control says so."
+                    "beside controls: the ratio divided by that of code that did not change (torch, FlashInfer), "
+                    "and by that of a plain read of memory, both from the same rounds. The one nearer to 1 is shown. "
+                    "A time counts as better or worse only if every control agrees."
                 )
             },
         )

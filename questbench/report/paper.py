@@ -105,7 +105,7 @@ def compare(
         by_figure.setdefault(entry["figure"], []).append(entry)
     notes = list(load()["notes"])
     if not any(pairs.values()):
-        notes.insert(0, "There is nothing of ours to compare: no own result has the set-up of one of these numbers.")
+        notes.insert(0, "There is nothing to compare: no result of ours has the set-up of one of these numbers.")
         return [table for entries in by_figure.values() for table in _published(entries)], notes
     tables = []
     for figure, entries in by_figure.items():

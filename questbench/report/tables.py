@@ -74,7 +74,7 @@ def _plain(kind: str, frame: pd.DataFrame, names: list[str], metrics: Mapping[st
     if not metrics:
         table.columns.append("result")
     if len(frame) > LONGEST:
-        table.warnings.append(f"{len(frame) - LONGEST} more rows stand in the records")
+        table.warnings.append(f"{len(frame) - LONGEST} more rows are in the records")
     return [table]
 
 

@@ -94,7 +94,7 @@ def test_a_task_that_scores_nan_fails(monkeypatch):
     monkeypatch.setattr(kind, "score", lambda *_: math.nan)
     records, *_ = helpers.run(**SMALL | {"tasks": ["passkey"], "samples": 2})
     assert {record.status for record in records} == {"failed"}
-    assert issubclass(kind, Task) and "which is no number" in records[0].reason
+    assert issubclass(kind, Task) and "which is not a number" in records[0].reason
 
 
 @pytest.mark.parametrize("where", ["prefill", "decode"])

@@ -78,7 +78,8 @@ def wrong_files(run: Path) -> Iterator[Wrong]:
         for name, content in RAW.items():
             changed = [*lines]
             changed[-1] = content
-            yield Wrong(f"{name} in {file}", file, len(changed), "", ("\n".join(changed) + "\n").encode())
+            end = "" if file == "run.json" else "\n"
+            yield Wrong(f"{name} in {file}", file, len(changed), "", ("\n".join(changed) + end).encode())
         yield Wrong(f"no text in {file}", file, 1, "", b"\xff\xfe\n" + text.encode())
     journal = (run / "cells.jsonl").read_text().splitlines()
     swapped = "\n".join(reversed(journal)) + "\n"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 KIND = "e2e"
 TITLE = (
     "Parts of a decode step of the whole model at the longest text; the diamond is the plain step, timed apart and "
-    "without clocks in between. A bar that leaves the panel says its length."
+    "without clocks in between. A bar too long for its panel is cut and labelled with its length."
 )
 AXES = ("seq_len", "budget")
 PARTS: dict[str, tuple[str, str]] = {"weights": ("#DDDDDD", ""), **style.STAGES, "rest": ("#444444", "")}

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KIND = "accuracy"
-TITLE = "Score by length and depth of the needle; numbers are hits of samples. Dense has no budget and is repeated."
+TITLE = (
+    "Score by length and depth of the needle; the numbers are hits out of samples. "
+    "Dense has no budget and is shown again in each row."
+)
 AXES = ("seq_len", "budget")
 COLUMN = "score.by_depth"
 MOST_DEPTHS = 21

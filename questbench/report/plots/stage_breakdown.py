@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 KIND = "kernel"
 TITLE = (
     "Time of each stage of a decode step at the longest text; the diamond is the whole step, which was timed apart "
-    "and without clocks between its stages. A bar that leaves the panel says its length."
+    "and without clocks between its stages. A bar too long for its panel is cut and labelled with its length."
 )
 AXES = ("seq_len", "budget")
 
