@@ -149,7 +149,7 @@ def test_an_empty_variant_is_refused(text):
 
 
 def test_one_wrong_variant_is_refused_by_name():
-    with pytest.raises(UsageError, match="quest.select_by=nobody"):
+    with pytest.raises(UsageError, match=r"quest\.select_by=nobody"):
         accuracy.cells(
             AccuracyConfig(tasks=["passkey"], methods=["quest"], method_args={"select_by": "kv_head,nobody"})
         )
