@@ -185,6 +185,7 @@ class Records:
                     stats.median(seconds),
                     samples=seconds,
                     stats={**stats.summary(seconds), "chunk": self.config.prefill_chunk},
+                    warnings=[found.before] if found.before else [],
                 )
             )
         stored = self.session.stored_weights()
