@@ -26,12 +26,17 @@ def require(needed: float, device: str, *, beside: str = "", hint: str, reserved
     Raises:
         CellError: it does not fit.
     """
-    free = free_bytes(device) - reserved
+    free = left(device, reserved)
     if needed > free:
         raise CellError(
             f"out of memory: this cell needs about {gib(needed)}{beside and ' ' + beside} and {gib(free)} are free.",
             hint,
         )
+
+
+def left(device: str, reserved: int = 0) -> int:
+    """Bytes that may be allocated, ``reserved`` ones left alone."""
+    return free_bytes(device) - reserved
 
 
 def gib(size: float) -> str:
