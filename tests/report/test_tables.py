@@ -229,7 +229,7 @@ def test_what_was_set_by_hand_always_shows() -> None:
     ]
     (table,) = tables(records, {"r": manifest})
     names = [row[table.columns.index("method")].text for row in table.rows]
-    assert names[:4] == ["dense", "sdpa", "quest (variant=eval)", "h2o (score_from=decode, bias=true)"]
+    assert names[:4] == ["dense", "torch", "quest (variant=eval)", "h2o (score_from=decode, bias=true)"]
     assert names[4:] == ["tova", "streaming_llm"]
 
 
