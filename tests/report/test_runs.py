@@ -129,7 +129,7 @@ def test_tables_as_csv_and_latex(tmp_path: Path) -> None:
     made = report.build([run], tmp_path / "out", plots=[], formats=["csv", "latex"])
     assert [path.suffix for path in made.paths] == [".csv", ".tex"]
     data = pd.read_csv(made.paths[0])
-    assert list(data["method"])[:2] == ["dense", "sdpa"]
+    assert list(data["method"])[:2] == ["dense", "torch"]
     text = made.paths[1].read_text()
     assert "\\toprule" in text and "streaming\\_llm" in text and text.count("\\begin{tabular}") == 1
     assert not (tmp_path / "out" / "report.md").exists()
