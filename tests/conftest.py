@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Here, not in a hook: conftest files of folders load backends before hooks run. What tensors hold is checked too.
+os.environ["QUESTBENCH_CHECK"] = "1"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ def ops(request: pytest.FixtureRequest) -> Any:
 
 
 def pytest_configure() -> None:
-    os.environ["QUESTBENCH_CHECK"] = "1"  # before anything is imported: what tensors hold is checked too
     # Processes that tests start import the checkout too, installed or not.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
