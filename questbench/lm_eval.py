@@ -77,12 +77,15 @@ def _model_class(base: type[Any]) -> type[Any]:
             """A chat as the text of one prompt."""
             from questbench.experiments._accuracy_template import render
 
-            return render(
-                self.requests.loaded.tokenizer,
-                chat_history,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+            try:
+                return render(
+                    self.requests.loaded.tokenizer,
+                    chat_history,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
+            except UsageError as error:
+                raise UsageError(error.message, "Leave --apply-chat-template out.") from error
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             """Of continuations behind contexts."""

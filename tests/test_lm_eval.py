@@ -206,6 +206,10 @@ def test_a_chat_is_the_same_on_every_day():
     asked = Requests(dataclasses.replace(helpers.random_model(), tokenizer=tokenizer), make("dense", 0), load("cpu"))
     model = bridge._model_class(Base)(asked)
     assert model.apply_chat_template([{"role": "user", "content": "Hi"}]) == "2024-07-26 Hi "
+    tokenizer.chat_template = "{{ raise_exception('no chats') }}"
+    with pytest.raises(UsageError, match="no chats") as error:
+        model.apply_chat_template([{"role": "user", "content": "Hi"}])
+    assert error.value.hint == "Leave --apply-chat-template out."
 
 
 class Base:
