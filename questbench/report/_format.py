@@ -51,7 +51,7 @@ def number(value: Any, divisor: float = 1.0) -> str:
 
 def ends(row: Any, column: str) -> tuple[float, float]:
     """Between which two numbers a median of a row lies; see :mod:`questbench.records.limits`."""
-    names = ("ci_low", "ci_high", "min", "max")
+    names = ("ci_low", "ci_high", "min", "max", "p20", "p80")
     return limits.ends(row[column], {name: row.get(f"{column}.{name}") for name in names})
 
 

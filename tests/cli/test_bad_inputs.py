@@ -49,6 +49,15 @@ VALUES: dict[str, tuple[str, int, str]] = {
     "no budget": ("kernel --budget 0", USAGE, "--budget 0: must be at least 1"),
     "page size": ("kernel --page-size 12", USAGE, "Page size 12 is not one of"),
     "page size for accuracy": ("accuracy --task passkey --page-size 3", USAGE, "Page size 3 is not one of"),
+    "more samples than memory": ("accuracy --task passkey --samples 1000000000", USAGE, "1,000,000 samples"),
+    "309 digits": (f"kernel --seq-len {'9' * 309}", USAGE, "too large"),
+    "309 digits of samples": (f"accuracy --task passkey --samples {'9' * 309}", USAGE, "too large"),
+    "seed of 65 bits": ("kernel --seed 18446744073709551616", USAGE, "does not fit into 64 bits"),
+    "seed of 65 bits, e2e": ("e2e --seed 18446744073709551616", USAGE, "does not fit into 64 bits"),
+    "seed of 65 bits, accuracy": (f"accuracy --task passkey --seed {1 << 64}", USAGE, "does not fit into 64 bits"),
+    "heads that the shape's KV heads do not divide": ("kernel --heads 7", USAGE, "the 8 KV heads of llama-3.1-8b"),
+    "time limit": ("e2e --time-limit soon", USAGE, "'soon' is not a duration for --time-limit"),
+    "compile limit": ("kernel --compile-limit -1", USAGE, "--compile-limit -1"),
     "no samples": ("accuracy --task passkey --samples 0", USAGE, "--samples 0"),
     "negative samples": ("accuracy --task passkey --samples -5", USAGE, "'-5' is not a value for --samples"),
     "no task": ("accuracy", USAGE, "--task"),
@@ -169,6 +178,28 @@ def test_corrupt_manifest(questbench: Callable[..., Any], run: Path) -> None:
     (run / "run.json").write_text('{"run": ')
     refused(questbench("report", run), PREREQUISITE, "run.json cannot be read")
     refused(questbench("kernel", "--resume", run), PREREQUISITE, "run.json cannot be read")
+
+
+def test_wrong_runs_cost_the_others_nothing(questbench: Callable[..., Any], tmp_path: Path) -> None:
+    from questbench.records.schema import ResultRecord
+
+    results, paths = tmp_path / "results", []
+    for _ in range(4):
+        with store.create_run(results, "kernel", ["questbench"], {}, {"machine": "one"}) as writer:
+            head = ("", "kernel", "ok", "dense", {}, "cpu", {"seq_len": 4096, "stage": "total"})
+            writer.write([ResultRecord(*head, "latency", "s", 1e-3)])
+            writer.finish()
+        paths.append(writer.path)
+    (paths[0] / "run.json").write_text("[" * 100_000)
+    (paths[1] / "records.jsonl").unlink()
+    os.mkfifo(paths[1] / "records.jsonl")
+    record = json.loads((paths[2] / "records.jsonl").read_text())
+    write_records(paths[2], json.dumps({**record, "value": "fast"}).encode() + b"\n")
+    ended = questbench("report", "--no-plots", "--out", results)
+    assert ended.code == 0, ended.err
+    assert "dense" in ended.out
+    for path, why in ((paths[0], "run.json"), (paths[1], "not a plain file"), (paths[2], "line 1: field 'value'")):
+        assert any(path.name in line and why in line for line in ended.err.splitlines()), (why, ended.err)
 
 
 def test_resume_a_foreign_folder(questbench: Callable[..., Any], tmp_path: Path) -> None:
