@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 KEPT = ("p20", "p80", "p90", "p99", "n", "ci_low", "ci_high", "achieved", "bandwidth", "tokens_read", "ideal")
+NAMES = ("path", "path_of_attention", "left_out", "probe_bandwidth", "others", "trial")
+"""Which way a baseline took, how it was chosen, and what the machine did meanwhile."""
 
 
 def condensed(run: Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def condensed(run: Path) -> dict[str, Any]:
 
 def _record(row: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in row["params"].items() if key not in common}
-    kept = {key: row["stats"][key] for key in KEPT if key in (row["stats"] or {})}
+    kept = {key: row["stats"][key] for key in (*KEPT, *NAMES) if key in (row["stats"] or {})}
     head = {key: row[key] for key in ("method", "metric", "unit", "value")}
     extra = {} if row["status"] == "ok" else {"status": row["status"], "reason": row["reason"]}
     warnings = {"warnings": row["warnings"]} if row["warnings"] else {}

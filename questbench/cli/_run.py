@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from questbench.records.store import RunWriter
 
 
+LIMIT = "--time-limit"
+"""Stands in the reason of what a time limit left out."""
+
+
 class Experiment(Protocol):
     """A module of ``questbench.experiments``."""
 
@@ -150,10 +154,13 @@ def exit_code(records: Iterable[ResultRecord]) -> ExitCode:
 def _close(records: list[ResultRecord], code: ExitCode, writer: RunWriter, output: Output) -> None:
     """The last words: where the records are, and what to do about cells that have no value."""
     if code is ExitCode.OK:
+        skipped = [record.reason or "" for record in records if record.status == "skipped"]
+        for reason in dict.fromkeys(reason for reason in skipped if LIMIT in reason):
+            output.say(f"Not everything was measured: {reason}. What was not begun: {_again(writer)}")
         output.say(f"Records: {writer.path}. Plots and tables: questbench report {writer.path}")
         return
-    gone = [record for record in records if record.status != "ok"]
     verb = "failed" if code is ExitCode.CELLS_FAILED else "skipped"
+    gone = [record for record in records if record.status == verb]
     why: dict[str, list[str]] = {}
     for record in gone:
         why.setdefault((record.reason or "no reason was given").partition("\n")[0], []).append(record.method)

@@ -41,6 +41,7 @@ Rounds = Annotated[str, opt.flag("--rounds", metavar="N", help="Fewest rounds pe
 MaxSeconds = Annotated[
     float, opt.flag("--max-seconds", metavar="S", help="Time limit for measuring one cell.", panel=HOW)
 ]
+TimeLimit = Annotated[str | None, opt.flag("--time-limit", metavar="TIME", help=opt.TIME_LIMIT, panel=HOW)]
 COMPILE = "Longest time to compile torch's flex_attention; 0 leaves it out."
 CompileLimit = Annotated[float, opt.flag("--compile-limit", metavar="S", help=COMPILE, panel=HOW)]
 Stages = Annotated[bool, opt.flag("--stages/--no-stages", help="Time the stages of a step apart.", panel=HOW)]
@@ -63,6 +64,7 @@ def kernel(
     timing: Timing = None,
     rounds: Rounds = "20",
     max_seconds: MaxSeconds = 20.0,
+    time_limit: TimeLimit = None,
     compile_limit: CompileLimit = 30.0,
     stages: Stages = True,
     threads: opt.Threads = None,
@@ -99,6 +101,7 @@ def kernel(
         "timing": timing,
         "rounds": opt.count(rounds, "--rounds"),
         "max_seconds": opt.positive(max_seconds, "--max-seconds"),
+        "time_limit": opt.optional_duration(time_limit, "--time-limit"),
         "compile_limit": opt.not_negative(compile_limit, "--compile-limit"),
         "stages": stages,
         "seed": seeding.check(seed),

@@ -33,7 +33,7 @@ def needed(session: Session, work: Work, cells: Sequence[Cell]) -> int:
     heads = int(text.num_attention_heads)
     kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
     head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    entry = 2 * kv_heads * head_dim * model.dtype.itemsize * int(text.num_hidden_layers)
+    entry = 2 * kv_heads * head_dim * int(model.dtype.itemsize) * int(text.num_hidden_layers)
     tokens = work.length if session.max_length is None else min(work.length, session.max_length)
     own = [0]
     for cell in cells:
@@ -43,7 +43,7 @@ def needed(session: Session, work: Work, cells: Sequence[Cell]) -> int:
         elif cell.page_size != cells[0].page_size:
             own.append(tokens)
     widest = max(int(getattr(text, "intermediate_size", 0) or 0), int(text.hidden_size))
-    activations = 4 * min(tokens, PART) * widest * model.dtype.itemsize
+    activations = 4 * min(tokens, PART) * widest * int(model.dtype.itemsize)
     cache = int(entry * (tokens + max(own)) * (1 + 1 / min(cell.page_size for cell in cells)))
     return TEXT_BYTES * work.length + cache + activations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from questbench.errors import CellError
@@ -171,3 +171,20 @@ def _recall(steps: Sequence[Sequence[Reads]]) -> float | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
+
+
+def estimate(spec: str, rows: Iterable[Mapping[str, Any]], usable: Sequence[Cell]) -> str:
+    """How the cells of a task do so far, in words."""
+    parts = []
+    by_cell: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_cell.setdefault(row["cell"], []).append(row)
+    for cell in usable:
+        own = by_cell.get(cell.key, [])
+        scores = [row["score"] for row in own if "score" in row]
+        losses = [(row["nll"], row["scored_tokens"]) for row in own if "nll" in row]
+        if scores:
+            parts.append(f"{cell.name} {sum(scores) / len(scores):.0%}")
+        elif losses:
+            parts.append(f"{cell.name} {blocks.exp(sum(x for x, _ in losses) / sum(n for _, n in losses)):.4g}")
+    return f"{spec}: " + ", ".join(parts)

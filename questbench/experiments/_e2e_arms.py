@@ -180,7 +180,8 @@ class TransformersArm:
         for layer in self.cache.layers:
             self._fill(layer, noise)
         held = [(layer.keys, layer.values) for layer in self.cache.layers]
-        full = [(k, v) for k, v in held if k.shape[2] >= self.length]
+        longest = max(k.shape[2] for k, _ in held)
+        full = [(k, v) for k, v in held if k.shape[2] == longest >= self.length]
         self.attention = choose(model, full, self.length, str(device))
 
     def _fill(self, layer: Any, noise: Noise) -> None:

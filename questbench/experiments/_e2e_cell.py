@@ -123,13 +123,12 @@ def measure(
                 progress(f"transformers, {kind} cache")
                 _time_rival(config, cell, session, kind, room, found, deadline)
         except OutOfTime:
-            pass  # what is missing says why
+            found.late = deadline.reason  # what is missing says so
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise CellError(
                 f"out of memory, although {required.total / 2**30:.1f} GiB beside the weights were predicted: {error}",
                 "Use a shorter --seq-len, a smaller --batch or fewer methods.",
             ) from None
-    found.late = deadline.reason if deadline.passed else None
     return Records(config, cell, session, chosen, found, required).all()
 
 
@@ -212,13 +211,16 @@ def _decode(
     found.others = neighbours.others
     for name, loop in loops.items():
         if deadline.passed:
+            found.late = deadline.reason
             break
         progress(f"two lengths of generation: {name}")
         found.slopes[name] = _slope(config, loop, deadline.within(config.max_seconds / len(loops)))
     for name in chosen if config.stages else ():
-        if not deadline.passed:
-            progress(f"stages: {name}")
-            found.stages[name] = _stages(session, base, cell, chosen[name], first)
+        if deadline.passed:
+            found.late = deadline.reason
+            break
+        progress(f"stages: {name}")
+        found.stages[name] = _stages(session, base, cell, chosen[name], first)
     for loop in loops.values():
         hf.release(loop.cache)
     hf.release(base)

@@ -49,6 +49,9 @@ class Records:
             return records + [record for name in self.chosen for record in self._prefill(name)]
         records = [record for name in self.chosen for record in self._of_method(name)]
         records += [record for name in self.found.baselines for record in self._of_baseline(name)]
+        torch = self.found.timed["torch"].seconds
+        about = {**stats.summary(torch), "what": "one layer's attention by torch, timed in the same rounds"}
+        records.append(self._record("dense", "control", "s", stats.median(torch), samples=torch, stats=about))
         return records + [record for kind in self.config.rivals for record in self._of_rival(kind)]
 
     def step_bytes(self, name: str) -> int:
@@ -182,6 +185,7 @@ class Records:
                     stats.median(seconds),
                     samples=seconds,
                     stats={**stats.summary(seconds), "chunk": self.config.prefill_chunk},
+                    warnings=[found.before] if found.before else [],
                 )
             )
         stored = self.session.stored_weights()

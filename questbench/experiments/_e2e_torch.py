@@ -136,8 +136,8 @@ def _own(group: int) -> Way:
     module: Any = SimpleNamespace(num_key_value_groups=group, is_causal=True, training=False)
 
     def way(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-        out, _ = sdpa_attention_forward(module, q[:, :, None], k, v, mask, scaling=scale)
-        return out[:, 0]
+        out: Tensor = sdpa_attention_forward(module, q[:, :, None], k, v, mask, scaling=scale)[0][:, 0]
+        return out
 
     return way
 

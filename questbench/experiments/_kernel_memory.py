@@ -82,6 +82,6 @@ def fitting(need: Need) -> str | None:
     wanted = whole if device == "cpu" else alone
     hint = "Use a shorter --seq-len, a smaller --batch or fewer methods."
     costs.require(wanted, device, hint=hint, reserved=scratch)
-    if whole > costs.free_bytes(device) - scratch:
+    if whole > costs.left(device, scratch):
         return f"out of memory: contiguous keys and values need another {costs.gib(whole - alone)}."
     return None

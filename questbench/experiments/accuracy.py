@@ -10,7 +10,7 @@ a killed run loses one batch of samples at most.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from questbench.errors import CellError, QuestbenchError, SkipCell, UsageError
 from questbench.experiments._accuracy_chat import MODES
 from questbench.experiments._protocol import PROTOCOLS
 from questbench.experiments._unit import Progress, Unit
-from questbench.measure import blocks, lossless
+from questbench.measure import lossless
 from questbench.methods._base import Method
 from questbench.methods._make import check_arguments, make, make_all
 from questbench.tasks._base import StreamTask, Task
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from questbench.experiments._accuracy_sample import Session
     from questbench.records.schema import ResultRecord
 
+SAMPLES_MOST = 1_000_000
+"""Samples of one task at one length."""
 FAMILY = "all|holm"
 """Key of the last unit: p values corrected over everything that the run compared."""
 
@@ -196,6 +198,11 @@ def check(config: AccuracyConfig) -> None:
         raise UsageError("No task given.", f"Use --task with one of: {', '.join(registry.names('questbench.tasks'))}.")
     if config.samples is not None and config.samples < 1:
         raise UsageError(f"--samples {config.samples}: at least one sample is needed.", "Use --samples 50.")
+    if config.samples is not None and config.samples > SAMPLES_MOST:
+        raise UsageError(
+            f"--samples {config.samples:,}: a run holds its rows in memory, {SAMPLES_MOST:,} samples of them at most.",
+            "Use --samples 1000, or several runs with other seeds.",
+        )
     if config.batch < 1:
         raise UsageError(f"--batch {config.batch}: at least one sample runs at a time.", "Use --batch 1.")
     if config.protocol is not None and config.protocol not in PROTOCOLS:
@@ -248,15 +255,11 @@ def inputs(config: AccuracyConfig) -> dict[str, Any]:
     Raises:
         UsageError, PrerequisiteError: one of them cannot be used.
     """
-    from questbench.experiments import _inputs
+    from questbench.experiments._inputs import accuracy
 
+    work = [(one.spec, one.task, one.length) for one, _, _ in grid(config)]
     where = {"online": config.online, "trust_remote_code": config.trust_remote_code}
-    found = {
-        "model": _inputs.model_files(config.model, **where),
-        "data": _inputs.data_files((work.spec, work.task, work.length) for work, _, _ in grid(config)),
-        "chat_template": _inputs.template(config.model, config.chat_template, **where),
-    }
-    return {name: part for name, part in found.items() if part}
+    return accuracy(config.model, config.chat_template, work, **where)
 
 
 def run(
@@ -278,6 +281,7 @@ def run(
     """
     from questbench.experiments._accuracy_memory import check as check_memory
     from questbench.experiments._accuracy_records import family, refusals, summary
+    from questbench.experiments._accuracy_rows import estimate
     from questbench.experiments._accuracy_sample import Session
     from questbench.experiments._time_left import TimeLeft
 
@@ -286,17 +290,15 @@ def run(
         return
     session = Session.open(config)
     small = {one.key: error for one, usable, _ in work if (error := check_memory(session, one, usable)) is not None}
-    total, done = sum(one.samples for one, _, _ in work) + len(work), 0
-    for one, _, _ in work:
-        if one.key not in small:
-            _check_usable(session, one, finished)
-    left = TimeLeft([(one.spec, one.length, one.samples) for one, _, _ in work])
+    fitting = [one for one, _, _ in work if one.key not in small]
+    total, done = sum(one.samples + 1 for one in fitting), 0
+    for one in fitting:
+        _check_usable(session, one, finished)
+    left = TimeLeft([(one.spec, one.length, one.samples) for one in fitting])
     compared: list[ResultRecord] = []
     for one, usable, refused in work:
         if one.key in small:
             out = [Refused(cell.method, cell.page_size, small[one.key]) for cell in usable]
-            left.skip(one.spec, one.length, one.samples)
-            done += one.samples + 1
             yield Unit(f"{one.key}|summary", refusals(session, one, out + refused))
             continue
         rows = {
@@ -318,7 +320,7 @@ def run(
                 done += 1
                 left.finished(one.spec, one.length)
                 if progress:
-                    progress(done, total, f"{_estimate(one.spec, rows.values(), usable)}{left.words()}")
+                    progress(done, total, f"{estimate(one.spec, rows.values(), usable)}{left.words()}")
         records = summary(session, one, usable, list(rows.values()))
         compared += records
         if f"{one.key}|summary" not in finished:
@@ -385,19 +387,3 @@ def _batches(
             indices, together = [*indices, index], lacking
     if indices:
         yield indices, together
-
-
-def _estimate(spec: str, rows: Iterable[Mapping[str, Any]], usable: Sequence[Cell]) -> str:
-    parts = []
-    by_cell: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_cell.setdefault(row["cell"], []).append(row)
-    for cell in usable:
-        own = by_cell.get(cell.key, [])
-        scores = [row["score"] for row in own if "score" in row]
-        losses = [(row["nll"], row["scored_tokens"]) for row in own if "nll" in row]
-        if scores:
-            parts.append(f"{cell.name} {sum(scores) / len(scores):.0%}")
-        elif losses:
-            parts.append(f"{cell.name} {blocks.exp(sum(x for x, _ in losses) / sum(n for _, n in losses)):.4g}")
-    return f"{spec}: " + ", ".join(parts)

@@ -26,12 +26,17 @@ def require(needed: float, device: str, *, beside: str = "", hint: str, reserved
     Raises:
         CellError: it does not fit.
     """
-    free = free_bytes(device) - reserved
+    free = left(device, reserved)
     if needed > free:
         raise CellError(
             f"out of memory: this cell needs about {gib(needed)}{beside and ' ' + beside} and {gib(free)} are free.",
             hint,
         )
+
+
+def left(device: str, reserved: int = 0) -> int:
+    """Bytes that may be allocated, ``reserved`` ones left alone."""
+    return free_bytes(device) - reserved
 
 
 def gib(size: float) -> str:
@@ -140,4 +145,4 @@ def duration(seconds: Iterable[float], limit: float | None) -> str:
         return f"{units.duration(limit)} at most (--time-limit); what is missing then is marked"
     if not all(known):
         return "known once the first cell has run; --time-limit ends the run earlier"
-    return f"about {units.duration(sum(known))}, estimated from the bytes read; --time-limit ends the run earlier"
+    return f"about {units.duration(sum(known))} (an estimate); --time-limit ends the run earlier"

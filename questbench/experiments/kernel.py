@@ -6,6 +6,7 @@ memory are timed in interleaved rounds, so that ratios are paired and every row 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from questbench.methods._base import Method
 from questbench.methods._make import PACKAGE, check_arguments, make_all, method_class
 
 TIMINGS = ("graph", "events")
+TRIALS = 15.0
+"""Seconds of a cell beside its timing: filling caches, choosing the baselines' ways, stages."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class KernelConfig:
     """Least number of interleaved rounds."""
     max_seconds: float = 20.0
     """Longest measuring time of a cell, set-up apart."""
+    time_limit: float | None = None
+    """Seconds after which no further cell is begun."""
     compile_limit: float = 30.0
     """Longest time to compile torch's flex_attention, one of the baseline's ways; 0 leaves it out."""
     stages: bool = True
@@ -173,6 +178,9 @@ def _shape_name(config: KernelConfig) -> str:
 
 def card(config: KernelConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
+    from questbench.experiments.costs import duration
+    from questbench.measure import busy
+
     query, kv, head_dim = heads(config)
     device = {}
     if config.device != "cpu":
@@ -188,6 +196,8 @@ def card(config: KernelConfig) -> dict[str, str]:
         "methods": ", ".join(dict.fromkeys(["dense", *config.methods])) + f" against {_against(config)}",
         "cache": f"{config.cache}, pages of {', '.join(map(str, config.page_sizes))}, {', '.join(config.dtype)}",
         "cells": str(len(cells(config))),
+        "duration": duration(_predicted(config).values(), config.time_limit),
+        **({"warning": warning} if (warning := busy.caution_before()) else {}),
     }
 
 
@@ -200,25 +210,37 @@ def run(
 ) -> Iterator[Unit]:
     """Measure every cell that is not finished yet; one unit per cell."""
     from questbench.experiments._kernel_cell import measure
+    from questbench.experiments.costs import Deadline, Forecast
     from questbench.measure import busy
 
     del stored
     before = busy.caution_before()
     grid = cells(config)
+    deadline, forecast = Deadline(config.time_limit), Forecast(_predicted(config))
     for done, cell in enumerate(grid):
         if cell.key in finished:
+            forecast.skip(cell.key)
+            continue
+        if deadline.passed:
+            # Under another key than the cell's own: --resume measures it.
+            late = [
+                dataclasses.replace(_failed(config, cell, name, CellError(deadline.reason)), status="skipped")
+                for name in methods(config, cell)
+            ]
+            yield Unit(f"{cell.key}|not begun", late)
             continue
         if progress:
-            progress(done, len(grid), units.echo_count(cell.seq_len))
+            progress(done, len(grid), f"{units.echo_count(cell.seq_len)}{forecast.words()}")
         refused = refusals_of(methods(config, cell), cell.page_size)
         try:
             records = measure(config, cell, refused, within(progress, done, len(grid)), before)
         except (MemoryError, CellError, OSError) as error:  # an anonymous mapping that fails is an OSError
             records = [_failed(config, cell, name, error) for name in methods(config, cell)]
         records += [_failed(config, cell, name, error) for name, error in refused.items()]
+        forecast.finished(cell.key)
         yield Unit(cell.key, records)
         if progress:
-            progress(done + 1, len(grid), units.echo_count(cell.seq_len))
+            progress(done + 1, len(grid), f"{units.echo_count(cell.seq_len)}{forecast.words()}")
 
 
 def params(config: KernelConfig, cell: Cell, **more: Any) -> dict[str, Any]:
@@ -240,6 +262,11 @@ def params(config: KernelConfig, cell: Cell, **more: Any) -> dict[str, Any]:
         "cache": config.cache,
         **more,
     }
+
+
+def _predicted(config: KernelConfig) -> dict[str, float]:
+    """Seconds by cell: timing lasts as long as it may on most machines, and so do the trials around it."""
+    return {cell.key: config.max_seconds + TRIALS for cell in cells(config)}
 
 
 def _timing(config: KernelConfig) -> str:

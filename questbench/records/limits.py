@@ -8,11 +8,12 @@ from typing import Any
 
 
 def ends(value: float, known: Mapping[str, Any]) -> tuple[float, float]:
-    """Between which two numbers a median lies: its 95 % interval, or all samples where they are too few for one.
+    """Between which two numbers a median lies: its 95 % interval, or all samples where they are too few for one,
+    or the middle of them where no more is known.
 
     Args:
         value: the median; both ends where nothing else is known.
-        known: ``ci_low``, ``ci_high``, ``min``, ``max`` as far as they are there.
+        known: ``ci_low``, ``ci_high``, ``min``, ``max``, ``p20``, ``p80`` as far as they are there.
     """
 
     def first(*names: str) -> float:
@@ -22,7 +23,7 @@ def ends(value: float, known: Mapping[str, Any]) -> tuple[float, float]:
                 return float(found)
         return value
 
-    return first("ci_low", "min"), first("ci_high", "max")
+    return first("ci_low", "min", "p20"), first("ci_high", "max", "p80")
 
 
 def surely_above(value: float, known: Mapping[str, Any], limit: float) -> bool:

@@ -26,6 +26,8 @@ OURS = "dense"
 HEADLINES = ("latency", "tpot")
 """Times whose paired ratios to baselines are recorded as ``speedup``."""
 READ = "plain read"
+CONTROL = "control"
+"""Metric of a time of torch's that stands in the records for comparisons alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +138,8 @@ def _control(record: ResultRecord) -> str:
         return READ if isinstance(rate, (int, float)) and rate > 0 else ""
     if len(record.samples) < 2:
         return ""
+    if record.metric == CONTROL:
+        return "time torch"
     if record.metric == "speedup":
         baseline = record.params.get("baseline", OURS)
         apart = record.stats.get("paired") is False

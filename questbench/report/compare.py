@@ -16,7 +16,7 @@ from questbench.errors import PrerequisiteError, UsageError
 from questbench.records.environment import machine
 from questbench.records.schema import ResultRecord, RunManifest
 from questbench.report import _format as fmt
-from questbench.report._judge import Change, Controls, judge
+from questbench.report._judge import CONTROL, Change, Controls, judge
 from questbench.report.render import NONE, Cell, Table
 
 THRESHOLD = 0.05
@@ -87,6 +87,8 @@ def compare(
 def _key(record: ResultRecord, force: bool) -> str | None:
     """Identity of a judged value, or ``None`` for one that is not judged."""
     judged = record.unit in ("s", "B", "perplexity") or record.metric == "score"
+    if record.metric == CONTROL:
+        return None
     if not judged or record.fidelity != "measured" or record.params.get("stage") not in (None, "total"):
         return None
     params = {name: value for name, value in record.params.items() if not (force and name in UNFORCED)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -108,6 +109,22 @@ def test_one_skipped_cell_is_fine_and_one_failed_is_not(fake: Fake, kernel: Call
     assert kernel("--seq-len", "4k,8k").code == 0
     fake.does = {4096: "failed"}
     assert kernel("--seq-len", "4k,8k").code == 4
+
+
+def test_what_a_time_limit_left_out_is_said(
+    fake: Fake, kernel: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reason = "the time limit of 20 min was reached first (--time-limit)"
+    late = dataclasses.replace(record(8192, "skipped"), reason=reason)
+
+    def run(config: Any, **rest: Any) -> Iterator[Unit]:
+        yield Unit("4096", [record(4096)])
+        yield Unit("8192|not begun", [late])
+
+    monkeypatch.setattr(experiment, "run", run)
+    ended = kernel("--seq-len", "4k,8k", "--time-limit", "20m")
+    assert ended.code == 0 and "Not everything was measured: the time limit of 20 min was reached" in ended.err
+    assert f"questbench kernel --resume {only_run(tmp_path)}" in ended.err
 
 
 def test_interrupt_keeps_records_and_resumes(fake: Fake, kernel: Callable[..., Any], tmp_path: Path) -> None:

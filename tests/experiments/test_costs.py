@@ -133,3 +133,14 @@ def test_a_length_that_does_not_fit_is_a_failed_record_and_the_others_run(monkey
     assert all(record.status == "failed" and "out of memory: this cell needs about" in record.reason for record in long)
     assert all(record.status == "ok" for record in records if record.params["seq_len"] == 256)
     assert {unit.key for unit in units_made if str(100 << 20) in unit.key} == {f"passkey|{100 << 20}|stepwise|summary"}
+
+
+def test_kernel_cells_that_the_limit_cuts_off_say_so():
+    from questbench.experiments import kernel
+    from questbench.experiments.kernel import KernelConfig
+
+    config = KernelConfig(seq_lens=[256, 512], budgets=[64], time_limit=1e-9, methods=["quest"])
+    found = list(kernel.run(config))
+    assert {unit.key for unit in found}.isdisjoint(cell.key for cell in kernel.cells(config))
+    assert all(record.status == "skipped" and "--time-limit" in record.reason for u in found for record in u.records)
+    assert kernel.card(config)["duration"].startswith("1 s at most")

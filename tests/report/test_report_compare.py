@@ -108,10 +108,10 @@ def slower_machine(records: list[ResultRecord], factor: float, *, ours: float = 
     """As on a machine on which everything takes ``factor`` times as long, and our code ``ours`` times that."""
     found = []
     for record in records:
-        grow = factor * (ours if record.method not in ("dense", "sdpa") else 1.0)
+        grow = factor * (ours if record.method not in ("dense", "torch") else 1.0)
         if record.metric == "latency":
             record = scaled(record, grow)
-        elif record.metric == "speedup" and ours != 1.0 and record.method not in ("dense", "sdpa"):
+        elif record.metric == "speedup" and ours != 1.0 and record.method not in ("dense", "torch"):
             record = scaled(record, 1 / ours)
         elif record.metric == "bandwidth_fraction":
             record = dataclasses.replace(record, stats={**record.stats, "bandwidth": 42e9 / factor})
@@ -141,12 +141,12 @@ def test_slower_code_on_a_slower_machine_is_one() -> None:
 def test_controls_that_disagree_accuse_nobody() -> None:
     """Torch took as long as before, the probe says that memory was four times slower, or the other way round."""
     after = [
-        scaled(record, 4.0) if record.metric == "latency" and record.method == "sdpa" else record
+        scaled(record, 4.0) if record.metric == "latency" and record.method == "torch" else record
         for record in kernel(slower=4.0)
     ]
     after = [
         scaled(record, 4.0)
-        if record.metric == "speedup" and record.params["baseline"] == "sdpa" and record.method != "dense"
+        if record.metric == "speedup" and record.params["baseline"] == "torch" and record.method != "dense"
         else record
         for record in after
     ]
@@ -155,7 +155,7 @@ def test_controls_that_disagree_accuse_nobody() -> None:
 
 def test_without_a_control_times_are_not_judged() -> None:
     def bare(records: list[ResultRecord]) -> list[ResultRecord]:
-        kept = [record for record in records if record.method != "sdpa" and record.metric == "latency"]
+        kept = [record for record in records if record.method != "torch" and record.metric == "latency"]
         return [record for record in kept if record.params["stage"] == "total"]
 
     found = run(bare(kernel()), bare(kernel(slower=2.0)))

@@ -13,6 +13,7 @@ from data_helpers import (
     books,
     hotpot,
     hotpot_flat,
+    json_array,
     jsonl,
     lines,
     longbench_rows,
