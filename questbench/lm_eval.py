@@ -225,7 +225,7 @@ def _table(found: Sequence[Mapping[str, Any]]) -> str:
         for task, metrics in cell["results"].items():
             if "error" in cell:
                 budget = str(cell["method_args"].get("budget", "-"))
-                lines.append((str(cell["method"]), budget, task, "failed", *["-"] * 5))
+                lines.append((str(cell["method"]), budget, task, "failed", "-", "-", "-", "-", "-"))
             for key, value in metrics.items():
                 if not isinstance(value, (int, float)) or "," not in key or "_stderr" in key:
                     continue
