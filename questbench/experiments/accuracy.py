@@ -53,7 +53,7 @@ class AccuracyConfig:
     samples: int | None = None
     """Samples per task and length; the task's own default if ``None``."""
     batch: int = 1
-    """Samples that run together; less after a batch did not fit into memory. Results do not depend on it."""
+    """Samples that run together; less after one did not fit into memory. In bf16 and fp16 it can change an answer."""
     chat_template: str = "auto"
     """Whether prompts go into the tokenizer's chat template: ``auto``, ``on``, ``off``."""
     margin: float = lossless.MARGIN

@@ -196,7 +196,7 @@ def frequent_warnings(frame: pd.DataFrame, most: int = 3) -> list[str]:
     return run_warnings(frame) + often[:most]
 
 
-_RUN_WIDE = ("machine was busy", "Other programs", "The read bandwidth")
+_RUN_WIDE = ("This machine was busy", "Other programs", "The read bandwidth")
 """How warnings begin that are about the machine: they come first, and stand in figures however few cells carry them."""
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(?: (?:s|ms|us|ns)\b)?")
 """A number with its unit of time, which may differ between two warnings of one kind."""

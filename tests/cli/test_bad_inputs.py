@@ -176,8 +176,8 @@ def test_newer_records(questbench: Callable[..., Any], run: Path) -> None:
 
 def test_corrupt_manifest(questbench: Callable[..., Any], run: Path) -> None:
     (run / "run.json").write_text('{"run": ')
-    refused(questbench("report", run), PREREQUISITE, "run.json cannot be read")
-    refused(questbench("kernel", "--resume", run), PREREQUISITE, "run.json cannot be read")
+    refused(questbench("report", run), PREREQUISITE, "run.json, line 1: it is no JSON")
+    refused(questbench("kernel", "--resume", run), PREREQUISITE, "run.json, line 1: it is no JSON")
 
 
 def test_wrong_runs_cost_the_others_nothing(questbench: Callable[..., Any], tmp_path: Path) -> None:
