@@ -13,7 +13,7 @@ from questbench.experiments._accuracy_records import _floor
 from questbench.experiments.accuracy import AccuracyConfig
 from questbench.tasks._make import make_task
 
-SETTINGS = {"tasks": ["passkey"], "seq_lens": [256], "samples": 2, "model": "constructed"}
+SETTINGS = {"tasks": ["passkey"], "seq_lens": [256], "samples": 2, "model": "constructed", "backend": "reference"}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,14 @@ from questbench.methods.quest import Quest
 from questbench.models.static_loop import StaticLoop
 from questbench.tasks._base import Task
 
-SMALL = {"seq_lens": [300], "budgets": [64], "samples": 3, "methods": ["dense", "quest"], "model": "random"}
+SMALL = {
+    "seq_lens": [300],
+    "budgets": [64],
+    "samples": 3,
+    "methods": ["dense", "quest"],
+    "model": "random",
+    "backend": "reference",
+}
 
 
 @pytest.fixture
