@@ -61,8 +61,7 @@ class LayerCache:
         self.rows, self.kv_heads, self.head_dim, self.page_size = rows, kv_heads, head_dim, page_size
         self.dtype, self.device = dtype, torch.device(device)
         self.query_heads, self._bounded = query_heads, method.needs_bounds or bool(bounds)
-        self.seen = [0] * rows
-        self.held = [0] * rows
+        self.seen, self.held = [0] * rows, [0] * rows
         self.steps = 0
         """Decode steps since the prefill."""
         self.lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
@@ -144,8 +143,7 @@ class LayerCache:
     def gather(self, row: int) -> tuple[Tensor, Tensor]:
         """Resident keys and values of one row in slot order, ``[Hk, held, D]`` each (copies)."""
         pages = self._table[row, : len(self._owned[row])].long()
-        k = self.k_pages[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]]
-        v = self.v_pages[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]]
+        k, v = (x[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]] for x in (self.k_pages, self.v_pages))
         return k, v
 
     def end_prefill(self) -> None:
@@ -156,8 +154,8 @@ class LayerCache:
         """
         self.steps = 0
         wanted = self.method.prefill_observes
-        if wanted != "nothing" and self.mass is not None and (wanted in self.prefill_mass or not self._inherited):
-            collected = self.prefill_mass.get(wanted)
+        collected = self.prefill_mass.get(wanted)
+        if wanted != "nothing" and self.mass is not None and (collected is not None or not self._inherited):
             if collected is None or collected.shape[2] < max(self.held):
                 raise ValueError(
                     f"{self.method.name} needs the attention mass '{wanted}' of the whole text, which was not collected"
@@ -250,9 +248,9 @@ class LayerCache:
             self.positions[row, :, :count] = old_positions[row].gather(1, slots)
             if self.mass is not None and old_mass is not None:
                 self.mass[row, :, :count] = old_mass[row].gather(1, slots)
-        counts = torch.tensor([slots.shape[1] for slots in kept], dtype=torch.int32, device=self.device)
+        self.held, self.seen = [slots.shape[1] for slots in kept], seen
+        counts = torch.tensor(self.held, dtype=torch.int32, device=self.device)
         self.ops.append(k, v, self.k_pages, self.v_pages, None, self.page_table, self.lengths, counts)
-        self.held, self.seen = counts.tolist(), seen
 
     def fork(self, method: Method, *, page_size: int | None = None) -> LayerCache:
         """A cache of its own for ``method`` that starts from this one's entries.
@@ -285,8 +283,7 @@ class LayerCache:
             for pages in twin._owned:
                 self.pool.share(pages)
             twin._table, twin._view = self._table.clone(), None
-            twin.lengths = self.lengths.clone()
-            twin.held, twin.seen = list(self.held), list(self.seen)
+            twin.lengths, twin.held, twin.seen = self.lengths.clone(), list(self.held), list(self.seen)
             twin._fit_slots()
         else:
             longest = max(self.held)
@@ -319,7 +316,7 @@ class LayerCache:
         self._owned, self.rows, self._may_share = owned, len(order), True
         self._table, self._view = self._table[rows], None
         self.lengths = self.lengths[rows]
-        self.held, self.seen = [self.held[row] for row in order], [self.seen[row] for row in order]
+        self.held, self.seen = ([counts[row] for row in order] for counts in (self.held, self.seen))
         self.positions, self.mass = (None if x is None else x[rows] for x in (self.positions, self.mass))
         self.prefill_mass = {mode: mass[rows] for mode, mass in self.prefill_mass.items()}
 
@@ -360,8 +357,7 @@ class LayerCache:
         missing = end - len(owned)
         if missing <= 0:
             return
-        pages = self.pool.allocate(missing)
-        total = len(owned) + missing
+        pages, total = self.pool.allocate(missing), len(owned) + missing
         if total > self._table.shape[1]:
             wider = self._table.new_zeros((self.rows, max(total, 2 * self._table.shape[1])))
             wider[:, : self._table.shape[1]] = self._table

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from questbench import units
-from questbench.errors import ExitCode, PrerequisiteError, QuestbenchError, UsageError
+from questbench.errors import CellError, ExitCode, PrerequisiteError, QuestbenchError, UsageError
 
 if TYPE_CHECKING:
     from questbench.experiments._requests import Requests
@@ -76,12 +77,15 @@ def _model_class(base: type[Any]) -> type[Any]:
             """A chat as the text of one prompt."""
             from questbench.experiments._accuracy_template import render
 
-            return render(
-                self.requests.loaded.tokenizer,
-                chat_history,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+            try:
+                return render(
+                    self.requests.loaded.tokenizer,
+                    chat_history,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
+            except UsageError as error:
+                raise UsageError(error.message, "Leave --apply-chat-template out.") from error
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             """Of continuations behind contexts."""
@@ -146,21 +150,27 @@ def evaluate(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             feed=arguments.feed,
             batch=arguments.batch,
         )
-        with thread_count(arguments.threads):
-            results = harness.simple_evaluate(
-                model=language_model(requests),
-                tasks=[task],
-                num_fewshot=arguments.num_fewshot,
-                limit=arguments.limit,
-                task_manager=manager,
-                apply_chat_template=arguments.apply_chat_template,
-                log_samples=False,
-                bootstrap_iters=1000,
-                random_seed=arguments.seed,
-                numpy_random_seed=arguments.seed,
-                torch_random_seed=arguments.seed,
-                fewshot_random_seed=arguments.seed,
-            )
+        outcome: dict[str, Any]
+        try:
+            with thread_count(arguments.threads):
+                results = harness.simple_evaluate(
+                    model=language_model(requests),
+                    tasks=[task],
+                    num_fewshot=arguments.num_fewshot,
+                    limit=arguments.limit,
+                    task_manager=manager,
+                    apply_chat_template=arguments.apply_chat_template,
+                    log_samples=False,
+                    bootstrap_iters=1000,
+                    random_seed=arguments.seed,
+                    numpy_random_seed=arguments.seed,
+                    torch_random_seed=arguments.seed,
+                    fewshot_random_seed=arguments.seed,
+                )
+            outcome = {"results": results["results"], "samples": results.get("n-samples", {})}
+        except CellError as error:  # of this cell alone: NaN or infinite logits
+            reason = f"{error.message} {error.hint or ''}".strip()
+            outcome = {"results": {task: {}}, "samples": {}, "error": reason}
         found.append(
             {
                 "model": loaded.name,
@@ -171,8 +181,7 @@ def evaluate(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "feed": requests.feed,
                 "backend": ops.name,
                 "lm_eval": getattr(harness, "__version__", "unknown"),
-                "results": results["results"],
-                "samples": results.get("n-samples", {}),
+                **outcome,
                 "proof": requests.proof.facts(),
             }
         )
@@ -181,7 +190,7 @@ def evaluate(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _cells(arguments: argparse.Namespace) -> Iterator[tuple[str, Method]]:
     """Every method at every budget; dense once."""
-    from questbench.methods._make import check_arguments, make
+    from questbench.methods._make import check_arguments, make_all
 
     names = _names(arguments.method)
     given: dict[str, str] = {}
@@ -193,10 +202,11 @@ def _cells(arguments: argparse.Namespace) -> Iterator[tuple[str, Method]]:
     check_arguments(names, given)
     for name in names:
         for budget in units.parse_counts(arguments.budget, what="value for --budget"):
-            method = make(name, budget, given)
-            method.check(arguments.page_size)
-            yield name, method
-            if not method.budgeted:
+            variants = list(make_all(name, budget, given).values())
+            for method in variants:
+                method.check(arguments.page_size)
+                yield name, method
+            if not variants[0].budgeted:
                 break
 
 
@@ -213,6 +223,9 @@ def _table(found: Sequence[Mapping[str, Any]]) -> str:
     for cell in found:
         proof = cell["proof"]
         for task, metrics in cell["results"].items():
+            if "error" in cell:
+                budget = str(cell["method_args"].get("budget", "-"))
+                lines.append((str(cell["method"]), budget, task, "failed", "-", "-", "-", "-", "-"))
             for key, value in metrics.items():
                 if not isinstance(value, (int, float)) or "," not in key or "_stderr" in key:
                     continue
@@ -236,9 +249,19 @@ def _table(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 
 
+def _strict(value: Any) -> Any:
+    """The value as JSON can hold it: null for what is no number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def _write(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
     try:
-        path.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
+        text = json.dumps(_strict(found), indent=2, default=str, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise PrerequisiteError(f"Cannot write '{path}': {error.strerror}.", "Name another file with --out.") from None
 
@@ -289,7 +312,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error.message}\n" + (f"next:  {error.hint}\n" if error.hint else ""))
         return error.exit_code
     sys.stdout.write(_table(found) + "\n")
-    return ExitCode.OK
+    failed = [f"{cell['method']}: {cell['error']}\n" for cell in found if "error" in cell]
+    for line in dict.fromkeys(failed):
+        sys.stderr.write(line)
+    return ExitCode.CELLS_FAILED if failed else ExitCode.OK
 
 
 if __name__ == "__main__":

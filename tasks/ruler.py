@@ -175,7 +175,9 @@ class Ruler(DataTask):
                 at = len(prompt[:at].rstrip())
                 prompt, prefix = prompt[:at], prompt[at:]
         else:
-            prompt, border, prefix = row["context"] + row["question"], len(row["context"]), row["answer_prefix"]
+            whole, border = row["context"] + row["question"], len(row["context"])
+            prompt = whole.rstrip()  # white space in front of the answer is its own, as in RULER's rows
+            prefix = whole[len(prompt) :] + row["answer_prefix"]
         context = prompt[:border].rstrip()
         return context, prompt[len(context) :], prefix
 

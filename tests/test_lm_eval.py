@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from questbench import lm_eval as bridge
-from questbench.errors import ExitCode, PrerequisiteError, UsageError
+from questbench.errors import ExitCode, NotFiniteError, PrerequisiteError, UsageError
 from questbench.experiments._requests import Requests
 from questbench.experiments._setup import thread_count
 from questbench.kernels import load
@@ -206,6 +206,10 @@ def test_a_chat_is_the_same_on_every_day():
     asked = Requests(dataclasses.replace(helpers.random_model(), tokenizer=tokenizer), make("dense", 0), load("cpu"))
     model = bridge._model_class(Base)(asked)
     assert model.apply_chat_template([{"role": "user", "content": "Hi"}]) == "2024-07-26 Hi "
+    tokenizer.chat_template = "{{ raise_exception('no chats') }}"
+    with pytest.raises(UsageError, match="no chats") as error:
+        model.apply_chat_template([{"role": "user", "content": "Hi"}])
+    assert error.value.hint == "Leave --apply-chat-template out."
 
 
 class Base:
@@ -287,6 +291,34 @@ def write_tasks(folder: Path) -> None:
     }
     for name, text in kinds.items():
         (folder / f"{name}.yaml").write_text(f"task: {name}\n{head}{text}{tail}")
+
+
+def test_a_cell_whose_logits_are_no_numbers_fails_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    """The harness is a stand-in; quest's second variant overflows."""
+
+    def simple_evaluate(model, tasks, **_):
+        if getattr(model.requests.method, "group_merge", "") == "max":
+            raise NotFiniteError("fp16", "the logits of a decode step")
+        return {"results": {tasks[0]: {"acc,none": 0.5, "acc_stderr,none": math.nan}}, "n-samples": {}}
+
+    model = types.SimpleNamespace(LM=object)
+    manager = lambda **_: types.SimpleNamespace(all_tasks=["mine"])  # noqa: E731
+    harness = types.SimpleNamespace(
+        api=types.SimpleNamespace(model=model),
+        tasks=types.SimpleNamespace(TaskManager=manager),
+        simple_evaluate=simple_evaluate,
+    )
+    monkeypatch.setattr(bridge, "_harness", lambda: harness)
+    monkeypatch.setattr("questbench.models.loading.resolve", lambda *_, **__: helpers.random_model())
+    out = tmp_path / "found.json"
+    command = ["--tasks", "mine", "--method", "dense,quest", "-M", "quest.group_merge=sum_softmax,max"]
+    assert bridge.main([*command, "--backend", "reference", "--out", str(out)]) == ExitCode.CELLS_FAILED
+    shown = capsys.readouterr()
+    assert "failed" in shown.out and "has left the range of fp16" in shown.err
+    cells = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"bare {name}"))
+    assert [cell["method"] for cell in cells] == ["dense", "quest", "quest"]
+    assert ["error" in cell for cell in cells] == [False, False, True]
+    assert cells[0]["results"]["mine"] == {"acc,none": 0.5, "acc_stderr,none": None}
 
 
 def test_a_real_run_of_lm_eval_on_a_local_task(tmp_path, monkeypatch, capsys):

@@ -121,7 +121,7 @@ class Output:
 class _Page(io.StringIO):
     """Text for stdout that is not written yet: as wide, as coloured and of the same characters."""
 
-    encoding = property(lambda self: getattr(sys.stdout, "encoding", None) or "utf-8")  # type: ignore[assignment]
+    encoding = property(lambda self: getattr(sys.stdout, "encoding", None) or "utf-8")
 
     def isatty(self) -> bool:
         """Whether it will be read on a terminal."""

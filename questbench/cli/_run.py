@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
 import types
@@ -172,7 +173,7 @@ def _close(records: list[ResultRecord], code: ExitCode, writer: RunWriter, outpu
 
 
 def _again(writer: RunWriter) -> str:
-    return f"questbench {writer.manifest.kind} --resume {writer.path}"
+    return f"questbench {writer.manifest.kind} --resume {shlex.quote(str(writer.path))}"
 
 
 def _from_user(ctx: typer.Context, name: str) -> bool:

@@ -173,11 +173,10 @@ def _show(error: Exception) -> int:
 
 
 def main() -> NoReturn:
-    """Entry point of scripts that older installations made."""
-    from questbench.__main__ import main as start
-
-    start()
-    raise AssertionError("it ends the process")
+    """Entry point of scripts that older installations made; ``questbench/__main__.py`` is today's."""
+    _signals.prepare()
+    _streams.prepare()
+    sys.exit(invoke())
 
 
 def _show_parser_error(error: Any) -> int:

@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from questbench.errors import CellError, NotFiniteError
-from questbench.experiments._setup import dtype_name
-
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -62,8 +59,7 @@ class Batch:
 
         longest = max(map(len, prompts))
         if all(len(prompt) == longest for prompt in prompts):
-            logits = hf.forward(model, prompts, cache, all_logits=all_logits)
-            return cls(model, cache, None, _finite(logits, model, "the logits of the prompt"))
+            return cls(model, cache, None, hf.forward(model, prompts, cache, all_logits=all_logits))
         ids = torch.zeros((len(prompts), longest), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
@@ -72,7 +68,7 @@ class Batch:
         mask = mask.to(next(model.parameters()).device)
         places = (mask.cumsum(1) - 1).clamp(min=0)
         logits = hf.forward(model, ids, cache, all_logits=all_logits, attention_mask=mask, position_ids=places)
-        return cls(model, cache, mask, _finite(logits, model, "the logits of the prompt", mask))
+        return cls(model, cache, mask, logits)
 
     def on(self, cache: SparseCache) -> Batch:
         """The same texts in a fork of the cache."""
@@ -101,12 +97,13 @@ class Batch:
         if self.mask is not None:
             self.mask = self.mask[chosen.to(self.mask.device)]
 
-    def play(self, scripts: Sequence[Script[Result]], counters: RowCounters | None = None) -> list[Result | CellError]:
+    def play(self, scripts: Sequence[Script[Result]], counters: RowCounters | None = None) -> list[Result]:
         """Run one script per row to its end; results in the order of the rows.
 
-        A row whose logits are no numbers ends with a :class:`NotFiniteError` as its result, and the others go on.
+        Raises:
+            NotFiniteError: NaN or infinite logits, in whatever row.
         """
-        results: dict[int, Result | CellError] = {}
+        results: dict[int, Result] = {}
         active: list[int] = []
         tokens: list[int] = []
         for row, script in enumerate(scripts):
@@ -117,36 +114,12 @@ class Batch:
             if counters is not None:
                 counters.active = active
             logits = self.feed(tokens)
-            good = _rows_finite(logits).tolist()
             before, active, tokens = active, [], []
             for place, row in enumerate(before):
-                if not good[place]:
-                    scripts[row].close()
-                    results[row] = NotFiniteError(dtype_name(self.model.dtype), "the logits of a decode step")
-                    continue
                 _advance(scripts[row], logits[place], row, active, tokens, results)
             if active and len(active) < len(before):
                 self.keep([before.index(row) for row in active])
         return [results[row] for row in range(len(scripts))]
-
-
-def _rows_finite(logits: Tensor) -> Tensor:
-    """``[...]`` bool: the best logit is a number. A model may give tokens that it never writes minus infinity."""
-    return logits.amax(-1).isfinite()
-
-
-def _finite(logits: Tensor, model: PreTrainedModel, where: str, mask: Tensor | None = None) -> Tensor:
-    """The logits.
-
-    Raises:
-        NotFiniteError: they are no numbers; those of padding are not looked at.
-    """
-    good = _rows_finite(logits)
-    if mask is not None and good.dim() == 2:
-        good = good | (mask == 0)
-    if not bool(good.all()):
-        raise NotFiniteError(dtype_name(model.dtype), where)
-    return logits
 
 
 def _advance(

@@ -263,12 +263,10 @@ class Session:
         ]
 
     def _row(
-        self, work: Work, prepared: Prepared, result: list[Reply] | Taught | CellError, counter: ReadCounter
+        self, work: Work, prepared: Prepared, result: list[Reply] | Taught, counter: ReadCounter
     ) -> dict[str, Any]:
         """What came of one sample in one cell."""
         try:
-            if isinstance(result, CellError):
-                raise result
             if isinstance(result, Taught):
                 return made.taught(prepared, result)
             return made.answered(work, prepared, result, counter)

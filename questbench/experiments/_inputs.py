@@ -5,11 +5,31 @@ They stand in the run's manifest. A run that is resumed must find the same, or i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from questbench.tasks._base import Task
 from questbench.tasks._data import DataTask
+
+
+def accuracy(
+    model: str, mode: str, work: Sequence[tuple[str, Task, int]], *, online: bool, trust_remote_code: bool
+) -> dict[str, Any]:
+    """All that an accuracy run reads.
+
+    Args:
+        mode: whether prompts go into the chat template.
+        work: how the user wrote the task, the task, and its length.
+
+    Raises:
+        UsageError, PrerequisiteError: something of it cannot be used.
+    """
+    found = {
+        "model": model_files(model, online=online, trust_remote_code=trust_remote_code),
+        "data": data_files(work),
+        "chat_template": template(model, mode, online=online, trust_remote_code=trust_remote_code),
+    }
+    return {name: part for name, part in found.items() if part}
 
 
 def model_files(name: str, *, online: bool = False, trust_remote_code: bool = False) -> dict[str, str]:
@@ -31,7 +51,7 @@ def model_files(name: str, *, online: bool = False, trust_remote_code: bool = Fa
     return {} if folder is None else _folder.contents(folder)
 
 
-def data_files(work: Iterable[tuple[str, Task, int]]) -> dict[str, str]:
+def data_files(work: Sequence[tuple[str, Task, int]]) -> dict[str, str]:
     """SHA-256 of the data of each task that has some.
 
     Args:

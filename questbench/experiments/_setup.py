@@ -75,12 +75,6 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, DTYPES[name])  # type: ignore[no-any-return]
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """``torch.bfloat16`` -> ``bf16``; torch's own name where ``--dtype`` has none."""
-    own = str(dtype).removeprefix("torch.")
-    return next((name for name, full in DTYPES.items() if full == own), own)
-
-
 @contextlib.contextmanager
 def thread_count(threads: int | None) -> Iterator[int]:
     """Set torch's threads (all cores by default) for the block; yields the number."""

@@ -53,7 +53,7 @@ class AccuracyConfig:
     samples: int | None = None
     """Samples per task and length; the task's own default if ``None``."""
     batch: int = 1
-    """Samples that run together; less after a batch did not fit into memory. Results do not depend on it."""
+    """Samples that run together; less after one did not fit into memory. In bf16 and fp16 it can change an answer."""
     chat_template: str = "auto"
     """Whether prompts go into the tokenizer's chat template: ``auto``, ``on``, ``off``."""
     margin: float = lossless.MARGIN
@@ -255,15 +255,11 @@ def inputs(config: AccuracyConfig) -> dict[str, Any]:
     Raises:
         UsageError, PrerequisiteError: one of them cannot be used.
     """
-    from questbench.experiments import _inputs
+    from questbench.experiments._inputs import accuracy
 
+    work = [(one.spec, one.task, one.length) for one, _, _ in grid(config)]
     where = {"online": config.online, "trust_remote_code": config.trust_remote_code}
-    found = {
-        "model": _inputs.model_files(config.model, **where),
-        "data": _inputs.data_files((work.spec, work.task, work.length) for work, _, _ in grid(config)),
-        "chat_template": _inputs.template(config.model, config.chat_template, **where),
-    }
-    return {name: part for name, part in found.items() if part}
+    return accuracy(config.model, config.chat_template, work, **where)
 
 
 def run(

@@ -193,6 +193,9 @@ class Ops(ABC):
         visits: Tensor | None = None,
     ) -> Tensor:
         """Score, select and attend in one call. A backend may fuse it; the result must equal the three ops."""
+        stored = k_pages.shape[0] if bounds.dim() == 4 else -(-k_pages.shape[0] // 64)  # by page, or by channel
+        if bounds.shape[:2] != (stored, k_pages.shape[1]):
+            raise ValueError(f"bounds {tuple(bounds.shape)} are not those of pages {tuple(k_pages.shape)}")
         page_size, group = k_pages.shape[2], q.shape[1] // k_pages.shape[1]
         scores = self.score(q, bounds, page_table, lengths, page_size, skip_newest=force_newest)
         pages, counts = self.select(

@@ -52,8 +52,7 @@ def _append(
     _within("new", added, 0, incoming)
     _lengths(lengths, table, size)
     _lengths(lengths + added, table, size, "lengths with the new entries")
-    used = (lengths.long() // size)[:, None] * (added > 0)[:, None]
-    _ids(table, lengths.long() + added, size, k_pages.shape[0], first=used)
+    _ids(table, lengths.long() + added, size, k_pages.shape[0])
 
 
 def _score(q: Tensor, bounds: Tensor, table: Tensor, lengths: Tensor, size: int, skip_newest: bool) -> None:
@@ -182,7 +181,8 @@ def _within(name: str, values: Tensor, least: int, most: int | None) -> None:
 
 
 def _lengths(lengths: Tensor, table: Tensor, size: int, name: str = "lengths") -> None:
-    _within(name, lengths, 0, table.shape[1] * size)
+    if size > 0:  # else the binding says so
+        _within(name, lengths, 0, table.shape[1] * size)
 
 
 def _slots(lengths: Tensor, **per_slot: Tensor | None) -> None:
@@ -193,12 +193,9 @@ def _slots(lengths: Tensor, **per_slot: Tensor | None) -> None:
             raise ValueError(f"{name} has {given.shape[2]} slots for a row of {longest} entries")
 
 
-def _ids(table: Tensor, lengths: Tensor, size: int, pool: int, first: Tensor | None = None) -> None:
-    """The physical pages of the first ``lengths`` entries, from the logical page ``first`` on, are in the pool."""
+def _ids(table: Tensor, lengths: Tensor, size: int, pool: int) -> None:
+    """The physical pages of the first ``lengths`` entries are in the pool."""
     place = torch.arange(table.shape[1], device=table.device)
-    used = place < _pages(lengths, size)[:, None]
-    if first is not None:
-        used &= place >= first
-    ids = table[used]
+    ids = table[place < _pages(lengths, size)[:, None]]
     if ((ids < 0) | (ids >= pool)).any():
         raise ValueError(f"page_table names a page outside of the pool of {pool}")

@@ -61,7 +61,7 @@ def build() -> Path:
         if not _compiling.is_whole(target):
             with _compiling.building(cache_folder(), name) as scratch:
                 _compiling.keep(_compile(compiler.command, source, scratch / target.name), target)
-    except OSError as error:
+    except (OSError, PrerequisiteError) as error:
         raise PrerequisiteError(
             f"The bandwidth probe could not be built: {error}.", "See: questbench doctor."
         ) from error

@@ -60,13 +60,14 @@ def make_all(name: str, budget: int, arguments: Mapping[str, str] | None = None)
         owner, _, field = key.rpartition(".")
         if owner in ("", name) and field in fields and not _is_list(fields[field]):
             swept[key] = _alternatives(key, text)
-    found: dict[Method, str] = {}
+    found: dict[str, Method] = {}
     for values in itertools.product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
         method = make(name, budget, {**(arguments or {}), **chosen})
         several = [f"{key.rpartition('.')[2]}={text}" for key, text in chosen.items() if len(swept[key]) > 1]
-        found.setdefault(method, f"{name}[{', '.join(several)}]" if several else name)
-    return {label: method for method, label in found.items()}
+        if method not in found.values():  # "4,4.0" is one variant
+            found[f"{name}[{', '.join(several)}]" if several else name] = method
+    return found
 
 
 def check_arguments(names: Iterable[str], arguments: Mapping[str, str]) -> None:

@@ -19,10 +19,13 @@ def check_special_tokens(path: Path, settings: Any) -> None:
     Raises:
         PrerequisiteError: one of them is not.
     """
-    for part in (settings, settings.get("text_config")) if isinstance(settings, dict) else ():
-        for name in SPECIAL if isinstance(part, dict) else ():
+    if not isinstance(settings, dict):
+        return
+    text = settings.get("text_config")
+    for part in (settings, text if isinstance(text, dict) else {}):
+        for name in SPECIAL:
             value = part.get(name)
-            if not all(map(_is_token, value if isinstance(value, list) else [value])) and value is not None:
+            if value is not None and not all(map(_is_token, value if isinstance(value, list) else [value])):
                 raise PrerequisiteError(
                     f"{path}: {name} is {_shown(value)}, but must be a token number or a list of them.",
                     f"Correct {name} in {path.name}, or download the model again.",

@@ -55,8 +55,9 @@ class _Awaiting:
         for finder in sys.meta_path:
             spec = finder.find_spec(name, path, target)
             if spec is not None:
+                found: Any = spec
                 if spec.loader is not None:
-                    spec.loader = _Registering(spec.loader)
+                    found.loader = _Registering(spec.loader)
                 return spec
         return None
 

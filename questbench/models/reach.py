@@ -47,10 +47,9 @@ def describe(sliding: list[bool], dense_layers: int, window: int | None = None) 
     width = f" a window of {window:,} tokens" if window else " a window"
     said += f"; {total - len(full)} attend to{width} under every method"
     if dense_layers:
-        kept = len(full) - len(reached)
-        said += f"; --dense-layers {dense_layers} counts all layers and keeps " + (
-            f"{kept} full-attention layer{'s' if kept > 1 else ''} dense" if kept else "no full-attention layer dense"
-        )
+        spared = len(full) - len(reached)
+        said += f"; --dense-layers {dense_layers} counts all layers and keeps "
+        said += f"{spared or 'no'} full-attention layer{'s' if spared > 1 else ''} dense"
     return said
 
 

@@ -21,6 +21,10 @@ _SUSPECT = re.compile(rb"[eE]\+?\d{3}|\d{300}")
 """Numbers that might be larger than a float; all others need no second look."""
 
 
+HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Half of a character as JSON writes it, and whole ones that are written in halves."""
+
+
 class Want(NamedTuple):
     """What one field must hold."""
 
@@ -88,6 +92,18 @@ def require(data: Mapping[str, Any], wants: Mapping[str, Want], where: str = "")
         if not want.holds(value):
             message = f"field '{where}{name}' must be {want.words}, not {_shown(value)}"
             raise FieldError(where + name, message)
+
+
+def visible(value: Any) -> Any:
+    """The same value, with halves of characters written out (``\\udcff``): they stand for bytes that are no UTF-8.
+
+    No table, figure or page can hold them otherwise.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {visible(key): visible(item) for key, item in value.items()}
+    return [visible(item) for item in value] if isinstance(value, list) else value
 
 
 def maybe(want: Want) -> Want:

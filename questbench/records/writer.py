@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -139,7 +140,8 @@ class RunWriter:
             os.fsync(self._files[name])
         except OSError as error:  # a full disk, mostly
             kept = self._records_end or self.finished
-            hint = f"Make room there, then: questbench {self.manifest.kind} --resume {self.path}" if kept else None
+            again = f"questbench {self.manifest.kind} --resume {shlex.quote(str(self.path))}"
+            hint = f"Make room there, then: {again}" if kept else None
             raise unwritable(self.path, error, hint) from None
 
     def _remember(self, commit: Commit) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +177,7 @@ def _draw(
             if needed not in frames:
                 skipped.append(f"Plot {name} was skipped: no results of '{needed}'.")
                 continue
-            draw = functools.partial(list, _base.draw(name, *frames[needed], out))
+            draw: Callable[[], list[Drawn]] = functools.partial(list, _base.draw(name, *frames[needed], out))
             # A figure of ours that fails is a bug and says so; one of another package costs itself alone.
             drawn += draw() if name in own else registry.call("plot", name, draw)
         except registry.PluginError as error:

@@ -161,7 +161,7 @@ def list_warnings(frame: pd.DataFrame, keys: Sequence[str], limit: int = 8) -> l
         for text in row["warnings"]:
             kinds.setdefault(_NUMBER.sub("#", text), {}).setdefault(name, text)
     lines = run_warnings(frame)
-    for cells in kinds.values():
+    for _, cells in sorted(kinds.items(), key=lambda item: not item[0].startswith(_RUN_WIDE)):
         first, *others = cells
         alike = len(set(cells.values())) == 1
         more = f" and {len(others) - 2} more" if len(others) > 2 else ""
@@ -191,13 +191,13 @@ def frequent_warnings(frame: pd.DataFrame, most: int = 3) -> list[str]:
             f"(all of {len(frame)} cells)", "(all cells)"
         )
         for kind, texts in sorted(kinds.items(), key=lambda item: -len(item[1]))
-        if 2 * len(texts) >= len(frame) or any(word in kind for word in _RUN_WIDE)
+        if 2 * len(texts) >= len(frame) or kind.startswith(_RUN_WIDE)
     ]
     return run_warnings(frame) + often[:most]
 
 
-_RUN_WIDE = ("machine was busy", "Other programs", "The read bandwidth")
-"""Words of warnings that are about a whole run or round, however few cells carry them."""
+_RUN_WIDE = ("This machine was busy", "Other programs", "The read bandwidth")
+"""How warnings begin that are about the machine: they come first, and stand in figures however few cells carry them."""
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(?: (?:s|ms|us|ns)\b)?")
 """A number with its unit of time, which may differ between two warnings of one kind."""
 

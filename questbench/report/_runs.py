@@ -96,7 +96,7 @@ def _manifest(folder: Path, records: Sequence[ResultRecord]) -> RunManifest:
 
 
 def _empty(manifest: RunManifest) -> str:
-    return "no results yet, not ended" if manifest.end is None else "no results"
+    return "no results so far; not ended" if manifest.end is None else "no results"
 
 
 def _replaced(found: Gathered) -> list[str]:

@@ -176,8 +176,30 @@ def test_newer_records(questbench: Callable[..., Any], run: Path) -> None:
 
 def test_corrupt_manifest(questbench: Callable[..., Any], run: Path) -> None:
     (run / "run.json").write_text('{"run": ')
-    refused(questbench("report", run), PREREQUISITE, "run.json cannot be read")
-    refused(questbench("kernel", "--resume", run), PREREQUISITE, "run.json cannot be read")
+    refused(questbench("report", run), PREREQUISITE, "run.json, line 1: it is no JSON")
+    refused(questbench("kernel", "--resume", run), PREREQUISITE, "run.json, line 1: it is no JSON")
+
+
+def test_wrong_runs_cost_the_others_nothing(questbench: Callable[..., Any], tmp_path: Path) -> None:
+    from questbench.records.schema import ResultRecord
+
+    results, paths = tmp_path / "results", []
+    for _ in range(4):
+        with store.create_run(results, "kernel", ["questbench"], {}, {"machine": "one"}) as writer:
+            head = ("", "kernel", "ok", "dense", {}, "cpu", {"seq_len": 4096, "stage": "total"})
+            writer.write([ResultRecord(*head, "latency", "s", 1e-3)])
+            writer.finish()
+        paths.append(writer.path)
+    (paths[0] / "run.json").write_text("[" * 100_000)
+    (paths[1] / "records.jsonl").unlink()
+    os.mkfifo(paths[1] / "records.jsonl")
+    record = json.loads((paths[2] / "records.jsonl").read_text())
+    write_records(paths[2], json.dumps({**record, "value": "fast"}).encode() + b"\n")
+    ended = questbench("report", "--no-plots", "--out", results)
+    assert ended.code == 0, ended.err
+    assert "dense" in ended.out
+    for path, why in ((paths[0], "run.json"), (paths[1], "not a plain file"), (paths[2], "line 1: field 'value'")):
+        assert any(path.name in line and why in line for line in ended.err.splitlines()), (why, ended.err)
 
 
 def test_resume_a_foreign_folder(questbench: Callable[..., Any], tmp_path: Path) -> None:

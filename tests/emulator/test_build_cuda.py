@@ -126,3 +126,11 @@ def test_a_cache_that_cannot_be_written_is_named(
     with pytest.raises(PrerequisiteError, match="taken") as caught:
         _build_cuda.build_emulator()
     assert "QUESTBENCH_CACHE" in str(caught.value.hint)
+
+
+def test_the_host_compiler_may_have_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    assert _build_cuda._host_compiler() == []
+    monkeypatch.setenv("CXX", "g++ -m64 -Wl,-z")
+    _, program, *arguments = _build_cuda._host_compiler()
+    assert Path(program).name == "g++" and arguments == ["-Xcompiler=-m64", "-Xcompiler=-Wl\\,-z"]

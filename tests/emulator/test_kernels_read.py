@@ -158,6 +158,16 @@ def test_summed_softmax_far_below_the_best_and_without_finite_scores(ops: Any) -
         selecting.test_summed_softmax_takes_pages_without_a_finite_score_first_and_still_ranks_the_others(ops, unknown)
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_summed_softmax_of_infinities(ops: Any, group: int) -> None:
+    selecting.test_summed_softmax_ranks_nan_and_infinity_alike(ops, group)
+    if group == 1:
+        selecting.test_one_head_alone_ranks_by_its_scores(ops)
+    else:
+        selecting.test_a_page_at_minus_infinity_in_every_head_ranks_last(ops)
+        selecting.test_a_head_that_knows_only_minus_infinity_adds_nothing(ops)
+
+
 # ---- Attend ----------------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +260,18 @@ def test_nan_and_infinity_leak_only_from_entries_that_are_read(
     got = ops.attend(q, *store.paged, 0.125, **options)
     want = REFERENCE.attend(q, *store.paged, 0.125, **options)
     assert torch.equal(got.isfinite(), want.isfinite())
+
+
+@pytest.mark.parametrize("listed", ["kv heads", "query heads"])
+def test_lists_that_are_empty_or_of_nan(ops: Any, listed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "LENGTHS", [300, 0, 1, 16, 17])
+    shape = {"heads": 2, "dim": 64, "page_size": 16, "dtype": HALVES[len(listed) % 2]}
+    for with_sinks in (False, True):
+        store = make_store(records.LENGTHS, **shape)
+        records.test_an_empty_list_of_a_row_that_is_not_gives_zeros(ops, store, listed, with_sinks)
+    for value in (torch.nan, -torch.inf):
+        store = make_store(records.LENGTHS, **shape)
+        records.test_slots_that_were_not_read_have_no_mass_whatever_the_others_weigh(ops, store, value)
 
 
 def test_logits_that_are_all_minus_infinity(ops: Any) -> None:

@@ -93,7 +93,7 @@ def test_prompts_and_gold_answers_are_logged_on_request():
         assert row["answers"] and row["completion"].strip().startswith(row["answers"][0].strip())
         assert ("prompt_text" in row) == (row["method"] == "dense")
         if "prompt_text" in row:
-            assert row["answers"][0].strip() in row["prompt_text"] and "passkey" in row["prompt_text"].lower()
+            assert row["answers"][0].strip() in row["prompt_text"] and "pass key" in row["prompt_text"]
 
 
 def test_a_billion_samples_begin_at_once(monkeypatch):
@@ -149,10 +149,9 @@ def test_an_empty_variant_is_refused(text):
 
 
 def test_one_wrong_variant_is_refused_by_name():
+    config = AccuracyConfig(tasks=["passkey"], methods=["quest"], method_args={"select_by": "kv_head,nobody"})
     with pytest.raises(UsageError, match=r"quest\.select_by=nobody"):
-        accuracy.cells(
-            AccuracyConfig(tasks=["passkey"], methods=["quest"], method_args={"select_by": "kv_head,nobody"})
-        )
+        accuracy.cells(config)
 
 
 def test_the_same_variant_twice_is_one():

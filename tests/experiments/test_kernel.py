@@ -125,3 +125,11 @@ def test_out_of_memory_is_a_record():
 def test_what_no_cell_can_do_is_refused(changes):
     with pytest.raises(UsageError):
         records_of(**changes)
+
+
+def test_variants_of_a_method_are_timed_in_the_same_rounds():
+    records = records_of(methods=["quest"], method_args={"group_merge": "sum_softmax,max"}, stages=False)
+    totals = [r for r in records if r.metric == "latency" and r.params.get("stage") == "total" and r.method == "quest"]
+    assert [record.method_args["group_merge"] for record in totals] == ["sum_softmax", "max"]
+    assert len({record.cell() for record in totals}) == 2
+    assert len({len(record.samples) for record in totals}) == 1

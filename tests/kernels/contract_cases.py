@@ -109,7 +109,6 @@ def backwards(tensor: Tensor) -> Tensor:
     return tensor[..., :2].flip(-1).contiguous()
 
 
-STORED = {"k_pages": "k_pages", "v_pages": "v_pages"}
 FAULTS: dict[str, dict[str, list[Fault]]] = {
     "append": {
         "k": [to(torch.float32), short(0), short(1), short(3), flat],
@@ -123,13 +122,13 @@ FAULTS: dict[str, dict[str, list[Fault]]] = {
     },
     "score": {
         "q": [to(torch.float32), short(0), short(1), short(2), flat],
-        "bounds": [to(torch.float32), wider, short(1), short(2), short(3), flat],
+        "bounds": [to(torch.float32), wider, short(2), short(3), flat],
         "page_table": [to(torch.int64), wider, short(0), flat, holding(1 << 20)],
         "lengths": [to(torch.int64), wider, short(0), holding(1 << 20)],
         "page_size": [instead(0), instead(-16)],
     },
     "score by channel": {
-        "bounds": [to(torch.float16), wider, short(1), short(2), short(3), short(4)],
+        "bounds": [to(torch.float16), wider, short(2), short(3), short(4)],
         "skip_newest": [instead(False)],
     },
     "select": {

@@ -17,7 +17,16 @@ def main() -> None:
     torch.set_num_threads(1)
     ops = kernels.load("cpu")
     for at, dtype in enumerate(DTYPES):
-        for dim, group, size in ((64, 1, 16), (80, 4, 4), (128, 7, 32), (16, 2, 8), (256, 8, 16), (96, 4, 16)):
+        for dim, group, size in (
+            (64, 1, 16),
+            (80, 4, 4),
+            (128, 7, 32),
+            (16, 2, 8),
+            (256, 8, 16),
+            (96, 4, 16),
+            (40, 3, 5),
+            (254, 2, 7),
+        ):
             store = make_store([4 * size + 1, 0, 1, 1030], heads=2, dim=dim, page_size=size, dtype=dtype, seed=dim)
             q = make_query(store, group)
             check(ops, store, q, skip_newest=False)

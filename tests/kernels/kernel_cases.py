@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from questbench.kernels._bounds import empty_bounds
-from questbench.kernels.reference import ReferenceOps
+from questbench.kernels.reference import ReferenceOps, _merge
 
 REFERENCE = ReferenceOps()
 UNIT = 2.0**-24
@@ -196,3 +196,57 @@ def check_attend(ops: Any, store: Store, q: Tensor, scale: float, **options: Any
     budget = attend_budget(store, q, scale, want, **options)
     assert ((got.double() - want).abs() <= budget).all(), ((got.double() - want).abs() / budget).max()
     return got
+
+
+def valid_lists(
+    scores: Tensor,
+    lengths: Tensor,
+    size: int,
+    lists: tuple[Tensor, Tensor],
+    *,
+    width: int,
+    force_newest: bool,
+    merge: str,
+    group: int,
+    scale: float,
+) -> bool:
+    """Whether lists merged by ``sum_softmax`` hold the best pages, up to the rounding of what they are ranked by."""
+    pages, counts = lists
+    heads = scores.shape[1] // group
+    for row in range(scores.shape[0]):
+        total = -(-int(lengths[row]) // size)
+        scored = total - int(force_newest)
+        known = scores[row, :, : max(scored, 0)].double()
+        for head in range(heads):
+            taken = int(counts[row, head])
+            chosen = pages[row, head, :taken].long()
+            if not bool((pages[row, head, taken:] == -1).all()) or not bool((chosen.diff() > 0).all()):
+                return False
+            if taken and force_newest:
+                if int(chosen[-1]) != total - 1:
+                    return False
+                chosen = chosen[:-1]
+            own = known[head * group : (head + 1) * group]
+            if len(chosen) and not best_of_group(own, chosen, scale):
+                return False
+    return True
+
+
+def best_of_group(scores: Tensor, chosen: Tensor, scale: float) -> bool:
+    """Whether ``chosen`` are the best pages of one group's ``scores`` ``[group, pages]``."""
+    group, pages = scores.shape
+    merged = _merge(scores, "sum_softmax", group, scale)[0]
+    finite = scores[scores.isfinite()].abs()
+    slack = UNIT * (4 * scale * float(finite.max() if len(finite) else 0.0) + pages + group + 32)
+    inside = torch.zeros(pages, dtype=torch.bool)
+    inside[chosen] = True
+    # NaN first, -inf last, both ties that go to the lower page; what is between, up to rounding.
+    for rank in (merged.isnan(), merged == -torch.inf):
+        members = inside[rank]
+        if bool((members[1:] & ~members[:-1]).any()):
+            return False
+    order = torch.where(merged.isnan(), torch.inf, merged)
+    if inside.all():
+        return True
+    least, best = float(order[inside].min()), float(order[~inside].max())
+    return least >= best or least + 2 * slack >= best

@@ -8,7 +8,7 @@ from kernel_cases import DTYPES, check_attend, generator, make_query, make_store
 
 from questbench.kernels._ops import Ops
 
-DIMS = (64, 96, 128, 256, 16, 32, 80)
+DIMS = (64, 96, 128, 256, 16, 32, 80, 40, 48, 72, 88, 104, 112, 120, 18, 30, 34, 62, 254)
 PAGE_SIZES = (4, 8, 16, 32, 64, 128)
 GROUPS = (1, 2, 4, 7, 8, 16)
 

@@ -87,6 +87,41 @@ def test_mass_of_slots_that_were_not_read_is_zero(ops: Ops, store: Store, with_s
             assert (total < GROUP).all() if with_sinks else torch.allclose(total, torch.full((2,), 1.0 * GROUP))
 
 
+@pytest.mark.parametrize("listed", ["kv heads", "query heads"])
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_an_empty_list_of_a_row_that_is_not_gives_zeros(ops: Ops, store: Store, listed: str, with_sinks: bool) -> None:
+    q, options = make_query(store, GROUP), lists(store, listed)
+    options["counts"][0, 0] = 0
+    if with_sinks:
+        options["sinks"] = torch.randn(2 * GROUP, generator=generator(4))
+    heads = GROUP if listed == "kv heads" else 1
+    mass, visits = torch.ones((len(LENGTHS), 2, 1100)), torch.zeros((len(LENGTHS), 2, 1100), dtype=torch.int32)
+    got = ops.attend(q, *store.paged, 0.125, mass=mass, mass_mode="last", visits=visits, **options)
+    assert (got[0, :heads] == 0).all() and got.isfinite().all() and (got[0, heads:] != 0).any()
+    assert mass.isfinite().all()
+    for row, length in enumerate(LENGTHS):
+        assert (mass[row, :, :length][visits[row, :, :length] == 0] == 0).all()
+    want = REFERENCE.attend(q.double(), *store.wide().paged, 0.125, **options)
+    assert (want[0, :heads] == 0).all() and want.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf], ids=str)
+def test_slots_that_were_not_read_have_no_mass_whatever_the_others_weigh(ops: Ops, store: Store, value: float) -> None:
+    """A NaN among the entries read, or nothing but -inf: NaN there, 0 elsewhere."""
+    q, options = make_query(store, GROUP), lists(store, "kv heads")
+    q[0, :, 0] = 1.0
+    read = options["pages"][0, 0, : int(options["counts"][0, 0])].long()
+    if value == value:
+        store.k_pages[store.page_table[0, read].long(), 0, :, 0] = value
+    else:
+        store.k_pages[int(store.page_table[0, int(read[1])]), 0, 3, 0] = value
+    mass, visits = torch.ones((len(LENGTHS), 2, 1100)), torch.zeros((len(LENGTHS), 2, 1100), dtype=torch.int32)
+    got = ops.attend(q, *store.paged, 0.125, mass=mass, mass_mode="last", visits=visits, **options)
+    assert got[0, :GROUP].isnan().all() and got[0, GROUP:].isfinite().all()
+    assert torch.equal(mass[0, 0].isnan(), visits[0, 0] > 0)
+    assert (mass[0, 0][visits[0, 0] == 0] == 0).all() and mass[0, 1].isfinite().all()
+
+
 def test_mass_that_nobody_wants_stays(ops: Ops, store: Store) -> None:
     mass = torch.rand((len(LENGTHS), 2, 1100), generator=generator(6))
     before = mass.clone()
@@ -149,3 +184,18 @@ def test_a_row_whose_logits_are_all_minus_infinity_is_nan(ops: Ops) -> None:
     store.k_pages[int(store.page_table[0, 0]), 0, :3, 0] = -torch.inf
     assert ops.attend(q, *store.paged, 0.125).isnan().all()
     assert (ops.attend(q, *store.paged, 0.125, sinks=torch.zeros(1)) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group", [2, 4, 5])
+@pytest.mark.parametrize("page_size", [1, 5, 17])
+def test_nan_of_one_row_stays_out_of_the_next(ops: Ops, dtype: torch.dtype, group: int, page_size: int) -> None:
+    """Odd pages that fill whole vectors of weights: what stands behind the last weight is another row's."""
+    lengths = [16 * page_size + 1, 16 * page_size]
+    store = make_store(lengths, heads=2, dim=64, page_size=page_size, dtype=dtype)
+    q = make_query(store, group)
+    clean = ops.attend(q, *store.paged, 0.125)
+    last = int(store.page_table[0, 16])
+    store.k_pages[last, :, 0] = torch.nan
+    got = ops.attend(q, *store.paged, 0.125)
+    assert got[0].isnan().all() and torch.equal(got[1], clean[1])

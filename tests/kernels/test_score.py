@@ -10,7 +10,7 @@ from torch import Tensor
 from questbench import kernels
 from questbench.kernels._ops import Ops
 
-DIMS = (64, 96, 128, 256, 16, 32, 80)
+DIMS = (64, 96, 128, 256, 16, 32, 80, 40, 48, 72, 88, 104, 112, 120, 18, 30, 34, 62, 254)
 PAGE_SIZES = (4, 8, 16, 32, 64, 128)
 GROUPS = (1, 2, 4, 7, 8, 16)
 

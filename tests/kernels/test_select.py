@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import REFERENCE, UNIT, generator
+from kernel_cases import REFERENCE, UNIT, generator, valid_lists
 from torch import Tensor
 
 from questbench import kernels
@@ -14,6 +14,8 @@ from questbench.kernels._ops import Merge, Ops
 
 SIZE = 16
 FEW = st.sampled_from([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1.0, -1.0, 1.0 + 2**-23, 1e-45, -1e-45, 3e38])
+
+MODEST = st.sampled_from([torch.nan, torch.inf, -torch.inf, -torch.inf, 0.0, -0.0, 1.0, -1.0, 2.5, 40.0])
 
 
 def agree(ops: Ops, scores: Tensor, lengths: Tensor, count: int | Tensor, **options: object) -> tuple[Tensor, Tensor]:
@@ -45,6 +47,33 @@ def test_any_few_scores(scores: list[list[float]], count: int, force_newest: boo
     lengths = torch.tensor([max(0, given_scores.shape[2] * SIZE - missing)], dtype=torch.int32)
     for ops in working():
         agree(ops, given_scores, lengths, count, width=count, force_newest=force_newest, merge=merge, group=2)
+
+
+@given(
+    scores=st.integers(1, 40).flatmap(
+        lambda n: st.lists(st.lists(MODEST, min_size=n, max_size=n), min_size=4, max_size=4)
+    ),
+    count=st.integers(1, 45),
+    force_newest=st.booleans(),
+    group=st.sampled_from([1, 2, 4]),
+    missing=st.integers(0, 40 * SIZE),
+)
+@settings(deadline=None, derandomize=True, max_examples=200, database=None)
+def test_any_few_scores_summed(
+    scores: list[list[float]], count: int, force_newest: bool, group: int, missing: int
+) -> None:
+    """``sum_softmax`` with infinities and NaN: ranks that rounding cannot change are the same in every backend."""
+    given_scores = torch.tensor([scores], dtype=torch.float32)
+    lengths = torch.tensor([max(0, given_scores.shape[2] * SIZE - missing)], dtype=torch.int32)
+    rule = {"width": count, "force_newest": force_newest, "merge": "sum_softmax", "group": group, "scale": 0.5}
+    for ops in working():
+        if group == 1:
+            agree(ops, given_scores, lengths, count, **rule)
+            continue
+        got = ops.select(given_scores, lengths, SIZE, count, **rule)  # type: ignore[arg-type]
+        want = REFERENCE.select(given_scores, lengths, SIZE, count, **rule)  # type: ignore[arg-type]
+        assert torch.equal(got[1], want[1])
+        assert valid_lists(given_scores, lengths, SIZE, got, **rule)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pages", [1, 2, 15, 16, 17, 31, 33, 300, 2049])
@@ -131,3 +160,38 @@ def test_summed_softmax_ranks_pages_far_below_the_best(ops: Ops) -> None:
     options = {"width": 6, "force_newest": False, "merge": "sum_softmax", "group": 4}
     pages, _ = agree(ops, scores, lengths, 6, **options)
     assert pages[0, 0].tolist() == [34, 35, 36, 37, 38, 39]
+
+
+def test_a_page_at_minus_infinity_in_every_head_ranks_last(ops: Ops) -> None:
+    scores = torch.tensor([[[0.0, 1.0, -torch.inf, 2.0, 3.0]] * 2])
+    lengths = torch.tensor([5 * SIZE], dtype=torch.int32)
+    options = {"width": 4, "force_newest": False, "merge": "sum_softmax", "group": 2}
+    assert agree(ops, scores, lengths, 3, **options)[0].tolist() == [[[1, 3, 4, -1]]]
+    assert agree(ops, scores, lengths, 4, **options)[0].tolist() == [[[0, 1, 3, 4]]]
+
+
+def test_a_head_that_knows_only_minus_infinity_adds_nothing(ops: Ops) -> None:
+    scores = torch.full((1, 2, 20), -torch.inf)
+    scores[0, 1] = torch.arange(20.0)
+    lengths = torch.tensor([20 * SIZE], dtype=torch.int32)
+    options = {"width": 3, "force_newest": False, "merge": "sum_softmax", "group": 2}
+    assert agree(ops, scores, lengths, 3, **options)[0].tolist() == [[[17, 18, 19]]]
+    scores[0, 0, 4] = torch.nan
+    assert agree(ops, scores, lengths, 3, **options)[0].tolist() == [[[4, 18, 19]]]
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_summed_softmax_ranks_nan_and_infinity_alike(ops: Ops, group: int) -> None:
+    row = [0.0, torch.inf, 5.0, torch.nan, torch.inf]
+    scores, lengths = torch.tensor([[row] * group]), torch.tensor([5 * SIZE], dtype=torch.int32)
+    options = {"width": 2, "force_newest": False, "merge": "sum_softmax", "group": group}
+    assert agree(ops, scores, lengths, 1, **options)[0].tolist() == [[[1, -1]]]
+    assert agree(ops, scores, lengths, 2, **options)[0].tolist() == [[[1, 3]]]
+
+
+def test_one_head_alone_ranks_by_its_scores(ops: Ops) -> None:
+    """Scores that the subtraction of a logarithm would make equal."""
+    scores = torch.tensor([[[1e-4, 0.0, 2e-4, 1e4, 3e-4]]])
+    lengths = torch.tensor([5 * SIZE], dtype=torch.int32)
+    options = {"width": 2, "force_newest": False, "merge": "sum_softmax", "group": 1}
+    assert agree(ops, scores, lengths, 2, **options)[0].tolist() == [[[3, 4]]]

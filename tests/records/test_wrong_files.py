@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from records_helpers import CONFIG, ENVIRONMENT, cell
+from records_helpers import CONFIG, ENVIRONMENT, cell, record
 from wrong_files import strange_files, whole_run, wrong_files
 
 from questbench.errors import PrerequisiteError
@@ -125,6 +125,14 @@ def test_bytes_of_a_file_name_survive(tmp_path: Path) -> None:
     (writer.path / "run.json").read_text(encoding="utf-8")
     assert store.load_manifest(writer.path).config == {"model": name}
     assert store.load_samples(writer.path) == [{"cell": name}]
+
+
+def test_bytes_of_a_file_name_can_be_shown(tmp_path: Path) -> None:
+    name = b"model-\xff".decode("utf-8", "surrogateescape")
+    with store.create_run(tmp_path, "kernel", [], CONFIG, ENVIRONMENT) as writer:
+        writer.write([record(params={"model": name, "task": "é 😀"})])
+    (found,) = store.load([writer.path])
+    assert (found.params["model"], found.params["task"]) == ("model-\\udcff", "é 😀")
 
 
 def test_numbers_are_finite() -> None:

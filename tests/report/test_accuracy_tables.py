@@ -74,6 +74,27 @@ def test_lossless_is_not_denied_of_few_samples_either() -> None:
     assert "lossless (5 points)" in row(one(judged(100, lossless=False, margin=0.05)), "quest")
 
 
+@pytest.mark.parametrize(
+    ("samples", "stats", "shown"),
+    [
+        (100, {"lossless": False, "lossless_needs": 189}, "needs 189 samples"),
+        (50, {"lossless": False, "lossless_needs": 1204}, "needs 1,204 samples"),
+        (50, {"lossless": False, "lossless_needs": None}, "no"),
+        (200, {"lossless": False, "lossless_needs": None}, "no"),
+        (200, {"lossless": True, "lossless_needs": 189}, "yes"),
+        (200, {"nothing_left_out": True}, "nothing left out"),
+    ],
+)
+def test_the_cell_says_how_many_samples_lossless_needs(samples: int, stats: dict[str, Any], shown: str) -> None:
+    records = []
+    for record in judged(samples, lossless=False):
+        if record.method == "quest" and record.metric == "score":
+            kept = {k: v for k, v in record.stats.items() if k != "lossless" or "lossless" in stats}
+            record = dataclasses.replace(record, stats={"nothing_left_out": False, **kept, **stats})
+        records.append(record)
+    assert row(one(records), "quest")["lossless (2 points)"] == shown
+
+
 def texts(**changes: Any) -> list[ResultRecord]:
     """Perplexities of two methods."""
     found = []
@@ -117,8 +138,8 @@ def test_a_perplexity_of_a_fallback_is_not_shown() -> None:
 def test_a_model_that_knows_nothing_of_the_text() -> None:
     huge = [dataclasses.replace(r, value=1.71e22) if r.metric == "perplexity" else r for r in texts(ci_high=None)]
     assert row(one(huge), "quest")["perplexity [95% CI]"] == "1.7e+22"
-    assert any("knows nothing of the text" in line for line in one(huge).setup)
-    assert not any("knows nothing" in line for line in one(texts()).setup)
+    assert any("cannot read the text" in line for line in one(huge).setup)
+    assert not any("cannot read" in line for line in one(texts()).setup)
 
 
 @pytest.mark.parametrize("status", ["failed", "skipped"])

@@ -114,7 +114,7 @@ def test_estimate_needs_the_page_size() -> None:
 
 def test_nothing_of_ours() -> None:
     tables, notes = paper.compare([])
-    assert "nothing of ours to compare" in notes[0]
+    assert "nothing to compare" in notes[0]
     text = "\n".join(map(to_markdown, tables))
     for number in ("7.03", "1.74", "2.23", "6.82", "99.0", "4.54"):
         assert number in text

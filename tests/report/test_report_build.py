@@ -99,7 +99,7 @@ def test_no_runs(tmp_path: Path) -> None:
 def test_the_paper_needs_no_runs(tmp_path: Path) -> None:
     made = report.build(results=tmp_path / "nothing", out=tmp_path / "out", compare="paper")
     assert made.comparison
-    assert "nothing of ours" in (tmp_path / "out" / "report.md").read_text()
+    assert "nothing to compare" in (tmp_path / "out" / "report.md").read_text()
     made = report.build(results=tmp_path / "nothing", out=tmp_path / "out", compare="paper:fig9")
     assert all(table.title.startswith("Fig 9") for table in made.comparison)
 

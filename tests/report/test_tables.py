@@ -262,3 +262,10 @@ def test_the_p_column_goes_with_its_footnote(width: int) -> None:
     text = console.file.getvalue()
     there = any("  p  " in line for line in text.splitlines())
     assert there == ("p: paired test" in text) == (width == 220)
+
+
+def test_what_the_machine_did_comes_first() -> None:
+    busy = "This machine was busy before the run began (load 3.2 on 2 cores): close other programs and repeat."
+    records = change(golden.kernel((8192,), (2048,)), "dense", "latency", warnings=["Noisy."])
+    records = change(records, "tova", "latency", warnings=[busy])
+    assert one(records).warnings == [f"{busy[:-1]} (tova 8k 2k)", "Noisy (dense 8k 2k)"]

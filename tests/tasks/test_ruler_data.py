@@ -112,7 +112,8 @@ def test_copy_of_the_hub_is_filtered_by_set(tmp_path: Path) -> None:
 
 
 QUESTIONS = {
-    "niah_single_1": "A special magic number is hidden.\n{text}\nWhat is the special magic number for stone mentioned?",
+    "niah_single_1": "The grass is green. The sky is blue.\n{text}\n"
+    "What is the special magic number for stone mentioned?",
     "vt": "Memorize.\n\n{text}\nQuestion: Find all variables that are assigned the value 1 in the text above. Answer: "
     "X\n\n\nMemorize.\n\n{text}\nQuestion: Find all variables that are assigned the value 12345 in the text above.",
     "cwe": "Below is a list.\n{text}\nQuestion: What are the 10 most common words in the above list? Answer: a\n{text}"

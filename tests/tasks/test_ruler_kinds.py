@@ -19,7 +19,7 @@ SETS = [spec.partition("@")[0] for spec in SPECS]
 
 def prompt_of(spec: str, index: int = 0, length: int = 2048) -> str:
     sample = sample_of(spec, index, length)
-    return str(sample.context + sample.question)
+    return str(sample.prompt)
 
 
 @pytest.mark.parametrize("length", [700, 2048])
@@ -54,7 +54,7 @@ def test_documents_tell_the_questions_apart(name: str, source: object, tmp_path:
     rng = seeding.generator(0, "x", 1024, 0)
     sample = task.sample(0, length=1024, tokenizer=TOKENIZERS["lumps"], rng=rng)
     own, other = ("qa_1", "qa_2") if name == "squad" else ("qa_2", "qa_1")
-    prompt = sample.context + sample.question
+    prompt = sample.prompt
     assert qa_set(prompt) == own
     ruler = jsonl(tmp_path / "ruler.jsonl", [{"input": prompt, "outputs": ["x"]}])
     assert make_task(f"ruler:set={own}", {"*": str(ruler)}).samples(None, 1024) == 1

@@ -95,7 +95,7 @@ __attribute__((always_inline)) inline void add_block(const T* tile, int count, c
 template <typename T, int kPairs, int kRest>
 inline void add_columns(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t n, int64_t d,
                         float* acc, const T* next) {
-  constexpr int kAll = (kPairs * 32 + kRest * kLanes) * sizeof(T) / 64 + (kRest * kLanes * sizeof(T) % 64 != 0), kHalf = kAll / 2;
+  constexpr int kAll = ((kPairs * 32 + kRest * kLanes) * sizeof(T) + 63) / 64, kHalf = kAll / 2;
   const int64_t width = sums_width(n), tail = n - kLanes - d;
   tile += d, acc += d, next += d;
   if (heads == 1) return add_block<T, 1, kPairs, kRest, kAll>(tile, count, p, p_stride, n, tail, acc, next);
@@ -126,7 +126,11 @@ inline void add_values(const T* tile, int count, const float* p, int64_t p_strid
     return;
   }
   int64_t d = 0;
-  for (; d + 128 <= n; d += 128) add_columns<T, 4, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
+  if constexpr (kManyRegisters) {
+    for (; d + 128 <= n; d += 128) add_columns<T, 4, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
+  } else if (heads == 1) {
+    for (; d + 96 <= n || d + 64 == n; d += 64) add_columns<T, 2, 0>(tile, count, p, p_stride, 1, n, d, acc, next);
+  }
   for (; d + 64 <= n; d += 32) add_columns<T, 1, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
   // The last whole pair and what stands behind it in one go.
   const int64_t left = n - d;

@@ -5,13 +5,18 @@
 #include <cstring>
 #include <limits>
 
-#if defined(__AVX512F__) || defined(__F16C__)
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
 namespace questbench {
 
 constexpr int kLanes = 16;
+#if defined(__AVX512F__)
+constexpr bool kManyRegisters = true;  // 32 vectors
+#else
+constexpr bool kManyRegisters = false;  // 8, as halves or quarters
+#endif
 constexpr int kMaxGroup = 256;  // query heads per KV head
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IntVec __attribute__((vector_size(64)));
@@ -235,6 +240,22 @@ __attribute__((always_inline)) inline Vec sums_of(const Vec* rows) {
   __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(a[8], a[9], 0x88), _mm512_shuffle_f32x4(a[8], a[9], 0xdd));
   __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(a[10], a[11], 0x88), _mm512_shuffle_f32x4(a[10], a[11], 0xdd));
   return (Vec)_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+#elif defined(__AVX2__)
+  __m256 half[2];
+  for (int i = 0; i < 2; ++i) {
+    __m256 a[8];
+    for (int r = 0; r < 8; ++r) {
+      __m256 both[2];
+      std::memcpy(both, rows + 8 * i + r, sizeof both);
+      a[r] = _mm256_add_ps(both[0], both[1]);
+    }
+    const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
+    half[i] = _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+  }
+  Vec out;
+  std::memcpy(&out, half, sizeof out);
+  return out;
 #else
   Vec out;
   for (int i = 0; i < kLanes; ++i) out[i] = sum_of(rows[i]);

@@ -145,6 +145,7 @@ def _write(plot: Plot, name: str, frame: pd.DataFrame, inputs: Sequence[str], ou
         lines = [f"{fmt.origin_line(frame)}. {fmt.shared_line(frame, shared)}.", fmt.runs_line(frame)]
         lines += [data.attrs.get(REMARK, ""), *(f"Warning: {text}" for text in fmt.frequent_warnings(frame))]
         style.small_print(figure, escape.terminal("\n".join(filter(None, lines))))
+        _settle(figure)
         drawn = Drawn(name, plot.TITLE, *(out / f"{name}.{kind}" for kind in ("png", "pdf", "csv")))
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -156,6 +157,17 @@ def _write(plot: Plot, name: str, frame: pd.DataFrame, inputs: Sequence[str], ou
             message = f"Cannot write to '{out}': {error.strerror or error}."
             raise PrerequisiteError(message, "Name a folder you can write with --out DIR.") from None
     return drawn
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the panels out once and keep them where they are, to a ten-thousandth of the figure.
+
+    The solver of the layout adds in an order that changes from one call to the next, so that its last digits do, too.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(value, 4) for value in axes.get_position().bounds])
 
 
 def _setups(frame: pd.DataFrame, inputs: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:

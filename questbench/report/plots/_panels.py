@@ -38,8 +38,14 @@ def honest(frame: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def by_budget(frame: pd.DataFrame, figure: Figure, **panels: Any) -> Iterator[tuple[Axes, pd.DataFrame]]:
-    """A panel for every budget."""
-    budgets = sorted(frame["budget"].dropna().unique())
+    """A panel for every budget.
+
+    Raises:
+        NothingToDraw: no cell has one.
+    """
+    budgets = sorted(frame["budget"].dropna().unique()) if "budget" in frame else []
+    if not budgets:
+        raise NothingToDraw("no budget in the records")
     for axes, budget in zip(style.panels(figure, len(budgets), **panels), budgets, strict=True):
         axes.set_title(f"budget {units.count(int(budget))}")
         yield axes, frame[frame["budget"] == budget]
