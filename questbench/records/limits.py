@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+FEW = 1.25
+"""A handful of samples has no interval; they may all lie on one side, so that as much is added at both ends."""
+
 
 def ends(value: float, known: Mapping[str, Any]) -> tuple[float, float]:
     """Between which two numbers a median lies: its 95 % interval, or all samples where they are too few for one,
@@ -16,14 +19,18 @@ def ends(value: float, known: Mapping[str, Any]) -> tuple[float, float]:
         known: ``ci_low``, ``ci_high``, ``min``, ``max``, ``p20``, ``p80`` as far as they are there.
     """
 
-    def first(*names: str) -> float:
-        for name in names:
-            found = known.get(name)
-            if isinstance(found, (int, float)) and math.isfinite(found):
-                return float(found)
-        return value
+    def first(*names: str) -> float | None:
+        found = (known.get(name) for name in names)
+        return next((float(end) for end in found if isinstance(end, (int, float)) and math.isfinite(end)), None)
 
-    return first("ci_low", "min", "p20"), first("ci_high", "max", "p80")
+    low, high = first("ci_low"), first("ci_high")
+    if low is not None and high is not None:
+        return low, high
+    low, high = first("min"), first("max")
+    if low is not None and high is not None:
+        return low / FEW, high * FEW
+    low, high = first("p20", "ci_low"), first("p80", "ci_high")
+    return value if low is None else low, value if high is None else high
 
 
 def surely_above(value: float, known: Mapping[str, Any], limit: float) -> bool:

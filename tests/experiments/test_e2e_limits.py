@@ -32,6 +32,7 @@ def test_a_cell_that_the_limit_cuts_short_keeps_what_is_measured(monkeypatch):
 
     late = []
     monkeypatch.setattr(Deadline, "left", property(lambda self: -1.0 if late else 1e6))
+    monkeypatch.setattr(_e2e_cell.busy, "caution_before", lambda: None)
     real = _e2e_cell.busy.Watch.look
     monkeypatch.setattr(_e2e_cell.busy.Watch, "look", lambda self: (real(self), late.append(1)))
     records = [record for unit in units_of(**RANDOM, rivals=["static"], time_limit=1000.0) for record in unit.records]

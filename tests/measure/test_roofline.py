@@ -50,9 +50,10 @@ def test_above_the_limit_by_interval() -> None:
     assert too_much == Caution.ABOVE_BANDWIDTH.text(fraction=1.25) and "1.25" in too_much
 
 
-def test_few_samples_are_judged_by_the_smallest() -> None:
+def test_few_samples_must_be_far_above() -> None:
     assert roofline.above_bandwidth([5.5, 5.6, 5.4]) and not roofline.above_bandwidth([5.5, 0.9, 5.4])
     assert roofline.above_ideal([1.03, 1.01], 1.02) == []
+    assert roofline.above_ideal([1.04, 1.03, 1.03], 1.02) == [], "three samples above it may be chance"
 
 
 class Cache:
