@@ -144,7 +144,7 @@ def test_accuracy_table() -> None:
     assert row(table, "dense")["budget"] == "—"
     assert row(table, "oracle (yardstick)")
     text = to_markdown(table)
-    for part in ("Dense prefill, then evict", "Illustrative, n &lt; 100", "protocol stepwise", "8k = 8,192 tokens"):
+    for part in ("Dense prefill, then evict", "Fewer than 100 samples", "protocol stepwise", "8k = 8,192 tokens"):
         assert part in text
     best = [cells[2].text for cells in table.rows if any(cell.best for cell in cells)]
     assert best == ["quest", "quest"], "a yardstick does not compete"
@@ -152,7 +152,7 @@ def test_accuracy_table() -> None:
 
 
 def test_many_samples_are_not_illustrative() -> None:
-    assert "Illustrative" not in to_markdown(one(golden.accuracy((64,), samples=100)))
+    assert "Fewer than 100 samples" not in to_markdown(one(golden.accuracy((64,), samples=100)))
 
 
 def test_accuracy_of_a_fallback_is_not_shown() -> None:
