@@ -87,7 +87,8 @@ def _version(path: str) -> str:
     else:
         if done.returncode == 0:
             return done.stdout
-        reason = f"'{path} --version' ends with {done.returncode}"
+        said = done.stderr.strip().splitlines()
+        reason = f"'{path} --version' ends with {done.returncode}" + (f": {said[-1][:200]}" if said else "")
     raise PrerequisiteError(
         f"There is no C++ compiler that works: {path} cannot be used ({reason}).",
         "Set CXX to another one, or run with --backend reference (slow).",

@@ -63,7 +63,7 @@ def check_layers(path: Path, config: Mapping[str, Any], tensors: int) -> None:
                 continue
             if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
                 raise PrerequisiteError(f"{path}: {name} is {_shown(layers)}, but must be a positive number.", AGAIN)
-            if layers > tensors:
+            if layers > tensors > 0:  # weights without any tensor are refused for that
                 raise PrerequisiteError(
                     f"{path}: {name} is {layers:,}, but the weights hold only {tensors:,} tensors.",
                     f"Correct {name} in {path.name}, or download the model again.",

@@ -90,7 +90,7 @@ def test_a_task_that_dense_cannot_do_says_so(monkeypatch):
     records, *_ = helpers.run(**settings, methods=["dense", "quest"])
     scores = [record for record in records if record.metric == "score"]
     assert [record.value for record in scores] == [0.0, 0.0]
-    assert all("the comparison says nothing" in " ".join(record.warnings) for record in scores)
+    assert all("the comparison means nothing" in " ".join(record.warnings) for record in scores)
     monkeypatch.undo()
     records, *_ = helpers.run(**settings | {"model": "constructed"}, methods=["dense"])
     assert records[0].value == 1.0 and "says nothing" not in " ".join(records[0].warnings)
