@@ -17,8 +17,8 @@ backend; it is declared once, in ``kernels/include/questbench/contract.h``. What
 ``mass``, ``visits`` and ``positions``; lists of pages that exist, ascending; an entry that may be evicted. The cpu
 backend holds counts per row to the width of the lists in every call, since they are at hand.
 All accumulation is fp32 or better; probabilities may be rounded to bf16 where the values are bf16, as tensor cores take
-them. A row of length 0 is legal: it scores -inf, selects nothing and attends to zeros. So is an empty list of a longer
-row: its heads attend to zeros.
+them, and weights below the smallest normal fp32 number may be zero. A row of length 0 is legal: it scores -inf,
+selects nothing and attends to zeros. So is an empty list of a longer row: its heads attend to zeros.
 Rules that every backend keeps: ties go to the lower index; NaN ranks first; results do not depend on thread counts.
 """
 

@@ -72,7 +72,7 @@ class Controls:
 
     def corrected(self, before: ResultRecord, after: ResultRecord) -> dict[str, tuple[float, tuple[float, float]]]:
         """By control: the ratio of two times divided by what the control did, with its 95 % interval."""
-        found = {}
+        found: dict[str, tuple[float, tuple[float, float]]] = {}
         if self.same_libraries:
             found |= self._paired(before, after) or self._apart(before, after)
         block = self._block(after)

@@ -18,8 +18,10 @@ COLUMNS = ("budget", "page_size")
 def typed(record: ResultRecord, manifest: RunManifest | None) -> dict[str, Any]:
     """Arguments of the record's method that its user set with ``-M``, with the values that were in force."""
     asked = manifest.config.get("method_args") if manifest else None
+    if not isinstance(asked, Mapping):
+        return {}
     found = {}
-    for name in asked if isinstance(asked, Mapping) else ():
+    for name in asked:
         method, dot, field = str(name).rpartition(".")
         if field in COLUMNS or (dot and method != record.method):
             continue

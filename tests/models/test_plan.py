@@ -67,19 +67,12 @@ def rounding(model):
     return static_loop._off([own.double()], [wider_logits(model, IDS).double()])
 
 
-def noisy(kind):
-    """A model whose forward in bf16 is off by more than a twentieth."""
-    for factor in (2, 4, 6, 8, 12, 16):
-        model = steep(kind, factor, BF16)
-        if rounding(model) > 0.06:
-            return model
-    raise AssertionError("none of these models is noisy")
-
-
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
-def test_rounding_of_the_model_s_own_is_no_reason_to_refuse_its_plan(kind, mode):
-    model = noisy(kind)
+def test_rounding_of_the_model_s_own_is_no_reason_to_refuse_its_plan(kind, mode, monkeypatch):
+    model = steep(kind, 4, BF16)
+    # As if the fixed limit were below this model's rounding, as 5e-2 is below that of real ones.
+    monkeypatch.setattr(static_loop, "PLAIN_LIMIT", {})
     before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     with mode():
         assert static_loop.disagreement(model, kernels.load("cpu")) is None

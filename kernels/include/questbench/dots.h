@@ -3,6 +3,9 @@
 // Rows are read once for all queries of the group. Sums are fp32; bf16 pairs are multiplied exactly.
 #pragma once
 
+#include <array>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "questbench/vector.h"
@@ -63,16 +66,64 @@ struct Row<bf16, D> {
 };
 #endif
 
-// One row after the other against one query, the 16 sums in registers. kStride > 0 is a compile-time row stride. kLines of
-// each of the `next` rows are fetched; -1 stands for whole rows.
+// Widths known at run time only. In a loop over vectors the sums would live in memory, so there is straight code for
+// every number of whole vectors, chosen once for 16 rows; what is left of a row comes in one more vector.
+template <typename T, int kVecs, bool kTail>
+__attribute__((noinline)) void rows_of(const T* rows, int64_t row_stride, int count, const float* q, int64_t n,
+                                       const T* next, int64_t next_stride, int64_t bytes, Vec* out) {
+  const Vec last = kTail ? load_tail(q, n) : Vec{};
+  for (int t = 0; t < count; ++t) {
+    const T* row = rows + t * row_stride;
+    if (bytes > 0) prefetch_row(next + t * next_stride, bytes);
+    Vec even = {}, odd = {};
+#pragma GCC unroll 16
+    for (int i = 0; i + 1 < kVecs; i += 2) {
+      even += load(row + i * kLanes) * load(q + i * kLanes);
+      odd += load(row + (i + 1) * kLanes) * load(q + (i + 1) * kLanes);
+    }
+    if constexpr (kVecs % 2 == 1) even += load(row + (kVecs - 1) * kLanes) * load(q + (kVecs - 1) * kLanes);
+    if constexpr (kTail) odd += load(row + n - kLanes) * last;
+    out[t] = even + odd;
+  }
+}
+
+template <typename T, int... kVecs>
+auto rows_table(std::integer_sequence<int, kVecs...>) {
+  using Function = void (*)(const T*, int64_t, int, const float*, int64_t, const T*, int64_t, int64_t, Vec*);
+  return std::array<std::array<Function, 2>, sizeof...(kVecs)>{
+      {{rows_of<T, kVecs + 1, false>, rows_of<T, kVecs + 1, true>}...}};
+}
+
+template <typename T>
+void any_rows(const T* rows, int64_t row_stride, int count, const float* q, int64_t n, const T* next,
+              int64_t next_stride, int64_t bytes, Vec* out) {
+  constexpr int kMost = 32;  // heads of 256, whose bounds are twice as wide
+  static const auto table = rows_table<T>(std::make_integer_sequence<int, kMost>());
+  const int64_t whole = n / kLanes;
+  if (whole >= 1 && whole <= kMost)
+    return table[whole - 1][n % kLanes != 0](rows, row_stride, count, q, n, next, next_stride, bytes, out);
+  for (int t = 0; t < count; ++t) {
+    if (bytes > 0) prefetch_row(next + t * next_stride, bytes);
+    out[t] = Row<T, 0>::dot(rows + t * row_stride, q, n);
+  }
+}
+
+// One row after the other against one query, the 16 sums in registers. kStride > 0 is a compile-time row stride. kLines
+// lines of each of the `next` rows are fetched; -1 stands for whole rows.
 template <typename T, int D, int kStride, int kLines>
 __attribute__((always_inline)) inline Vec full_block(const T* rows, int64_t row_stride, const Query<T>* q, int64_t n,
                                                      const T* next, int64_t next_stride) {
   Vec partial[kLanes];
+  if constexpr (D == 0 && std::is_same_v<Query<T>, float>) {
+    const int64_t bytes = kLines < 0 ? n * static_cast<int64_t>(sizeof(T)) : kLines * 64;
+    any_rows<T>(rows, row_stride, kLanes, q, n, next, next_stride, bytes, partial);
+    return sums_of(partial);
+  }
   const T* row = rows;
 #pragma GCC unroll 16
   for (int t = 0; t < kLanes; ++t) {
-    if (kLines != 0) prefetch_row(next + t * next_stride, kLines > 0 ? kLines * 64 : n * static_cast<int64_t>(sizeof(T)));
+    if (kLines != 0)
+      prefetch_row(next + t * next_stride, kLines > 0 ? kLines * 64 : n * static_cast<int64_t>(sizeof(T)));
     partial[t] = Row<T, D>::dot(kStride > 0 ? rows + t * kStride : row, q, n);
     row += row_stride;
     // Keeps the rows in order and their addresses few; else all 16 are worked out first and spill the sums.
@@ -85,7 +136,12 @@ template <typename T, int D>
 __attribute__((noinline)) void part_block(const T* rows, int64_t row_stride, int count, const Query<T>* q, int64_t n,
                                           int group, float* out, int64_t out_stride) {
   for (int g = 0; g < group; ++g) {
-    Vec partial[kLanes];
+    Vec partial[kLanes] = {};
+    if constexpr (D == 0 && std::is_same_v<Query<T>, float>) {
+      any_rows<T>(rows, row_stride, count, q + g * n, n, nullptr, 0, 0, partial);
+      store(out + g * out_stride, sums_of(partial));
+      continue;
+    }
     for (int t = 0; t < kLanes; ++t)
       partial[t] = Row<T, D>::dot(rows + (t < count ? t : 0) * row_stride, q + g * n, n);
     store(out + g * out_stride, sums_of(partial));

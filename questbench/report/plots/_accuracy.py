@@ -83,7 +83,9 @@ def draw(
     for axes, (_, part) in zip(axes_list, groups, strict=True):
         axes.set_title(f"{part['task'].iloc[0]}, {units.count(int(part['seq_len'].iloc[0]))}")
         places = (
-            part["label"].map({label: at for at, label in enumerate(sparse)}) if alone else _dodged(part, x, values)
+            part["label"].map({label: float(at) for at, label in enumerate(sparse)})
+            if alone
+            else _dodged(part, x, values)
         )
         ends = _panel(axes, part, x, places, looks, measure)
         if alone:

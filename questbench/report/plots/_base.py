@@ -167,7 +167,8 @@ def _settle(figure: Figure) -> None:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:
-        axes.set_position([round(value, 4) for value in axes.get_position().bounds])
+        left, bottom, width, height = (round(value, 4) for value in axes.get_position().bounds)
+        axes.set_position((left, bottom, width, height))
 
 
 def _setups(frame: pd.DataFrame, inputs: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
