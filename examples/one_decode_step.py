@@ -7,7 +7,7 @@ import torch
 
 from questbench import attention, kernels
 from questbench.cache import LayerCache
-from questbench.experiments._counting import ReadCounter
+from questbench.experiments.counting import ReadCounter
 from questbench.methods.dense import Dense
 from questbench.methods.quest import Quest
 

@@ -3,9 +3,10 @@
     pip install 'questbench[lm-eval]'
     python -m questbench.lm_eval --tasks my_task --include-path DIR --method dense,quest --budget 256
 
-Requests are answered by ``experiments/_requests.py``: contexts are prefilled dense, and from the last ``--feed`` tokens
-of a context on everything runs token by token with the method active. What was really read is counted in the attention
-op and printed with the results (``decode_steps``, ``limited_steps``, ``tokens_read``, ...). From Python:
+Requests are answered by ``experiments/accuracy/requests.py``: contexts are prefilled dense, and from the last
+``--feed`` tokens of a context on everything runs token by token with the method active. What was really read is
+counted in the attention op and printed with the results (``decode_steps``, ``limited_steps``, ``tokens_read``, ...).
+From Python:
 
     results = lm_eval.simple_evaluate(model=language_model(Requests(loaded, Quest(budget=256), ops)), tasks=[...])
 """
@@ -26,7 +27,7 @@ from questbench import units
 from questbench.errors import CellError, ExitCode, PrerequisiteError, QuestbenchError, UsageError
 
 if TYPE_CHECKING:
-    from questbench.experiments._requests import Requests
+    from questbench.experiments.accuracy.requests import Requests
     from questbench.methods._base import Method
 
 MOST_NEW = 256
@@ -75,7 +76,7 @@ def _model_class(base: type[Any]) -> type[Any]:
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             """A chat as the text of one prompt."""
-            from questbench.experiments._accuracy_template import render
+            from questbench.experiments.accuracy.template import render
 
             try:
                 return render(
@@ -125,8 +126,8 @@ def evaluate(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """
     cells = list(_cells(arguments))
     harness = _harness()
-    from questbench.experiments._requests import Requests
-    from questbench.experiments._setup import check_machine, load_ops, thread_count, torch_dtype
+    from questbench.experiments.accuracy.requests import Requests
+    from questbench.experiments.setup import check_machine, load_ops, thread_count, torch_dtype
     from questbench.models.loading import resolve
 
     check_machine(arguments.device, arguments.backend, arguments.dtype, [arguments.page_size], arguments.threads)

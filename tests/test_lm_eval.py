@@ -16,8 +16,8 @@ import torch
 
 from questbench import lm_eval as bridge
 from questbench.errors import ExitCode, NotFiniteError, PrerequisiteError, UsageError
-from questbench.experiments._requests import Requests
-from questbench.experiments._setup import thread_count
+from questbench.experiments.accuracy.requests import Requests
+from questbench.experiments.setup import thread_count
 from questbench.kernels import load
 from questbench.methods._make import make
 

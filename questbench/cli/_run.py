@@ -21,7 +21,7 @@ from questbench.errors import ExitCode, PrerequisiteError, QuestbenchError, Usag
 if TYPE_CHECKING:
     import typer
 
-    from questbench.experiments._unit import Unit
+    from questbench.experiments.engine import Unit
     from questbench.records.schema import Kind, ResultRecord
     from questbench.records.store import RunWriter
 

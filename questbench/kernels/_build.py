@@ -138,20 +138,6 @@ def load_cpu() -> Any:
     return loaded(build_cpu())
 
 
-def load_cuda() -> Any:
-    """The CUDA kernels for the device at hand; see :mod:`questbench.kernels._build_cuda`."""
-    from questbench.kernels import _build_cuda
-
-    return _build_cuda.load_cuda()
-
-
-def load_emulator() -> Any:
-    """The CUDA kernels in the block emulator, over CPU tensors; a tool for tests."""
-    from questbench.kernels import _build_cuda
-
-    return _build_cuda.load_emulator()
-
-
 def _compile(scratch: Path, verbose: bool) -> Path:
     sources = sorted((kernel_sources() / "cpu").glob("*.cpp"))
     command = compiler().command

@@ -12,6 +12,8 @@ from questbench.measure import cgroup
 
 FALLBACK_BYTES = 64 << 20
 """Assumed where the system does not tell; larger than the share of one process on most machines."""
+UNTOLD = 1 << 60
+"""Bytes taken to be free where the system does not tell: it decides by itself what fits."""
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -63,7 +65,9 @@ def _available(file: Path = Path("/proc/meminfo")) -> int:
         for line in file.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return UNTOLD
 
 
 _FILES = ("type", "level", "shared_cpu_list", "size")

@@ -9,17 +9,18 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from questbench.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from questbench.cache import LayerCache
     from questbench.kernels._ops import Merge, Ops
 
 Observes = Literal["nothing", "last", "sum"]
+Layer = Any
+"""A ``LayerCache``, which a method's own file may name: it imports this one, and no two files import each other."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,10 @@ class Method(ABC):
         return 0
 
     @abstractmethod
-    def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
+    def select(self, q: Tensor, layer: Layer, ops: Ops) -> Selection:
         """What the query ``[B, Hq, D]`` of this decode step reads. The new entry is already in the cache."""
 
-    def reread(self, q: Tensor, layer: LayerCache) -> Everything:
+    def reread(self, q: Tensor, layer: Layer) -> Everything:
         """How the queries ``[B, H, D]`` of a later turn (several tokens behind a filled cache) see what is resident."""
         return Everything()
 

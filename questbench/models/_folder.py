@@ -16,7 +16,7 @@ from transformers.utils import logging
 from questbench._digest import sha256
 from questbench.errors import PrerequisiteError, QuestbenchError
 from questbench.models._config_check import check_layers, check_special_tokens, no_weights, weight_files
-from questbench.models.loading import check_memory
+from questbench.models._fits import check_memory
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from questbench.models.loading import check_memory
+from questbench.models._fits import check_memory
 from questbench.models.shapes import Shape, named
 
 SPREAD = 0.02

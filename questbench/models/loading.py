@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from questbench.errors import PrerequisiteError, UsageError
+from questbench.models._fits import check_memory
 from questbench.models.gguf.source import find, is_gguf
 from questbench.models.shapes import named
 
@@ -177,26 +178,3 @@ def _check_device(device: str) -> None:
         raise UsageError(f"Unknown device '{device}'.", "Use --device cpu or --device cuda.") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise PrerequisiteError("There is no usable CUDA device.", "See: questbench doctor")
-
-
-def check_memory(name: str, needed: int, device: str) -> None:
-    """Refuse weights that cannot fit, rather than be killed while they load.
-
-    Raises:
-        PrerequisiteError: there is not enough free memory.
-    """
-    if device.startswith("cuda"):
-        import torch
-
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        try:
-            lines = Path("/proc/meminfo").read_text().splitlines()
-        except OSError:
-            return  # Not Linux: let the system decide.
-        free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), needed)
-    if needed > free:
-        raise PrerequisiteError(
-            f"The weights of {name} need {needed / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free.",
-            "Use a smaller model, or --dtype bf16.",
-        )

@@ -13,7 +13,7 @@ import pytest
 
 from questbench.errors import CellError, PrerequisiteError
 from questbench.experiments import kernel as experiment
-from questbench.experiments._unit import Unit
+from questbench.experiments.engine import Unit
 from questbench.records import store
 from questbench.records.schema import ResultRecord
 

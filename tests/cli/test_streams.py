@@ -58,7 +58,7 @@ def test_streams_that_are_closed_or_full(line: str, code: int, tmp_path: Path) -
 RUN = """
 import os, sys, time
 from questbench.experiments import kernel
-from questbench.experiments._unit import Unit
+from questbench.experiments.engine import Unit
 from questbench.records.schema import ResultRecord
 from questbench.__main__ import main
 

@@ -136,7 +136,7 @@ def test_kill_and_resume():
 def test_the_streaming_window_is_where_arithmetic_says():
     """StreamingLLM answers where a mention of the key lies in the newest budget - 4 entries, and nowhere else."""
     from questbench import seeding
-    from questbench.experiments._protocol import split
+    from questbench.experiments.accuracy.protocol import split
     from questbench.models import constructed
     from questbench.tasks._make import make_task
 

@@ -9,8 +9,8 @@ import pytest
 
 from questbench.errors import UsageError
 from questbench.experiments import accuracy, e2e, kernel
-from questbench.experiments._accuracy_records import _floor
 from questbench.experiments.accuracy import AccuracyConfig
+from questbench.experiments.accuracy.records import _floor
 from questbench.tasks._make import make_task
 
 SETTINGS = {"tasks": ["passkey"], "seq_lens": [256], "samples": 2, "model": "constructed", "backend": "reference"}
@@ -127,7 +127,7 @@ def test_commas_in_m_values_make_variants_of_every_experiment():
         ]
         assert [method.name for method in found.values()] == ["dense", "quest", "quest", "h2o", "h2o", "tova"]
         assert found["quest[group_merge=max]"].group_merge == "max"
-        failed = [module._failed(settings, cell, label, ValueError("no")) for label in found]
+        failed = [module.experiment._failed(settings, cell, label, ValueError("no")) for label in found]
         assert len({record.cell() for record in failed}) == 6 and failed[1].method == "quest"
     usable, _ = accuracy.cells(AccuracyConfig(tasks=["passkey"], methods=names, method_args=SWEPT))
     assert [cell.name for cell in usable] == ["dense", "quest", "quest", "h2o", "h2o", "tova"]

@@ -13,7 +13,7 @@ from test_accuracy_running import uneven  # noqa: F401 (a fixture)
 
 from questbench import kernels
 from questbench.errors import NotFiniteError
-from questbench.experiments._requests import Requests
+from questbench.experiments.accuracy.requests import Requests
 from questbench.methods.quest import Quest
 from questbench.models.static_loop import StaticLoop
 from questbench.tasks._base import Task

@@ -6,7 +6,7 @@ import accuracy_helpers as helpers
 import pytest
 
 from questbench.errors import UsageError
-from questbench.experiments import accuracy
+from questbench.experiments.accuracy import config
 from questbench.models import hf
 from questbench.tasks._make import make_task
 
@@ -61,7 +61,7 @@ def test_what_is_finished_is_not_made_again(forwards, monkeypatch):
     settings = {"tasks": ["passkey", "kv:records=4"], "seq_lens": [300], "samples": 1, "methods": ["dense"]}
     _, rows, units = helpers.run(**settings, model="random")
     made = []
-    original = accuracy.make_task
+    original = config.make_task
 
     def watched(spec, *args, **kwargs):
         task = original(spec, *args, **kwargs)
@@ -69,7 +69,7 @@ def test_what_is_finished_is_not_made_again(forwards, monkeypatch):
         object.__setattr__(task, "sample", lambda *a, **k: made.append(spec) or sample(*a, **k))
         return task
 
-    monkeypatch.setattr(accuracy, "make_task", watched)
+    monkeypatch.setattr(config, "make_task", watched)
     helpers.run(finished={unit.key for unit in units[:1]}, stored=rows, **settings, model="random")
     assert set(made) == {"kv:records=4"}
 

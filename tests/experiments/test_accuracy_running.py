@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from questbench.errors import CellError, UsageError
-from questbench.experiments import _accuracy_chat as chat
-from questbench.experiments._accuracy_batch import Batch
-from questbench.experiments._accuracy_memory import out_of_memory
-from questbench.experiments._accuracy_scripts import Decoding, converse
-from questbench.experiments._protocol import Prompt, Steps, shorten, split
-from questbench.experiments._time_left import TimeLeft
+from questbench.experiments.accuracy import chat
+from questbench.experiments.accuracy.batch import Batch
+from questbench.experiments.accuracy.protocol import Prompt, Steps, shorten, split
+from questbench.experiments.accuracy.scripts import Decoding, converse
+from questbench.experiments.accuracy.time_left import TimeLeft
+from questbench.experiments.failures import out_of_memory
 from questbench.models import hf
 from questbench.tasks import _make
 from questbench.tasks._base import Sample, Task, Turn
@@ -68,8 +68,8 @@ def uneven(monkeypatch):
     """Runs of :class:`Uneven` and :class:`Turns` on the random model."""
     helpers.use(helpers.random_model(), monkeypatch)
     kinds = {"uneven": Uneven, "turns": Turns}
-    monkeypatch.setattr("questbench.experiments.accuracy.make_task", lambda spec, *_, **__: kinds[spec]())
-    monkeypatch.setattr("questbench.experiments.accuracy.expand", list)
+    monkeypatch.setattr("questbench.experiments.accuracy.config.make_task", lambda spec, *_, **__: kinds[spec]())
+    monkeypatch.setattr("questbench.experiments.accuracy.config.expand", list)
     monkeypatch.setattr(Uneven, "binary", False)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from questbench import seeding
 from questbench.errors import CellError, UsageError
-from questbench.experiments._protocol import split_stream
+from questbench.experiments.accuracy.protocol import split_stream
 from questbench.tasks._base import Sample
 from questbench.tasks._make import make_task
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from questbench.errors import UsageError
-from questbench.experiments import _accuracy_template as template
-from questbench.experiments._accuracy_chat import Chat, find, spoken, thinking
-from questbench.experiments._accuracy_scripts import Decoding, converse
-from questbench.experiments._protocol import Steps
+from questbench.experiments.accuracy import template
+from questbench.experiments.accuracy.chat import Chat, find, spoken, thinking
+from questbench.experiments.accuracy.protocol import Steps
+from questbench.experiments.accuracy.scripts import Decoding, converse
 from questbench.tasks._base import Sample, Turn
 
 HEADER = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -156,10 +156,10 @@ def test_stop_rules_of_a_chat_do_not_end_at_the_first_line_break() -> None:
 def test_answers_that_ended_in_a_thought_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     helpers.use(helpers.random_model(), monkeypatch)
     settings = {"tasks": ["passkey"], "seq_lens": [256], "samples": 2, "methods": ["dense"], "model": "random"}
-    monkeypatch.setattr("questbench.experiments._accuracy_scripts.spoken", lambda text: "")
-    monkeypatch.setattr("questbench.experiments._accuracy_rows.thinking", lambda text: True)
+    monkeypatch.setattr("questbench.experiments.accuracy.scripts.spoken", lambda text: "")
+    monkeypatch.setattr("questbench.experiments.accuracy.rows.thinking", lambda text: True)
     monkeypatch.setattr(
-        "questbench.experiments._accuracy_sample.Session.chat_for", lambda *_: Chat("user ", " assistant ", None)
+        "questbench.experiments.accuracy.session.Session.chat_for", lambda *_: Chat("user ", " assistant ", None)
     )
     records, rows, _ = helpers.run(**settings)
     assert all(row["thinking"] for row in rows) and records[0].stats["thinking"] == 2
@@ -168,7 +168,7 @@ def test_answers_that_ended_in_a_thought_are_said(monkeypatch: pytest.MonkeyPatc
 
 def test_texts_that_spell_special_tokens_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     helpers.use(helpers.random_model(), monkeypatch)
-    monkeypatch.setattr("questbench.experiments._accuracy_sample.spelled", lambda *_: ["<|im_end|>"])
+    monkeypatch.setattr("questbench.experiments.accuracy.session.spelled", lambda *_: ["<|im_end|>"])
     settings = {"tasks": ["passkey"], "seq_lens": [256], "samples": 1, "methods": ["dense"], "model": "random"}
     records, rows, _ = helpers.run(**settings)
     assert rows[0]["meta"]["special_tokens"] == ["<|im_end|>"]

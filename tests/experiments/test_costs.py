@@ -9,9 +9,9 @@ import pytest
 from questbench import seeding, units
 from questbench.errors import CellError, UsageError
 from questbench.experiments import costs, e2e
-from questbench.experiments._e2e_forecast import predicted
 from questbench.experiments.costs import Deadline, Forecast, OutOfTime
 from questbench.experiments.e2e import E2EConfig
+from questbench.experiments.e2e.forecast import predicted
 from questbench.measure import memory
 
 
@@ -81,7 +81,7 @@ def test_the_card_says_how_long_it_takes():
 
 
 def test_longer_texts_and_more_layers_take_longer(monkeypatch):
-    monkeypatch.setattr("questbench.experiments._e2e_forecast._speeds", lambda products: (1e10, 1e11))
+    monkeypatch.setattr("questbench.experiments.e2e.forecast._speeds", lambda products: (1e10, 1e11))
     one = E2EConfig(model="shape:llama-2-7b", layers=2, seq_lens=[1024, 65536])
     short, long = predicted(one, e2e.cells(one)).values()
     two = E2EConfig(model="shape:llama-2-7b", layers=8, seq_lens=[1024])

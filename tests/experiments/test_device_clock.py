@@ -16,9 +16,10 @@ from test_kernel import records_of, value
 from test_kernel_baselines import brought  # noqa: F401
 
 from questbench import kernels
-from questbench.experiments import _kernel_cell, _kernel_clock
-from questbench.experiments._kernel_arms import LayerShape
-from questbench.experiments._kernel_clock import DeviceClock
+from questbench.experiments.kernel import cell
+from questbench.experiments.kernel import clock as clocks
+from questbench.experiments.kernel.arms import LayerShape
+from questbench.experiments.kernel.clock import DeviceClock
 from questbench.measure import gpu_state
 
 
@@ -76,10 +77,10 @@ def cuda(monkeypatch):
     }
     for name, thing in stand_in.items():
         monkeypatch.setattr(torch.cuda, name, thing)
-    monkeypatch.setattr(_kernel_cell._Cell, "gpu", property(lambda self: True))
-    monkeypatch.setattr(_kernel_clock, "STEPS_MAX", 3)
-    monkeypatch.setattr(_kernel_cell, "STAGE_ROUNDS", 2)
-    for module in (_kernel_cell, _kernel_clock):  # few copies, and little to flush
+    monkeypatch.setattr(cell._Cell, "gpu", property(lambda self: True))
+    monkeypatch.setattr(clocks, "STEPS_MAX", 3)
+    monkeypatch.setattr(cell, "STAGE_ROUNDS", 2)
+    for module in (cell, clocks):  # few copies, and little to flush
         monkeypatch.setattr(module, "last_level_cache_bytes", lambda device: 1 << 18)
     monkeypatch.setattr(gpu_state, "identifier", lambda device: "GPU-0")
     monkeypatch.setattr(gpu_state, "caution", lambda device: None)

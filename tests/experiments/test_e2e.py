@@ -10,10 +10,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from questbench.errors import UsageError
-from questbench.experiments import _e2e_session, e2e
-from questbench.experiments._e2e_arms import Noise, TransformersArm
-from questbench.experiments._e2e_memory import LIBRARY_BYTES, need
+from questbench.experiments import e2e
 from questbench.experiments.e2e import E2EConfig
+from questbench.experiments.e2e.arms import TransformersArm
+from questbench.experiments.e2e.memory import LIBRARY_BYTES, need
+from questbench.experiments.e2e.noise import Noise
+from questbench.experiments.e2e.session import Session
 from questbench.methods._base import CacheShape
 from questbench.methods._make import make
 from questbench.models.shapes import SHAPES, Shape
@@ -108,7 +110,7 @@ def test_bytes_are_weights_and_what_each_layer_reads(kind, request):
 
 def test_weights_of_a_tied_model_are_read_whole(prefilled):
     config, cell = E2EConfig(**SMALL), e2e.cells(E2EConfig(**SMALL))[0]  # type: ignore[arg-type]
-    session = _e2e_session.Session.open(config, cell)
+    session = Session.open(config, cell)
     parameters = sum(p.numel() for p in session.loaded.model.parameters()) * 4
     assert value(prefilled, "dense", "weights_bytes") == pytest.approx(parameters, rel=1e-3)  # rotary frequencies
     assert session.read_weights(2) - session.read_weights(1) == 576 * 4

@@ -113,7 +113,7 @@ def test_pages_are_allocated_ahead_for_all_loops(
 
 
 def test_a_model_that_cannot_be_captured_runs_step_by_step(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from questbench.experiments._e2e_session import Session
+    from questbench.experiments.e2e.session import Session
 
     monkeypatch.setattr(graph_loop.GraphLoop, "_unfit", lambda self: "it has experts")
     asked = records_of(methods=["quest"])

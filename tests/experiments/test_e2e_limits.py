@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_e2e import SMALL, records_of, value
 
-from questbench.experiments import _e2e_torch, _torch_ways, e2e
-from questbench.experiments._e2e_torch import OWN, choose
-from questbench.experiments.e2e import E2EConfig
+from questbench.experiments import e2e, torch_ways
+from questbench.experiments.e2e import E2EConfig, torch_step
+from questbench.experiments.e2e.torch_step import OWN, choose
 
 RANDOM = {"cache_fill": "random", "methods": ["quest"], "stages": False}
 
@@ -27,14 +27,14 @@ def test_cells_that_the_limit_cuts_off_say_so_and_are_measured_on_resume(monkeyp
 
 def test_a_cell_that_the_limit_cuts_short_keeps_what_is_measured(monkeypatch):
     """The time is over once steps were timed: generations and the cache of transformers are missing."""
-    from questbench.experiments import _e2e_cell
     from questbench.experiments.costs import Deadline
+    from questbench.measure import busy
 
     late = []
     monkeypatch.setattr(Deadline, "left", property(lambda self: -1.0 if late else 1e6))
-    monkeypatch.setattr(_e2e_cell.busy, "caution_before", lambda: None)
-    real = _e2e_cell.busy.Watch.look
-    monkeypatch.setattr(_e2e_cell.busy.Watch, "look", lambda self: (real(self), late.append(1)))
+    monkeypatch.setattr(busy, "caution_before", lambda: None)
+    real = busy.Watch.look
+    monkeypatch.setattr(busy.Watch, "look", lambda self: (real(self), late.append(1)))
     records = [record for unit in units_of(**RANDOM, rivals=["static"], time_limit=1000.0) for record in unit.records]
     assert value(records, "quest", "tpot", stage="total") > 0
     (tpot,) = [r for r in records if r.method == "quest" and r.metric == "tpot"]
@@ -88,7 +88,7 @@ def test_a_step_of_transformers_by_another_way_gives_the_same_logits(way):
     model = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).eval()
     ids = torch.randint(0, 50, (2, 12))
     logits = []
-    for name in ("sdpa", _e2e_torch.register(way, _torch_ways.GROUPED[way])):
+    for name in ("sdpa", torch_step.register(way, torch_ways.GROUPED[way])):
         model.set_attn_implementation(name)
         cache = DynamicCache(config=model.config)
         with torch.inference_mode():
@@ -100,8 +100,8 @@ def test_a_step_of_transformers_by_another_way_gives_the_same_logits(way):
 def test_a_wrong_way_is_never_chosen(monkeypatch):
     from test_e2e import tiny
 
-    ways = {"folded": lambda *args: _torch_ways.folded(*args) + 1}
-    monkeypatch.setattr(_torch_ways, "GROUPED", ways)
+    ways = {"folded": lambda *args: torch_ways.folded(*args) + 1}
+    monkeypatch.setattr(torch_ways, "GROUPED", ways)
     k, v = (torch.randn((1, 2, 32, 16)) for _ in "kv")
     chosen = choose(tiny("llama"), [(k, v)], 20, "cpu")
     assert chosen.path == OWN and "off by" in chosen.left_out["folded"]

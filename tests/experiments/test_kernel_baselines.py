@@ -8,9 +8,10 @@ from test_kernel import records_of, value
 
 from questbench import kernels
 from questbench.errors import CellError, UsageError
-from questbench.experiments import _kernel_baselines, _kernel_cell, _kernel_memory, costs
-from questbench.experiments._kernel_arms import LayerShape
-from questbench.experiments._kernel_memory import Need, fitting
+from questbench.experiments import costs
+from questbench.experiments.kernel import baselines, cell, memory
+from questbench.experiments.kernel.arms import LayerShape
+from questbench.experiments.kernel.memory import Need, fitting
 from questbench.kernels.reference import ReferenceOps
 from questbench.methods._make import make
 
@@ -44,8 +45,8 @@ class Brought(ReferenceOps):
 @pytest.fixture
 def brought(monkeypatch):
     monkeypatch.setattr(Brought, "left", ())
-    monkeypatch.setattr(_kernel_baselines, "SECONDS", 0.3)
-    monkeypatch.setattr(_kernel_cell, "last_level_cache_bytes", lambda device: 1 << 18)
+    monkeypatch.setattr(baselines, "SECONDS", 0.3)
+    monkeypatch.setattr(cell, "last_level_cache_bytes", lambda device: 1 << 18)
     real = kernels.load_class, kernels.load, kernels.available
     monkeypatch.setattr(kernels, "names", lambda: ["cpu", "brought"])
     monkeypatch.setattr(kernels, "load_class", lambda name: Brought if name == "brought" else real[0](name))
@@ -99,7 +100,7 @@ def test_shared_pages_are_counted_once():
 
 def test_memory_decides_whether_torch_s_attention_or_the_cell_is_left_out(monkeypatch):
     wanted = need()
-    scratch = _kernel_memory.SCRATCH["cuda"]
+    scratch = memory.SCRATCH["cuda"]
     for free, outcome in ((wanted.own + wanted.torch, True), (wanted.own, False)):
         monkeypatch.setattr(costs, "free_bytes", lambda device, free=free: int(1.11 * free) + scratch)
         reason = fitting(wanted)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import accuracy_helpers as helpers
 import pytest
 
-from questbench.experiments._accuracy_rows import _recall
-from questbench.experiments._counting import Reads
-from questbench.experiments._protocol import Prompt, shorten, split
+from questbench.experiments.accuracy.protocol import Prompt, shorten, split
+from questbench.experiments.accuracy.rows import _recall
+from questbench.experiments.counting import Reads
 from questbench.tasks._base import Sample, Task
 from questbench.tasks._make import make_task
 
@@ -37,8 +37,8 @@ def rows(request, monkeypatch):
     """(which needles are needed, rows by method)."""
     helpers.use(helpers.random_model(), monkeypatch)
     monkeypatch.setattr(Two, "needed", request.param)
-    monkeypatch.setattr("questbench.experiments.accuracy.make_task", lambda *_, **__: Two())
-    monkeypatch.setattr("questbench.experiments.accuracy.expand", list)
+    monkeypatch.setattr("questbench.experiments.accuracy.config.make_task", lambda *_, **__: Two())
+    monkeypatch.setattr("questbench.experiments.accuracy.config.expand", list)
     settings = {"tasks": ["two"], "seq_lens": [300], "budgets": [BUDGET], "samples": 2, "model": "random"}
     _, found, _ = helpers.run(**settings, methods=["dense", "streaming_llm", "quest"])
     return request.param, {method: [r for r in found if r["method"] == method] for method in ("dense", "streaming_llm")}

@@ -9,9 +9,9 @@ import torch
 from replaying import record, through_the_dispatcher
 
 from questbench import attention, kernels
-from questbench.experiments._kernel_arms import Inputs, LayerShape, MethodArm, SharedPages
-from questbench.experiments._kernel_baselines import PathArm
-from questbench.experiments._kernel_clock import GraphArm, graph_steps
+from questbench.experiments.kernel.arms import Inputs, LayerShape, MethodArm, SharedPages
+from questbench.experiments.kernel.baselines import PathArm
+from questbench.experiments.kernel.clock import GraphArm, graph_steps
 from questbench.methods._make import make
 
 METHODS = {

@@ -9,10 +9,11 @@ import pytest
 import torch
 from test_kernel import records_of, value
 
-from questbench.experiments import _kernel_baselines, _torch_flex, _torch_ways
-from questbench.experiments._kernel_arms import Inputs, LayerShape
-from questbench.experiments._kernel_baselines import Stores, torch_baseline
-from questbench.experiments._kernel_clock import HostClock
+from questbench.experiments import torch_flex, torch_ways
+from questbench.experiments.kernel import baselines
+from questbench.experiments.kernel.arms import Inputs, LayerShape
+from questbench.experiments.kernel.baselines import Stores, torch_baseline
+from questbench.experiments.kernel.clock import HostClock
 
 SCALE = 0.3
 
@@ -33,27 +34,27 @@ def exact(q, k, v, mask=None):
     return torch.einsum("bht,bhtd->bhd", scores.softmax(-1), v)
 
 
-@pytest.mark.parametrize("name", _torch_ways.GROUPED)
+@pytest.mark.parametrize("name", torch_ways.GROUPED)
 def test_every_way_for_grouped_heads_is_right(name):
     q, k, v = tensors()
     mask = (torch.arange(40) < 33)[None, None, None]
     for masked in (None, mask):
-        got = _torch_ways.GROUPED[name](q, k, v, SCALE, masked)
+        got = torch_ways.GROUPED[name](q, k, v, SCALE, masked)
         assert torch.allclose(got.double(), exact(q, k, v, masked), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", _torch_ways.UNGROUPED)
+@pytest.mark.parametrize("name", torch_ways.UNGROUPED)
 def test_every_way_for_heads_of_their_own_is_right(name):
     q, k, v = tensors(kv_heads=8)
-    assert torch.allclose(_torch_ways.UNGROUPED[name](q, k, v, SCALE).double(), exact(q, k, v), atol=1e-5)
+    assert torch.allclose(torch_ways.UNGROUPED[name](q, k, v, SCALE).double(), exact(q, k, v), atol=1e-5)
 
 
 def test_the_reference_is_right_and_a_difference_is_relative():
     q, k, v = tensors()
-    want = _torch_ways.reference(q, k, v, SCALE)
+    want = torch_ways.reference(q, k, v, SCALE)
     assert torch.allclose(want.double(), exact(q, k, v), atol=1e-5)
-    assert _torch_ways.difference(want + 0.1 * want.abs().amax(), want) == pytest.approx(0.1, abs=1e-4)
-    assert _torch_ways.difference(want * torch.nan, want) == float("inf")
+    assert torch_ways.difference(want + 0.1 * want.abs().amax(), want) == pytest.approx(0.1, abs=1e-4)
+    assert torch_ways.difference(want * torch.nan, want) == float("inf")
 
 
 def small(kv_heads: int = 2) -> Inputs:
@@ -61,19 +62,19 @@ def small(kv_heads: int = 2) -> Inputs:
 
 
 def test_the_fastest_right_way_is_taken_and_the_others_are_named(monkeypatch):
-    monkeypatch.setattr(_kernel_baselines, "SECONDS", 0.5)
+    monkeypatch.setattr(baselines, "SECONDS", 0.5)
 
     def slow(*args):
         time.sleep(0.005)
-        return _torch_ways.folded(*args)
+        return torch_ways.folded(*args)
 
     def wrong(*args):
-        return _torch_ways.folded(*args) + 1
+        return torch_ways.folded(*args) + 1
 
     def broken(*args):
         raise RuntimeError("no such kernel\nlong story")
 
-    ways = {"quick": _torch_ways.folded, "slow": slow, "wrong": wrong, "broken": broken}
+    ways = {"quick": torch_ways.folded, "slow": slow, "wrong": wrong, "broken": broken}
     found = torch_baseline(small(kv_heads=4), 2, HostClock(), 1 << 15, ways)
     assert found.path == "quick" and set(found.trial) == {"quick", "slow"}
     assert "off by" in found.left_out["wrong"] and found.left_out["broken"] == "no such kernel"
@@ -109,12 +110,12 @@ def test_controls_stand_in_every_cell():
 
 
 def test_a_compilation_ends_at_its_limit(monkeypatch):
-    monkeypatch.setattr(_torch_flex, "_too_slow", [])
+    monkeypatch.setattr(torch_flex, "_too_slow", [])
     began = time.monotonic()
-    why = _torch_flex.compile_aside([sys.executable, "-c", "import time; time.sleep(60)"], 0.3)
+    why = torch_flex.compile_aside([sys.executable, "-c", "import time; time.sleep(60)"], 0.3)
     assert time.monotonic() - began < 20 and why == "compiling took longer than 0.3 s (--compile-limit)"
-    way, again = _torch_flex.flex(1, 4, 2, 16, torch.zeros(1), 0.2)
+    way, again = torch_flex.flex(1, 4, 2, 16, torch.zeros(1), 0.2)
     assert way is None and "0.2 s" in again, "what took too long once is not tried again"
-    assert _torch_flex.compile_aside([sys.executable, "-c", ""], 30) == ""
+    assert torch_flex.compile_aside([sys.executable, "-c", ""], 30) == ""
     broken = [sys.executable, "-c", "raise RuntimeError('no C++ compiler')"]
-    assert _torch_flex.compile_aside(broken, 30) == "torch could not compile it here: RuntimeError: no C++ compiler"
+    assert torch_flex.compile_aside(broken, 30) == "torch could not compile it here: RuntimeError: no C++ compiler"

@@ -11,7 +11,7 @@ from kernel_cases import make_query, make_store
 from replaying import record as record_on_cpu
 from replaying import through_the_dispatcher
 
-from questbench.experiments._kernel_arms import LayerShape
+from questbench.experiments.kernel.arms import LayerShape
 from questbench.kernels._ops import Ops
 
 pytestmark = pytest.mark.gpu

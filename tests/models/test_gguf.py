@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from questbench.errors import PrerequisiteError, QuestbenchError, UsageError
-from questbench.experiments._inputs import model_files
+from questbench.experiments.inputs import model_files
 from questbench.models import loading
 from questbench.models.gguf import convert
 from questbench.models.gguf.source import find, is_gguf

@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from questbench.errors import PrerequisiteError, QuestbenchError, UsageError
+from questbench.measure import memory
 from questbench.methods.quest import Quest
 from questbench.models import _folder, hf, loading
 from questbench.models.loading import resolve
@@ -282,7 +283,7 @@ def test_code_that_comes_with_a_model_is_not_run_unasked(folder, tmp_path):
 
 def test_weights_beyond_memory_are_refused_before_loading(monkeypatch, folder):
     assert "GiB are free" in refused("shape:llama-3.1-70b", dtype=torch.float64).message
-    monkeypatch.setattr(loading.Path, "read_text", lambda *_, **__: "MemAvailable: 1 kB")
+    monkeypatch.setattr(memory, "_available", lambda: 1024)
     with pytest.raises(PrerequisiteError, match="need 1"):
         loading.check_memory("x", 1 << 30, "cpu")
 

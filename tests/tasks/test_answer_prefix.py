@@ -11,7 +11,7 @@ import pytest
 from data_helpers import hotpot, json_array, jsonl, longbench_rows, ruler_copy_row, ruler_row
 from suite import SPECS, TOKENIZERS, fresh
 
-from questbench.experiments._accuracy_chat import Chat
+from questbench.experiments.accuracy.chat import Chat
 from questbench.tasks._base import StreamTask
 from questbench.tasks._make import make_task
 

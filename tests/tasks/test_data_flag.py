@@ -56,9 +56,9 @@ def test_perplexity_of_books(questbench: Callable[..., Any], tmp_path: Path) -> 
 
 def test_chat_templates_stand_around_some_prompts_only(tmp_path: Path) -> None:
     """LongBench's few-shot sets and code are continued, not asked; the paper's last characters count the template."""
-    from questbench.experiments._accuracy_chat import Chat
-    from questbench.experiments._accuracy_sample import Session
     from questbench.experiments.accuracy import AccuracyConfig, Work
+    from questbench.experiments.accuracy.chat import Chat
+    from questbench.experiments.accuracy.session import Session
     from questbench.models.constructed.tokenizer import build_tokenizer
     from questbench.tasks._make import make_task
 

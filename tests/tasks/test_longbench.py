@@ -10,7 +10,7 @@ import pytest
 from data_helpers import ANSWERS, CLASSES, jsonl, longbench_rows, longbench_zip
 
 from questbench.errors import PrerequisiteError, UsageError
-from questbench.experiments._accuracy_chat import Chat
+from questbench.experiments.accuracy.chat import Chat
 from questbench.models.constructed.tokenizer import build_tokenizer
 from questbench.tasks._longbench import PAPER, SETS
 from questbench.tasks._make import make_task

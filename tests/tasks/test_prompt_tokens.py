@@ -9,8 +9,8 @@ import pytest
 from suite import TOKENIZERS
 from tokenizer_kinds import KINDS, around, in_front
 
-from questbench.experiments._accuracy_chat import Chat
-from questbench.experiments._protocol import split, split_stream
+from questbench.experiments.accuracy.chat import Chat
+from questbench.experiments.accuracy.protocol import split, split_stream
 from questbench.tasks._haystack import tokens
 from questbench.tasks._make import make_task
 from questbench.tasks._tokens import appended, part_ids, prompt_ids, spanned, spelled

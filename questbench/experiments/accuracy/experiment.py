@@ -1,0 +1,181 @@
+"""The card of the accuracy experiment, what it reads, and its run: every sample that is not finished yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from questbench import units
+from questbench.errors import CellError, QuestbenchError, UsageError
+from questbench.experiments.accuracy.config import AccuracyConfig, Cell, Refused, Work, grid
+from questbench.experiments.accuracy.inputs import read
+from questbench.experiments.accuracy.protocol import PROTOCOLS
+from questbench.experiments.accuracy.records import family, refusals, summary
+from questbench.experiments.accuracy.rows import estimate
+from questbench.experiments.accuracy.time_left import TimeLeft
+from questbench.experiments.engine import Progress, Unit
+from questbench.models import reach
+from questbench.tasks._data import DataTask
+
+if TYPE_CHECKING:
+    from questbench.experiments.accuracy.session import Session
+    from questbench.records.schema import ResultRecord
+
+FAMILY = "all|holm"
+"""Key of the last unit: p values corrected over everything that the run compared."""
+
+
+def card(config: AccuracyConfig) -> dict[str, str]:
+    """What is about to run, for the card that is shown before."""
+    work = grid(config)
+    layers = reach.sentence(config.model, dense_layers=config.dense_layers)
+    tables = [one.task.table(one.length) for one, _, _ in work if isinstance(one.task, DataTask)]
+    files = [f"{table.name} ({len(table):,} rows, SHA-256 {table.sha256[:16]})" for table in tables]
+    names = dict.fromkeys(cell.name for _, usable, _ in work for cell in usable)
+    protocols = dict.fromkeys(one.protocol for one, _, _ in work)
+    return {
+        "model": config.model,
+        **({"layers": layers} if layers else {}),
+        "protocol": "; ".join(f"{name}: {PROTOCOLS[name]}" for name in protocols),
+        "tasks": ", ".join(f"{one.spec} at {units.echo_count(one.length)}, n = {one.samples}" for one, _, _ in work),
+        **({"data": ", ".join(dict.fromkeys(files))} if files else {}),
+        "cells": f"{sum(len(usable) for _, usable, _ in work)} ({', '.join(names)})",
+        "prefill": "dense, once per sample; evicting methods evict after it",
+        "prompts": f"chat template {config.chat_template}; {config.batch} at a time; "
+        "what the model cannot take is cut from the middle",
+    }
+
+
+def inputs(config: AccuracyConfig) -> dict[str, Any]:
+    """What the run reads, by content: model, data, chat template.
+
+    Raises:
+        UsageError, PrerequisiteError: one of them cannot be used.
+    """
+    work = [(one.spec, one.task, one.length) for one, _, _ in grid(config)]
+    where = {"online": config.online, "trust_remote_code": config.trust_remote_code}
+    return read(config.model, config.chat_template, work, **where)
+
+
+def run(
+    config: AccuracyConfig,
+    *,
+    finished: frozenset[str] | set[str] = frozenset(),
+    stored: Sequence[Mapping[str, Any]] = (),
+    progress: Progress | None = None,
+) -> Iterator[Unit]:
+    """Run what is not finished yet.
+
+    Args:
+        finished: keys of stored units, which are skipped.
+        stored: rows of samples.jsonl of an earlier part of this run; summaries are made of them and of new ones.
+        progress: told after every unit.
+
+    Raises:
+        UsageError, CellError: no sample of a task can be used.
+    """
+    from questbench.experiments.accuracy.memory import check as check_memory
+    from questbench.experiments.accuracy.session import Session
+
+    work = grid(config)
+    if {f"{one.key}|summary" for one, _, _ in work} | {FAMILY} <= set(finished):
+        return
+    session = Session.open(config)
+    small = {one.key: error for one, usable, _ in work if (error := check_memory(session, one, usable)) is not None}
+    fitting = [one for one, _, _ in work if one.key not in small]
+    total, done = sum(one.samples + 1 for one in fitting), 0
+    for one in fitting:
+        _check_usable(session, one, finished)
+    left = TimeLeft([(one.spec, one.length, one.samples) for one in fitting])
+    compared: list[ResultRecord] = []
+    for one, usable, refused in work:
+        if one.key in small:
+            out = [Refused(cell.method, cell.page_size, small[one.key]) for cell in usable]
+            yield Unit(f"{one.key}|summary", refusals(session, one, out + refused))
+            continue
+        rows = {
+            (str(row["unit"]), str(row["cell"])): dict(row)
+            for row in stored
+            if str(row.get("unit", "")).startswith(one.key + "|")
+        }
+        # What failed is tried again; what the sample has of other cells is kept.
+        again = {index: _missing(one.unit(index), usable, rows) for index in _stored(one, finished)}
+        skipped = sum(not lacking for lacking in again.values())
+        done += skipped
+        left.skip(one.spec, one.length, skipped)
+        for indices, lacking in _batches(one.samples, again, tuple(usable), session):
+            for index, result in zip(indices, session.samples(one, lacking, indices), strict=True):
+                key = one.unit(index)
+                fresh = [{"unit": key, **row} for row in result.rows]
+                rows |= {(key, str(row["cell"])): row for row in fresh}
+                yield Unit(key, [], fresh, prefills=result.prefills)
+                done += 1
+                left.finished(one.spec, one.length)
+                if progress:
+                    progress(done, total, f"{estimate(one.spec, rows.values(), usable)}{left.words()}")
+        records = summary(session, one, usable, list(rows.values()))
+        compared += records
+        if f"{one.key}|summary" not in finished:
+            yield Unit(f"{one.key}|summary", records + refusals(session, one, refused))
+        done += 1
+        if progress:
+            progress(done, total, f"{one.spec} done{left.words()}")
+    if FAMILY not in finished:
+        yield Unit(FAMILY, family(compared))
+
+
+def _check_usable(session: Session, work: Work, finished: frozenset[str] | set[str]) -> None:
+    """Find what cannot be used before hours were spent on what stands in front of it.
+
+    Rows of data differ: one that does not fit is left out later, and only where none fits there is nothing to run.
+    What cannot be made of a generated text cannot be made of the next one either.
+
+    Raises:
+        UsageError, CellError: why the first sample cannot be used, where no sample can.
+    """
+    if any(work.unit(index) in finished for index in range(min(work.samples, len(finished)))):
+        return
+    first: QuestbenchError | None = None
+    for index in range(work.samples if isinstance(work.task, DataTask) else 1):
+        try:
+            session.prepare(work, index)
+        except (UsageError, CellError) as error:
+            first = first or error
+        else:
+            return
+    if first is not None:
+        raise first
+
+
+def _stored(work: Work, finished: frozenset[str] | set[str]) -> list[int]:
+    """Numbers of the samples that an earlier part of this run has stored."""
+    before = work.key + "|"
+    numbers = [key.removeprefix(before) for key in finished if key.startswith(before)]
+    return sorted(int(number) for number in numbers if number.isdecimal() and int(number) < work.samples)
+
+
+def _missing(unit: str, usable: Sequence[Cell], rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[Cell, ...]:
+    """The cells that a stored sample still has to go through."""
+    return tuple(cell for cell in usable if "error" in rows.get((unit, cell.key), {"error": "not stored"}))
+
+
+def _batches(
+    samples: int, again: Mapping[int, tuple[Cell, ...]], usable: tuple[Cell, ...], session: Session
+) -> Iterator[tuple[list[int], tuple[Cell, ...]]]:
+    """Samples that run together: neighbours that need the same cells, as many as the session takes at a time.
+
+    Args:
+        samples: of all; nothing is listed ahead, however many they are.
+        again: what stored samples lack; all others need all of ``usable``.
+    """
+    indices: list[int] = []
+    together: tuple[Cell, ...] = ()
+    for index in range(samples):
+        lacking = again.get(index, usable)
+        if indices and lacking and (lacking != together or len(indices) >= session.batch):
+            yield indices, together
+            indices = []
+        if lacking:
+            indices, together = [*indices, index], lacking
+    if indices:
+        yield indices, together

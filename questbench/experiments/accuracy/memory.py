@@ -1,0 +1,51 @@
+"""Memory of an accuracy run: what a length will need, told before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from questbench.errors import CellError
+from questbench.experiments import costs
+from questbench.experiments.accuracy.config import Cell, Work
+from questbench.experiments.accuracy.session import Session
+
+TEXT_BYTES = 200
+"""Of one token of a prompt while it is made: words, their joined text, token numbers as Python objects."""
+PART = 2048
+"""Tokens of a prompt that run through the model at once."""
+
+
+def needed(session: Session, work: Work, cells: Sequence[Cell]) -> int:
+    """Bytes beside the weights that one sample of a length takes at its largest.
+
+    The text is made whole, also where the model cannot take all of it; the prompt is stored once, with bounds; a cell
+    that drops entries holds what it keeps, one with pages of another size a copy of the whole.
+    """
+    model = session.loaded.model
+    text = model.config.get_text_config(decoder=True)
+    heads = int(text.num_attention_heads)
+    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    entry = 2 * kv_heads * head_dim * int(model.dtype.itemsize) * int(text.num_hidden_layers)
+    tokens = work.length if session.max_length is None else min(work.length, session.max_length)
+    own = [0]
+    for cell in cells:
+        keep = cell.method.forget()
+        if keep is not None:
+            own.append(min(keep.entries + 1, tokens))
+        elif cell.page_size != cells[0].page_size:
+            own.append(tokens)
+    widest = max(int(getattr(text, "intermediate_size", 0) or 0), int(text.hidden_size))
+    activations = 4 * min(tokens, PART) * widest * int(model.dtype.itemsize)
+    cache = int(entry * (tokens + max(own)) * (1 + 1 / min(cell.page_size for cell in cells)))
+    return TEXT_BYTES * work.length + cache + activations
+
+
+def check(session: Session, work: Work, cells: Sequence[Cell]) -> CellError | None:
+    """Why a length cannot run for want of memory, or ``None``."""
+    hint = "Use a shorter --seq-len."
+    try:
+        costs.require(needed(session, work, cells), session.config.device, beside="beside the weights", hint=hint)
+    except CellError as error:
+        return error
+    return None

@@ -1,0 +1,277 @@
+"""Samples through all cells: prefill once, fork per cell, feed the question and decode greedily; several at a time."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from questbench import seeding
+from questbench.errors import CellError, NotFiniteError, UsageError
+from questbench.experiments.accuracy import rows as made
+from questbench.experiments.accuracy.chat import Chat, find
+from questbench.experiments.accuracy.config import AccuracyConfig, Cell, Work
+from questbench.experiments.accuracy.prepared import Prepared
+from questbench.experiments.accuracy.protocol import STREAM, shorten, split, split_stream
+from questbench.experiments.accuracy.scripts import Decoding, Reply, Taught, converse, teach
+from questbench.experiments.counting import ReadCounter, RowCounters
+from questbench.experiments.failures import apart, out_of_memory, reason
+from questbench.tasks._tokens import spelled
+
+if TYPE_CHECKING:
+    from questbench.experiments.accuracy.batch import Batch, Script
+    from questbench.kernels._ops import Ops
+    from questbench.models.loading import LoadedModel
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of one sample."""
+
+    rows: list[dict[str, Any]]
+    """For samples.jsonl, one per cell."""
+    prefills: int
+    """Dense prefills made; more than one only after a larger batch ran out of memory."""
+
+
+@dataclass
+class Session:
+    """A loaded model with everything that the samples of a run share."""
+
+    config: AccuracyConfig
+    loaded: LoadedModel
+    ops: Ops
+    dense_layers: int
+    stop_ids: frozenset[int]
+    chat: Chat | None
+    max_length: int | None
+    """Tokens of the longest text that the model takes."""
+
+    def __post_init__(self) -> None:
+        self.batch = self.config.batch
+
+    @classmethod
+    def open(cls, config: AccuracyConfig) -> Session:
+        """Load the model and check what only the model can tell.
+
+        Raises:
+            UsageError, PrerequisiteError: the model cannot be used for this run.
+        """
+        from questbench.experiments.setup import load_ops, torch_dtype
+        from questbench.models.loading import resolve
+
+        ops = load_ops(config.device, config.backend)
+        loaded = resolve(
+            config.model,
+            dtype=torch_dtype(config.dtype),
+            device=config.device,
+            seed=config.seed,
+            online=config.online,
+            trust_remote_code=config.trust_remote_code,
+        )
+        if loaded.tokenizer is None:
+            raise UsageError(
+                f"Model '{config.model}' has random weights and no tokenizer: its accuracy means nothing.",
+                "Use --model constructed, a local folder or a hub id.",
+            )
+        text = loaded.model.config.get_text_config(decoder=True)
+        dense_layers = loaded.dense_layers if config.dense_layers is None else config.dense_layers
+        if dense_layers >= text.num_hidden_layers:
+            raise UsageError(
+                f"--dense-layers {dense_layers} leaves no sparse layer: {config.model} has {text.num_hidden_layers}.",
+                f"Use --dense-layers {text.num_hidden_layers - 1} or fewer.",
+            )
+        longest = getattr(text, "max_position_embeddings", None)
+        chat = find(loaded.tokenizer, config.chat_template)
+        return cls(config, loaded, ops, dense_layers, stop_ids(loaded), chat, longest)
+
+    @property
+    def query_heads(self) -> int:
+        """Query heads of the model."""
+        return int(self.loaded.model.config.get_text_config(decoder=True).num_attention_heads)
+
+    def samples(self, work: Work, cells: Sequence[Cell], indices: Sequence[int]) -> list[Finished]:
+        """Run samples through ``cells``, together if memory allows; results in the order of ``indices``."""
+        import torch
+
+        from questbench.experiments.setup import thread_count
+
+        prepared: dict[int, Prepared] = {}
+        finished: dict[int, Finished] = {}
+        for index in indices:
+            try:
+                prepared[index] = self.prepare(work, index)
+            except (UsageError, CellError) as error:
+                finished[index] = Finished([made.unusable(work, cell, index, error) for cell in cells], 0)
+        if prepared:
+            with torch.inference_mode(), thread_count(self.config.threads):
+                done = self._attempt(work, cells, list(prepared.values()), 1)
+            finished |= dict(zip(prepared, done, strict=True))
+        return [finished[index] for index in indices]
+
+    def prepare(self, work: Work, index: int) -> Prepared:
+        """Sample ``index`` of a (task, length): made, put into the chat template, tokenised, split, cut to fit.
+
+        Raises:
+            UsageError, CellError: it cannot be used at this length, with this protocol or model.
+        """
+        task, tokenizer = work.task, self.loaded.tokenizer
+        chat = self.chat_for(work)
+        rng = seeding.generator(self.config.seed, work.spec, work.length, index)
+        counting = tokenizer if chat is None else chat.tokenizer(tokenizer)
+        sample = task.sample(index, length=work.length, tokenizer=counting, rng=rng)
+        new = task.max_new_tokens if sample.max_new_tokens is None else sample.max_new_tokens
+        if marks := spelled(tokenizer, sample.prompt):
+            sample = replace(sample, meta={**sample.meta, "special_tokens": marks})
+        if work.protocol == STREAM:
+            prompt = split_stream(sample, tokenizer, work.behind)
+            own = split_stream(sample, tokenizer, 0)
+            if self.max_length is not None and prompt.length > self.max_length:
+                raise CellError(
+                    f"{sample.id} has {prompt.length:,} tokens, but {self.loaded.name} takes {self.max_length:,}.",
+                    "Use a shorter --seq-len.",
+                )
+            return Prepared(sample, prompt, 0, len(own.prefill))
+        wrapped = sample if chat is None else chat.wrap(sample)
+        prompt = split(wrapped, tokenizer, work.protocol, task.last_chars(wrapped), special=chat is None)
+        if not prompt.prefill:
+            raise CellError(f"{sample.id}: the protocol {work.protocol} leaves nothing to prefill.")
+        if self.max_length is not None:
+            later = sum(len(turn.tokens) + new for turn in prompt.later)
+            prompt = shorten(prompt, self.max_length - new - later)
+        return Prepared(sample, prompt, new, len(prompt.prefill))
+
+    def chat_for(self, work: Work) -> Chat | None:
+        """The chat template for a task; a text that is only read is no message, nor is a few-shot prompt by itself."""
+        if work.protocol == STREAM or (not work.task.chat and self.config.chat_template != "on"):
+            return None
+        return self.chat
+
+    def _attempt(
+        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
+    ) -> list[Finished]:
+        """Run a batch; halve it for as long as memory is not enough or a sample spoils the others."""
+        short = False
+        try:
+            return self._together(work, cells, prepared, prefills)
+        except Exception as error:
+            if len(prepared) == 1 or not apart(error):
+                raise
+            short = out_of_memory(error)
+        # The traceback of the error held the tensors that did not fit; here it is gone.
+        gc.collect()
+        half = len(prepared) - len(prepared) // 2
+        if short:
+            self.batch = min(self.batch, half)
+        return [
+            done
+            for part in (prepared[:half], prepared[half:])
+            for done in self._attempt(work, cells, part, prefills + 1)
+        ]
+
+    def _together(
+        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
+    ) -> list[Finished]:
+        from questbench.experiments.accuracy.batch import Batch
+        from questbench.methods._make import make
+        from questbench.models import hf
+
+        model = self.loaded.model
+        base = hf.build_cache(
+            model,
+            make("dense", 0),
+            dense_layers=0,
+            page_size=cells[0].page_size,
+            ops=self.ops,
+            capacity=max(one.prompt.length + one.max_new_tokens for one in prepared),
+            collect=frozenset(cell.method.prefill_observes for cell in cells) - {"nothing"},
+            bounds=True,
+        )
+        start = time.perf_counter()
+        failure = None
+        try:
+            batch = Batch.prefill(model, [one.prompt.prefill for one in prepared], base)
+        except Exception as error:
+            if len(prepared) > 1 or not apart(error):
+                raise
+            failure = reason(error)
+        prefill = time.perf_counter() - start
+        rows: list[list[dict[str, Any]]] = [[] for _ in prepared]
+        for cell in cells:
+            found = [made.failed(failure)] * len(prepared) if failure else self._cell(work, cell, batch, prepared)
+            for own, one, row in zip(rows, prepared, found, strict=True):
+                known = made.identity(work, cell, one, len(prepared))
+                if self.config.log_samples:
+                    known |= made.logged(one, self.loaded.tokenizer, first=cell is cells[0])
+                row = known | row
+                if "seconds" in row:
+                    row["seconds"] = {"prefill": prefill / len(prepared), **row["seconds"]}
+                own.append(row)
+        hf.release(base)
+        return [Finished(own, prefills) for own in rows]
+
+    def _cell(self, work: Work, cell: Cell, batch: Batch, prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
+        """All samples of a batch through one cell; the rows' own part."""
+        try:
+            return self._forked(work, cell, batch, prepared)
+        except Exception as error:
+            if isinstance(error, CellError) and not isinstance(error, NotFiniteError):
+                return [made.failed(error)] * len(prepared)
+            if len(prepared) > 1 or not apart(error):
+                raise
+            return [made.failed(reason(error))]
+
+    def _forked(self, work: Work, cell: Cell, batch: Batch, prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
+        from questbench.models import hf
+
+        counters = [ReadCounter(self.query_heads, self.dense_layers, one.prompt.needles) for one in prepared]
+        watch = RowCounters(counters, range(len(prepared)))
+        start = time.perf_counter()
+        cache = hf.fork(
+            batch.cache, cell.method, dense_layers=self.dense_layers, page_size=cell.page_size, observer=watch
+        )
+        forked = time.perf_counter()
+        results = batch.on(cache).play(self._scripts(work, prepared, counters), watch)
+        seconds = {
+            "fork": (forked - start) / len(prepared),
+            "decode": (time.perf_counter() - forked) / len(prepared),
+        }
+        hf.release(cache)
+        return [
+            self._row(work, one, result, counter) | made.reads(counter) | {"seconds": seconds}
+            for one, result, counter in zip(prepared, results, counters, strict=True)
+        ]
+
+    def _row(
+        self, work: Work, prepared: Prepared, result: list[Reply] | Taught, counter: ReadCounter
+    ) -> dict[str, Any]:
+        """What came of one sample in one cell."""
+        try:
+            if isinstance(result, Taught):
+                return made.taught(prepared, result)
+            return made.answered(work, prepared, result, counter)
+        except CellError as error:
+            return made.failed(error)
+
+    def _scripts(
+        self, work: Work, prepared: Sequence[Prepared], counters: Sequence[ReadCounter]
+    ) -> list[Script[list[Reply] | Taught]]:
+        if work.protocol == STREAM:
+            return [teach(one.prompt.steps) for one in prepared]
+        chat = self.chat_for(work) is not None
+        decoding = Decoding(self.loaded.tokenizer, self.stop_ids, work.task.stop, 0, chat)
+        return [
+            converse(one.prompt.turns, replace(decoding, max_new_tokens=one.max_new_tokens), counter)
+            for one, counter in zip(prepared, counters, strict=True)
+        ]
+
+
+def stop_ids(loaded: LoadedModel) -> frozenset[int]:
+    """Every id that ends a generation: the tokenizer's and all of the generation config's."""
+    ids: list[int] = []
+    for source in (loaded.tokenizer, getattr(loaded.model, "generation_config", None)):
+        value = getattr(source, "eos_token_id", None)
+        ids += value if isinstance(value, list) else [] if value is None else [value]
+    return frozenset(ids)

@@ -1,0 +1,297 @@
+"""Measure one cell end to end: prefill, count, time decode steps in interleaved rounds, take the steps apart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from questbench.errors import CellError
+from questbench.experiments.costs import Deadline, OutOfTime
+from questbench.experiments.counting import ReadCounter
+from questbench.experiments.e2e.arms import GenerateArm, StepArm, TransformersArm, stages
+from questbench.experiments.e2e.baselines import baselines
+from questbench.experiments.e2e.config import Cell, E2EConfig, methods
+from questbench.experiments.e2e.found import Found
+from questbench.experiments.e2e.memory import need, peak
+from questbench.experiments.e2e.records import Records
+from questbench.experiments.e2e.session import PATHS, Session
+from questbench.experiments.e2e.torch_step import Control
+from questbench.experiments.setup import thread_count
+from questbench.measure import bandwidth, busy, timer
+from questbench.records.schema import ResultRecord
+from questbench.seeding import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from questbench.errors import QuestbenchError
+    from questbench.methods._base import Method
+    from questbench.models.static_loop import StaticLoop
+
+COUNTED = 4
+"""Steps that are made twice, once with the counters on: the tokens must be the same."""
+STAGE_ROUNDS = 10
+SLOPE_ROUNDS = 5
+RIVAL_ROUNDS = 10
+NOISE_TARGET = 0.01
+TIMING = 5e-3
+ROUNDS_LIMIT = 400
+
+
+def measure(
+    config: E2EConfig,
+    cell: Cell,
+    session: Session,
+    refused: Mapping[str, QuestbenchError],
+    progress: Callable[[str], Any],
+    deadline: Deadline | None = None,
+    before: str | None = None,
+) -> list[ResultRecord]:
+    """All records of one cell, or as many as the time limit leaves.
+
+    Args:
+        before: a warning about the machine as it was before the run.
+
+    Raises:
+        CellError: the cell needs more memory than there is.
+    """
+    import torch
+
+    chosen = {name: method for name, method in methods(config, cell).items() if name not in refused}
+    longest = max(config.tokens)
+    # Steps between two rewinds: one timing repeats short steps, a generation makes all of its own.
+    room = max(timer.CALLS_MAX, longest) + COUNTED + 4
+    required = need(
+        session.shape(cell),
+        chosen,
+        layers=session.windows().count(None),
+        windows=[window for window in session.windows() if window is not None],
+        baselines=PATHS if session.captured else 0,
+        rows=cell.batch,
+        seq_len=cell.seq_len,
+        room=room,
+        part=min(config.prefill_chunk, cell.seq_len) if config.prefills else 0,
+        widest=max(session.text.intermediate_size, session.text.hidden_size),
+    )
+    required.check(cell.device)
+    deadline = deadline or Deadline()
+    session.between = lambda *_: deadline.check()
+    found = Found(before=before)
+    with torch.inference_mode(), thread_count(cell.threads):
+        try:
+            if config.prefills:
+                _time_prefills(config, cell, session, chosen, found, progress, deadline)
+            _decode(config, cell, session, chosen, room, found, progress, deadline)
+            for kind in config.rivals:
+                deadline.check()
+                progress(f"transformers, {kind} cache")
+                _time_rival(config, cell, session, kind, room, found, deadline)
+        except OutOfTime:
+            found.late = deadline.reason  # what is missing says so
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise CellError(
+                f"out of memory, although {required.total / 2**30:.1f} GiB beside the weights were predicted: {error}",
+                "Use a shorter --seq-len, a smaller --batch or fewer methods.",
+            ) from None
+    return Records(config, cell, session, chosen, found, required).all()
+
+
+def _time_prefills(
+    config: E2EConfig,
+    cell: Cell,
+    session: Session,
+    chosen: Mapping[str, Method],
+    found: Found,
+    progress: Callable[[str], Any],
+    deadline: Deadline,
+) -> None:
+    """Each method prefills for itself, in rounds of shuffled order; one cache is alive at a time."""
+    shuffle = generator(config.seed, "prefill").shuffle
+    begin, names = time.monotonic(), list(chosen)
+    for number in range(config.prefill_rounds):
+        if number and (time.monotonic() - begin > config.max_seconds or deadline.passed):
+            break
+        shuffle(names)
+        for name in names:
+            progress(f"prefill {number + 1} of {config.prefill_rounds}: {name}")
+            seconds, rise = session.time_prefill(cell, chosen[name])
+            found.prefills.setdefault(name, []).append(seconds)
+            found.prefill_rise[name] = rise
+
+
+def _decode(
+    config: E2EConfig,
+    cell: Cell,
+    session: Session,
+    chosen: Mapping[str, Method],
+    room: int,
+    found: Found,
+    progress: Callable[[str], Any],
+    deadline: Deadline,
+) -> None:
+    from questbench.models import hf
+
+    progress("prefill for all methods" if config.prefills else "filling the cache")
+    base, first = session.base(cell, chosen, room)
+    loops = {}
+    for name, method in chosen.items():
+        deadline.check()
+        progress(f"counting what {name} reads")
+        tokens, found.counted[name] = _count(session, base, cell, method, first)
+        loop = session.loop(base, cell, method, first, steps=room)
+        with peak(cell.device) as memory:
+            made = [loop.step().tolist() for _ in range(COUNTED)]
+        found.decode_rise[name] = memory.rise
+        found.same_tokens[name] = made == tokens
+        found.kv[name] = _held_bytes(session, loop, cell)
+        found.loops[name] = _how(loop)
+        loops[name] = loop
+    progress("other libraries' dense attention")
+    for name, baseline in baselines(session, base, cell, first, room):
+        found.baselines[name] = baseline
+        if baseline.loop is not None:
+            found.kv[name] = _held_bytes(session, baseline.loop, cell)
+            found.loops[name] = _how(baseline.loop)
+            loops[name] = baseline.loop
+    deadline.check()
+    arms: dict[str, Any] = {name: StepArm(loop) for name, loop in loops.items()}
+    arms["torch"] = Control(session.noise(cell), session.text.num_attention_heads, cell.seq_len)
+    probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
+    found.probe_bytes = probe.bytes
+    watch = timer.CudaEvents(cell.device) if cell.device.startswith("cuda") else None
+    neighbours = busy.Watch()
+    found.timed = timer.interleave(
+        {**arms, "read": probe},
+        rounds_min=config.rounds,
+        rounds_max=max(ROUNDS_LIMIT, config.rounds),
+        target_noise=NOISE_TARGET,
+        max_seconds=deadline.within(config.max_seconds),
+        shuffle_seed=config.seed,
+        on_progress=progress,
+        floor=TIMING,
+        stopwatch=watch,
+    )
+    neighbours.look()
+    found.others = neighbours.others
+    for name, loop in loops.items():
+        if deadline.passed:
+            found.late = deadline.reason
+            break
+        progress(f"two lengths of generation: {name}")
+        found.slopes[name] = _slope(config, loop, deadline.within(config.max_seconds / len(loops)))
+    for name in chosen if config.stages else ():
+        if deadline.passed:
+            found.late = deadline.reason
+            break
+        progress(f"stages: {name}")
+        found.stages[name] = _stages(session, base, cell, chosen[name], first)
+    for loop in loops.values():
+        hf.release(loop.cache)
+    hf.release(base)
+
+
+def _count(
+    session: Session, base: Any, cell: Cell, method: Method, first: Tensor
+) -> tuple[list[list[int]], ReadCounter]:
+    """Tokens of a few steps and what they read, over a fork of their own."""
+    from questbench.models import hf
+
+    counter = ReadCounter(session.text.num_attention_heads, first_layer=session.dense_layers)
+    loop = session.loop(base, cell, method, first, steps=COUNTED, observer=counter)
+    tokens = [loop.step().tolist() for _ in range(COUNTED)]
+    hf.release(loop.cache)
+    return tokens, counter
+
+
+def _how(loop: StaticLoop) -> dict[str, Any]:
+    from questbench.models.graph_loop import GraphLoop
+
+    kind = "graph" if isinstance(loop, GraphLoop) else "eager"
+    return {"path": loop.path, "reason": loop.reason, "linear": loop.linear_path, "loop": kind}
+
+
+def _held_bytes(session: Session, loop: StaticLoop, cell: Cell) -> tuple[int, int]:
+    """Bytes of keys and values, and of bounds, that this cache's entries take, as if it shared no pages.
+
+    Full-attention layers hold whole pages; sliding ones their window less the entry that comes next.
+    """
+    kv = bounds = 0
+    for layer in loop.layers:
+        store = layer.store
+        assert store is not None
+        pages = sum(-(-held // store.page_size) for held in store.held)
+        page = 2 * store.kv_heads * store.head_dim * store.dtype.itemsize
+        kv += pages * page * store.page_size
+        bounds += pages * page if store.method.needs_bounds else 0
+    entry = session.shape(cell).entry_bytes * cell.batch
+    length = cell.seq_len + COUNTED
+    return kv + sum(entry * min(window - 1, length) for window in session.windows() if window is not None), bounds
+
+
+def _slope(config: E2EConfig, loop: StaticLoop, seconds: float) -> list[float]:
+    """Seconds per token, one sample per round, from two generations: what they share cancels."""
+    short, long = config.tokens
+    device = str(loop.tokens.device)
+    timed = timer.interleave(
+        {"short": GenerateArm(loop, short), "long": GenerateArm(loop, long)},
+        rounds_min=SLOPE_ROUNDS,
+        rounds_max=SLOPE_ROUNDS,
+        target_noise=0.0,
+        max_seconds=seconds,
+        shuffle_seed=config.seed,
+        floor=0.0,
+        warm=True,
+        stopwatch=timer.CudaEvents(device) if device.startswith("cuda") else None,
+    )
+    pairs = zip(timed["short"].seconds, timed["long"].seconds, strict=True)
+    return [(more - less) / (long - short) for less, more in pairs]
+
+
+def _stages(session: Session, base: Any, cell: Cell, method: Method, first: Tensor) -> dict[str, list[float]]:
+    """The parts of a step, over a fork of its own and never captured: each op is waited for."""
+    import torch
+
+    from questbench.models import hf
+    from questbench.models.static_loop import StaticLoop
+
+    cuda = cell.device.startswith("cuda")
+
+    def clock() -> float:
+        if cuda:
+            torch.cuda.synchronize(cell.device)
+        return time.perf_counter()
+
+    cache = hf.fork(base, method, dense_layers=session.dense_layers, page_size=cell.page_size)
+    plan = "model" if session.config.loop == "model" else "auto"
+    loop = StaticLoop(session.loaded.model, cache, plan=plan)
+    loop.tokens.copy_(first)
+    for _ in range(1 + method.warmup_steps):
+        loop.step()
+    found = stages(loop, STAGE_ROUNDS, clock)
+    hf.release(cache)
+    return found
+
+
+def _time_rival(
+    config: E2EConfig, cell: Cell, session: Session, kind: str, room: int, found: Found, deadline: Deadline
+) -> None:
+    """A cache of transformers, alone in memory; reads of memory run in its rounds too."""
+    try:
+        arm = TransformersArm(session.loaded.model, kind, session.noise(cell), cell.seq_len, room)
+    except CellError as error:
+        found.no_rivals[kind] = error.message
+        return
+    probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
+    timed = timer.interleave(
+        {kind: arm, "read": probe},
+        rounds_min=min(RIVAL_ROUNDS, config.rounds),
+        rounds_max=max(RIVAL_ROUNDS, config.rounds),
+        target_noise=NOISE_TARGET,
+        max_seconds=deadline.within(config.max_seconds),
+        shuffle_seed=config.seed,
+        stopwatch=timer.CudaEvents(cell.device) if cell.device.startswith("cuda") else None,
+    )
+    found.attention[kind] = arm.attention
+    found.rivals[kind] = timed[kind]
+    found.rivals[f"{kind} read"] = timed["read"]

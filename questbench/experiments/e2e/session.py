@@ -1,0 +1,292 @@
+"""A loaded model for the cells that share it: caches filled or prefilled, forks per method, loops over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from questbench.errors import CellError, PrerequisiteError
+from questbench.experiments.e2e.config import Cell, E2EConfig, check_dense_layers
+from questbench.methods._base import CacheShape, Method
+from questbench.methods._make import make as make_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from questbench.attention import Observer
+    from questbench.kernels._ops import Ops
+    from questbench.models.hf_cache import SparseCache
+    from questbench.models.loading import LoadedModel
+    from questbench.models.static_loop import StaticLoop
+
+PATHS = 4
+"""Most paths of all baselines together; each needs room for its new entries."""
+
+
+@dataclass
+class Session:
+    """One model with one kind of weights on one device."""
+
+    config: E2EConfig
+    loaded: LoadedModel
+    ops: Ops
+    dense_layers: int
+    weights: dict[str, Any]
+    """What was quantised, for the record."""
+    device: str
+    uncaptured: str | None = None
+    """Why steps run one by one although they should be captured."""
+    between: Callable[[int, int], object] | None = None
+    """Called between the parts of a prompt; may raise to stop."""
+
+    @classmethod
+    def open(cls, config: E2EConfig, cell: Cell) -> Session:
+        """Load the model of a cell and quantise it.
+
+        Raises:
+            UsageError, PrerequisiteError: it cannot be used for this run.
+        """
+        from questbench.experiments.setup import load_ops, thread_count, torch_dtype
+        from questbench.models import quantise, static_loop
+        from questbench.models.loading import resolve
+
+        ops = load_ops(cell.device, config.backend)
+        with thread_count(None):
+            loaded = resolve(
+                config.model,
+                dtype=torch_dtype(cell.dtype),
+                device=cell.device,
+                seed=config.seed,
+                online=config.online,
+                trust_remote_code=config.trust_remote_code,
+                layers=config.layers,
+                need_tokenizer=False,
+            )
+            weights = quantise.quantise(loaded.model, cell.weights, head=config.quantise_head)
+            _move_to_huge_pages(loaded.model)
+        static_loop.forget(loaded.model)
+        layers = loaded.model.config.get_text_config(decoder=True).num_hidden_layers
+        dense_layers = check_dense_layers(config, loaded.dense_layers, layers)
+        return cls(config, loaded, ops, dense_layers, weights, cell.device)
+
+    @property
+    def text(self) -> Any:
+        """The decoder's configuration."""
+        return self.loaded.model.config.get_text_config(decoder=True)
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are captured and replayed."""
+        return self.config.loop == "graph" or (self.config.loop == "auto" and self.device.startswith("cuda"))
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per head."""
+        return int(getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads)
+
+    @property
+    def experts(self) -> int:
+        """Experts per layer, of which a token reads a few; 0 for dense models."""
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        return next((int(number) for name in names if (number := getattr(self.text, name, None))), 0)
+
+    def shape(self, cell: Cell) -> CacheShape:
+        """Of one layer's cache."""
+        config = self.text
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = self.loaded.model.dtype.itemsize
+        return CacheShape(config.num_attention_heads, kv_heads, self.head_dim, cell.page_size, size)
+
+    def windows(self) -> list[int | None]:
+        """Per layer: the window that it slides, or ``None`` for full attention."""
+        kinds = getattr(self.text, "layer_types", None) or ["full_attention"] * self.text.num_hidden_layers
+        return [self.text.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+
+    def stored_weights(self) -> int:
+        """Bytes of all weights."""
+        from questbench.models._projection import weight_bytes
+
+        return weight_bytes(self.loaded.model)
+
+    def read_weights(self, rows: int) -> int:
+        """Bytes of weights that a step of ``rows`` tokens reads: all but the embedding, of which it reads some rows."""
+        from questbench.models._projection import weight_bytes
+
+        model = self.loaded.model
+        embedding = model.get_input_embeddings()
+        tied = getattr(model.get_output_embeddings(), "weight", None) is embedding.weight
+        row = int(embedding.weight.shape[1]) * int(embedding.weight.element_size())
+        return weight_bytes(model) - (0 if tied else weight_bytes(embedding)) + rows * row
+
+    def cache_bytes(self, method: Method, cell: Cell) -> int:
+        """Bytes of cache that one step reads in all layers and rows, at one token behind the prompt."""
+        shape, length, dense = self.shape(cell), cell.seq_len + 1, make_method("dense", 0)
+        total = 0
+        for index, window in enumerate(self.windows()):
+            if window is not None:
+                total += shape.entry_bytes * min(window, length)
+            else:
+                total += (dense if index < self.dense_layers else method).bytes_read(length, shape)
+        return cell.batch * total
+
+    def base(self, cell: Cell, methods: Mapping[str, Method], room: int) -> tuple[SparseCache, Tensor]:
+        """A dense cache of the prompts that every method can be forked from, and the first token ``[B]``.
+
+        All forks of the run find room in its pages for their new entries, those of methods that drop in their dense
+        layers: captured steps know where the pages lie, so that they cannot grow.
+        """
+        forks = 1 + len(methods) + (PATHS if self.captured else 0)
+        capacity = cell.seq_len + forks * (room + 2 * cell.page_size)
+        collect = frozenset(method.prefill_observes for method in methods.values()) - {"nothing"}
+        if not self.config.prefills:
+            return self._filled(cell, capacity, collect)
+        from questbench.models import hf
+
+        cache = hf.build_cache(
+            self.loaded.model,
+            make_method("dense", 0),
+            dense_layers=0,
+            page_size=cell.page_size,
+            ops=self.ops,
+            capacity=capacity,
+            collect=collect,
+            bounds=True,
+        )
+        logits = hf.prefill(
+            self.loaded.model, self.prompt(cell), cache, chunk=self.config.prefill_chunk, progress=self.between
+        )
+        return cache, logits.argmax(-1)
+
+    def prompt(self, cell: Cell) -> Tensor:
+        """Random tokens ``[B, seq_len]``: what they say does not matter for time."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.config.seed)
+        vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
+        return torch.randint(0, vocabulary, (cell.batch, cell.seq_len), generator=generator)
+
+    def time_prefill(self, cell: Cell, method: Method) -> tuple[float, int | None]:
+        """Seconds from the prompt to its first token under a method, and the rise of memory meanwhile."""
+        import torch
+
+        from questbench.experiments.e2e.memory import peak
+        from questbench.models import hf
+
+        model, prompt = self.loaded.model, self.prompt(cell).to(self.device)
+        with peak(self.device) as memory:
+            start = time.perf_counter()
+            cache = hf.build_cache(
+                model,
+                method,
+                dense_layers=self.dense_layers,
+                page_size=cell.page_size,
+                ops=self.ops,
+                capacity=cell.seq_len + 1,
+            )
+            hf.prefill(model, prompt, cache, chunk=self.config.prefill_chunk, progress=self.between).argmax(-1).tolist()
+            if self.device.startswith("cuda"):
+                torch.cuda.synchronize(self.device)
+            seconds = time.perf_counter() - start
+        hf.release(cache)
+        return seconds, memory.rise
+
+    def loop(
+        self, base: SparseCache, cell: Cell, method: Method, first: Tensor, steps: int, observer: Observer | None = None
+    ) -> StaticLoop:
+        """A decode loop over a fork of ``base`` under a method."""
+        from questbench.models import hf
+        from questbench.models.graph_loop import GraphLoop
+        from questbench.models.static_loop import StaticLoop
+
+        cache = hf.fork(base, method, dense_layers=self.dense_layers, page_size=cell.page_size, observer=observer)
+        loop: StaticLoop | None = None
+        # What is watched cannot be replayed: reads are counted step by step.
+        if self.captured and observer is None:
+            try:
+                loop = GraphLoop(self.loaded.model, cache, steps=steps)
+            except PrerequisiteError as error:
+                if self.config.loop == "graph":
+                    raise
+                self.uncaptured = error.message
+        if loop is None:
+            loop = StaticLoop(self.loaded.model, cache, plan="model" if self.config.loop == "model" else "auto")
+        loop.tokens.copy_(first)
+        return loop
+
+    def baseline_loop(self, base: SparseCache, cell: Cell, first: Tensor, steps: int, make: Any) -> StaticLoop:
+        """A captured loop over a dense fork of ``base`` with another library's attention; see ``BaselineLoop``."""
+        from questbench.models import hf
+        from questbench.models.baseline_loop import BaselineLoop
+
+        cache = hf.fork(base, make_method("dense", 0), dense_layers=0, page_size=cell.page_size)
+        loop = BaselineLoop(self.loaded.model, cache, steps=steps, make=make)
+        loop.tokens.copy_(first)
+        return loop
+
+    def _filled(self, cell: Cell, capacity: int, collect: frozenset[str]) -> tuple[SparseCache, Tensor]:
+        """Random entries in place of a prompt's; the mass that methods judge by is random too."""
+        import torch
+
+        from questbench.models import hf
+        from questbench.models.hf_cache import MethodLayer
+
+        model = self.loaded.model
+        cache = hf.build_cache(
+            model,
+            make_method("dense", 0),
+            dense_layers=0,
+            page_size=cell.page_size,
+            ops=self.ops,
+            capacity=capacity,
+            collect=collect,
+            bounds=True,
+        )
+        noise, generator = self.noise(cell), torch.Generator().manual_seed(self.config.seed)
+        for layer in cache.layers:
+            if not isinstance(layer, MethodLayer):
+                self._fill_window(layer, noise, cell.seq_len)
+                continue
+            for k, v in noise.parts(cell.seq_len):
+                if layer.store is None:
+                    layer.query_heads = self.shape(cell).query_heads
+                    layer.lazy_initialization(k, v)
+                assert layer.store is not None
+                layer.store.append(k, v)
+            layer.columns = cell.seq_len
+            assert layer.store is not None
+            for mode in collect:
+                mass = torch.rand((cell.batch, layer.store.kv_heads, cell.seq_len), generator=generator)
+                layer.store.prefill_mass[mode] = mass.to(self.device)
+        return cache, torch.ones(cell.batch, dtype=torch.long, device=self.device)
+
+    def noise(self, cell: Cell) -> Any:
+        """Random entries of this model's shape."""
+        from questbench.experiments.e2e.noise import Noise
+
+        shape = self.shape(cell)
+        dtype = self.loaded.model.dtype
+        return Noise(cell.batch, shape.kv_heads, shape.head_dim, dtype, self.device, self.config.seed)
+
+    @staticmethod
+    def _fill_window(layer: Any, noise: Any, seq_len: int) -> None:
+        if not hasattr(layer, "cumulative_length"):
+            raise CellError(
+                f"A layer of type {type(layer).__name__} cannot be filled.", "Leave out --cache-fill random."
+            )
+        for k, v in noise.parts(min(layer.sliding_window, seq_len)):
+            layer.update(k, v)
+        layer.cumulative_length = seq_len
+
+
+def _move_to_huge_pages(model: Any) -> None:
+    """Weights on a CPU lie like keys and values do, so that both are read at the same speed."""
+    import torch
+
+    from questbench._memory import empty
+
+    for parameter in model.parameters():
+        if type(parameter.data) is torch.Tensor and parameter.device.type == "cpu" and parameter.is_contiguous():
+            moved = empty(tuple(parameter.shape), parameter.dtype)
+            parameter.data = moved.copy_(parameter.data)

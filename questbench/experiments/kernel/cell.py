@@ -1,0 +1,203 @@
+"""Measure one cell of the kernel experiment: build the arms, time them in interleaved rounds, make records."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from questbench.errors import CellError
+from questbench.experiments.kernel.arms import Inputs, LayerShape, MethodArm, SharedPages, StageArm
+from questbench.experiments.kernel.baselines import (
+    TORCH,
+    Baseline,
+    backend_baseline,
+    backend_baselines,
+    torch_baseline,
+)
+from questbench.experiments.kernel.clock import Clock, DeviceClock, HostClock
+from questbench.experiments.kernel.config import Cell, KernelConfig, heads, methods
+from questbench.experiments.kernel.memory import Need, fitting
+from questbench.experiments.kernel.records import READ, Found, Records
+from questbench.experiments.setup import load_ops, thread_count, torch_dtype
+from questbench.measure import bandwidth, busy, cautions, gpu_state, roofline, timer
+from questbench.measure.memory import last_level_cache_bytes
+from questbench.records.schema import ResultRecord
+
+if TYPE_CHECKING:
+    from questbench.errors import QuestbenchError
+    from questbench.kernels._ops import Ops
+    from questbench.methods._base import Method
+
+REPLAYED = 4
+"""Steps of the untimed, counted replay."""
+STAGE_ROUNDS = 20
+NOISE_TARGET = 0.01
+ROUNDS_LIMIT = 400
+
+
+def measure(
+    config: KernelConfig,
+    cell: Cell,
+    refused: Mapping[str, QuestbenchError],
+    progress: Callable[[str], Any],
+    before: str | None = None,
+) -> list[ResultRecord]:
+    """All records of one cell.
+
+    Args:
+        before: a warning about the machine as it was before the run.
+
+    Raises:
+        CellError: the cell needs more memory than there is.
+        MemoryError: an allocation failed all the same.
+    """
+    query_heads, kv_heads, head_dim = heads(config)
+    shape = LayerShape(
+        query_heads,
+        kv_heads,
+        head_dim,
+        cell.batch,
+        cell.seq_len,
+        cell.page_size,
+        torch_dtype(cell.dtype),
+        device=config.device,
+    )
+    ops = load_ops(config.device, config.backend)
+    chosen = {name: method for name, method in methods(config, cell).items() if name not in refused}
+    traffic = {name: cell.batch * method.bytes_read(cell.seq_len, shape.cache) for name, method in chosen.items()}
+    with thread_count(config.threads) as threads, _device_memory(config.device):
+        return _Cell(config, cell, shape, ops, chosen, traffic, before).measure(threads, progress)
+
+
+@contextlib.contextmanager
+def _device_memory(device: str) -> Iterator[None]:
+    """A cell starts with what the one before it gave back; running out is a failure of the cell alone."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise CellError(
+            f"out of memory on {device}: {reason}", "Use a shorter --seq-len or a smaller --batch."
+        ) from None
+    finally:
+        if device != "cpu":
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+class _Cell:
+    """One cell while it is measured."""
+
+    def __init__(
+        self,
+        config: KernelConfig,
+        cell: Cell,
+        shape: LayerShape,
+        ops: Ops,
+        chosen: Mapping[str, Method],
+        traffic: Mapping[str, int],
+        before: str | None,
+    ) -> None:
+        self.config, self.cell, self.shape, self.ops = config, cell, shape, ops
+        self.before = before
+        self.chosen, self.traffic = chosen, traffic
+        self.cache_bytes = last_level_cache_bytes(config.device)
+        cold = config.cache == "cold"
+        self.copies = {name: self._copies(bytes_read) if cold else 1 for name, bytes_read in traffic.items()}
+
+    @property
+    def gpu(self) -> bool:
+        """Whether a device is timed that runs apart from Python."""
+        return self.config.device != "cpu"
+
+    def _copies(self, bytes_read: int) -> int:
+        if self.gpu and bytes_read >= roofline.LARGE * self.cache_bytes:
+            return 1  # The cache may hold a fiftieth of it at most, and a GPU's memory is scarce.
+        return roofline.copies_needed(bytes_read, self.cache_bytes)
+
+    def measure(self, threads: int, progress: Callable[[str], Any]) -> list[ResultRecord]:
+        """Build, time, take apart."""
+        config, shape, chosen = self.config, self.shape, self.chosen
+        baselines: dict[str, Baseline] = {}
+        brought = list(backend_baselines(config.device))
+        need = Need(shape, chosen, self.copies, shared=self.gpu, baselines=len(brought))
+        left_out = fitting(need)
+        inputs = Inputs(shape, config.seed)
+        arms = self._arms(inputs, need)
+        probe = bandwidth.ReadProbe(threads=threads, device=config.device)
+        clock = self._clock(probe)
+        dense = self.traffic["dense"]
+        counted = {name: arm.replay(REPLAYED) for name, arm in arms.items()}
+        if left_out is None:
+            baselines[TORCH] = torch_baseline(
+                inputs, self.copies["dense"], clock, dense, compile_s=config.compile_limit
+            )
+        else:
+            baselines[TORCH] = Baseline(reason=left_out)
+        for name, backend, reason in brought:
+            if backend is None:
+                baselines[name] = Baseline(backend=name, reason=reason)
+            else:
+                layers = self._whole_texts(inputs, arms["dense"])
+                baselines[name] = backend_baseline(backend, layers, inputs, clock, dense)
+        watch = busy.Watch()
+        timed = clock.interleave(
+            {
+                **arms,
+                **{name: baseline.arm for name, baseline in baselines.items() if baseline.arm is not None},
+                READ: probe,
+            },
+            {**self.traffic, **dict.fromkeys(baselines, dense)},
+            rounds_min=config.rounds,
+            rounds_max=max(ROUNDS_LIMIT, config.rounds),
+            target_noise=NOISE_TARGET,
+            max_seconds=config.max_seconds,
+            shuffle_seed=config.seed,
+            on_progress=progress,
+        )
+        watch.look()
+        slowed = gpu_state.caution(gpu_state.identifier(config.device)) if self.gpu else None
+        staged = {}
+        if config.stages:
+            staged = {name: StageArm(arm, clock.stages()).measure(STAGE_ROUNDS) for name, arm in arms.items()}
+        unsteady = cautions.unsteady(timed[READ].seconds, probe.bytes)
+        around = list(filter(None, [self.before, watch.caution(), unsteady, slowed]))
+        found = Found(
+            traffic=self.traffic,
+            timed=timed,
+            probe=probe,
+            counted=counted,
+            baselines=baselines,
+            copies={name: arm.copies for name, arm in arms.items()},
+            notes={name: [*around, *clock.notes(name)] for name in (*arms, *baselines)},
+            others=watch.others,
+        )
+        maker = Records(config, self.cell, chosen, self.ops.name, found)
+        records = [record for name in chosen for record in maker.of_method(name, staged.get(name, {}))]
+        return records + [record for name in baselines for record in maker.of_baseline(name)]
+
+    def _arms(self, inputs: Inputs, need: Need) -> dict[str, MethodArm]:
+        shared = None
+        if need.shared:
+            keeping = [method for method in self.chosen.values() if method.forget() is None]
+            shared = SharedPages(keeping, self.ops, inputs, need.shared_copies, need.forks)
+        return {
+            name: MethodArm(method, self.ops, inputs, self.copies[name], shared) for name, method in self.chosen.items()
+        }
+
+    def _clock(self, probe: bandwidth.ReadProbe) -> Clock:
+        if not self.gpu:
+            return HostClock()
+        rate = probe.bytes / min(timer.CudaEvents(self.config.device).measure(probe.step, i, 1) for i in range(3))
+        return DeviceClock(self.shape, self.config.timing or "graph", cold=self.config.cache == "cold", bandwidth=rate)
+
+    def _whole_texts(self, inputs: Inputs, dense: MethodArm) -> list[Any]:
+        """Forks of the dense arm's caches that hold the whole text, the step's own entry included."""
+        layers = [layer.fork(dense.method) for layer in dense.layers]
+        for layer in layers:
+            layer.append(inputs.k[0], inputs.v[0])
+        return layers

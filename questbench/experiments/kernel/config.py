@@ -1,0 +1,142 @@
+"""What the kernel experiment runs: its settings, the grid they span and what identifies a record of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from questbench import registry
+from questbench.errors import UsageError
+from questbench.methods._base import Method
+from questbench.methods._make import make_all
+from questbench.models.shapes import SHAPES
+
+TIMINGS = ("graph", "events")
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """What to run; every field is an axis or a setting of the command line."""
+
+    methods: list[str] = field(default_factory=lambda: ["dense", "quest", "h2o", "tova", "streaming_llm"])
+    method_args: dict[str, str] = field(default_factory=dict)
+    seq_lens: list[int] = field(default_factory=lambda: [32768])
+    budgets: list[int] = field(default_factory=lambda: [2048])
+    page_sizes: list[int] = field(default_factory=lambda: [16])
+    shape: str = "llama-3.1-8b"
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    batch: list[int] = field(default_factory=lambda: [1])
+    dtype: list[str] = field(default_factory=lambda: ["bf16"])
+    threads: int | None = None
+    device: str = "cpu"
+    backend: str | None = None
+    timing: str | None = None
+    """On a GPU: ``graph`` (the default there) or ``events``. A CPU has its wall clock."""
+    cache: str = "cold"
+    rounds: int = 20
+    """Least number of interleaved rounds."""
+    max_seconds: float = 20.0
+    """Longest measuring time of a cell, set-up apart."""
+    time_limit: float | None = None
+    """Seconds after which no further cell is begun."""
+    compile_limit: float = 30.0
+    """Longest time to compile torch's flex_attention, one of the baseline's ways; 0 leaves it out."""
+    stages: bool = True
+    """Break the step down into append, score, select, attend, evict."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid; all methods run in it."""
+
+    seq_len: int
+    budget: int
+    page_size: int
+    batch: int
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        """Names the unit of work for resume."""
+        return f"{self.seq_len}|{self.budget}|{self.page_size}|{self.batch}|{self.dtype}"
+
+
+def cells(config: KernelConfig) -> list[Cell]:
+    """The grid: the product of all axes."""
+    return [
+        Cell(seq_len, budget, page_size, batch, dtype)
+        for seq_len in config.seq_lens
+        for page_size in config.page_sizes
+        for batch in config.batch
+        for dtype in config.dtype
+        for budget in config.budgets
+    ]
+
+
+def methods(config: KernelConfig, cell: Cell) -> dict[str, Method]:
+    """The methods of a cell by label; dense is always one of them, since everything is measured against it."""
+    found: dict[str, Method] = {}
+    for name in dict.fromkeys(["dense", *config.methods]):
+        found |= make_all(name, cell.budget, config.method_args)
+    return found
+
+
+def heads(config: KernelConfig) -> tuple[int, int, int]:
+    """(query heads, KV heads, head dim): of the named shape, with what the flags replace.
+
+    Raises:
+        UsageError: unknown shape, or heads that do not divide.
+    """
+    if config.shape not in SHAPES:
+        raise registry.unknown("shape", config.shape, sorted(SHAPES))
+    shape = SHAPES[config.shape]
+    query = config.heads or shape.heads
+    kv = config.kv_heads or shape.kv_heads
+    if query % kv:
+        whose = "" if config.kv_heads else f" of {config.shape}"
+        raise UsageError(
+            f"{query} query heads cannot share the {kv} KV heads{whose} evenly.",
+            f"Use --kv-heads with a divisor of {query}.",
+        )
+    head_dim = config.head_dim or shape.head_dim
+    if head_dim % 2:
+        raise UsageError(
+            f"--head-dim {head_dim} is odd: rotary embeddings turn pairs of channels.", "Use an even one, such as 128."
+        )
+    return query, kv, head_dim
+
+
+def shape_name(config: KernelConfig) -> str:
+    """The shape's name, or ``custom`` where flags have made another of it: a record must not carry a model's name."""
+    named = SHAPES[config.shape]
+    return config.shape if heads(config) == (named.heads, named.kv_heads, named.head_dim) else "custom"
+
+
+def params(config: KernelConfig, cell: Cell, **more: Any) -> dict[str, Any]:
+    """The inputs that identify a record."""
+    query, kv, head_dim = heads(config)
+    return {
+        "seq_len": cell.seq_len,
+        "budget": cell.budget,
+        "page_size": cell.page_size,
+        "shape": shape_name(config),
+        "heads": query,
+        "kv_heads": kv,
+        "head_dim": head_dim,
+        "batch": cell.batch,
+        "dtype": cell.dtype,
+        "threads": config.threads or os.cpu_count(),
+        "device": config.device,
+        **({} if config.device == "cpu" else {"timing": timing(config)}),
+        "cache": config.cache,
+        **more,
+    }
+
+
+def timing(config: KernelConfig) -> str:
+    """How a GPU is timed."""
+    return config.timing or TIMINGS[0]
