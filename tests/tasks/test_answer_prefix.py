@@ -72,7 +72,7 @@ def test_rulers_rows_keep_theirs_apart(schema: str, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", [row])
     task = make_task("ruler:set=niah_multivalue", {"*": str(path)})
     got = task.sample(0, length=1024, tokenizer=TOKENIZERS["constructed"], rng=random.Random(0))
-    # RULER's own files have a blank in front of it, also behind the header of an answer; the copy has it in the question.
+    # RULER's own files have a blank in front of it, also behind the header; the copy has it in the question.
     prefix = own["answer_prefix"]
     assert got.answer_prefix == prefix and got.prompt == own["input"] + own["answer_prefix"]
     assert CHAT.wrap(got).prompt == f"<user>{own['input']}</user><assistant>{prefix}"
