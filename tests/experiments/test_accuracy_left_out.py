@@ -10,6 +10,7 @@ import pytest
 from questbench.errors import UsageError
 from questbench.experiments import accuracy, e2e, kernel
 from questbench.experiments.accuracy import AccuracyConfig
+from questbench.experiments.accuracy.checks import SAMPLES_MOST
 from questbench.experiments.accuracy.records import _floor
 from questbench.tasks._make import make_task
 
@@ -98,7 +99,7 @@ def test_prompts_and_gold_answers_are_logged_on_request():
 
 def test_a_million_samples_begin_at_once(monkeypatch):
     helpers.use(helpers.random_model(), monkeypatch)
-    config = AccuracyConfig(**SETTINGS | {"samples": accuracy.SAMPLES_MOST, "methods": ["dense"], "threads": 1})
+    config = AccuracyConfig(**SETTINGS | {"samples": SAMPLES_MOST, "methods": ["dense"], "threads": 1})
     accuracy.check(config)
     units = list(itertools.islice(accuracy.run(config), 2))
     assert [unit.key.rpartition("|")[2] for unit in units] == ["00000", "00001"]

@@ -82,7 +82,7 @@ __attribute__((noinline)) void rows_of(const T* rows, int64_t row_stride, int co
       odd += load(row + (i + 1) * kLanes) * load(q + (i + 1) * kLanes);
     }
     if constexpr (kVecs % 2 == 1) even += load(row + (kVecs - 1) * kLanes) * load(q + (kVecs - 1) * kLanes);
-    if constexpr (kTail) odd += load(row + n - kLanes) * last;
+    if constexpr (kTail) odd += load_tail(row, n) * last;
     out[t] = even + odd;
   }
 }
