@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 
-from questbench.errors import CellError, NotFiniteError
+from questbench.errors import CellError, NotFiniteError, QuestbenchError
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -16,9 +17,9 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     # The CPU allocator, and cuBLAS when it makes its workspace, raise a plain RuntimeError.
-    text = str(error)
+    text = str(error).lower()
     return isinstance(error, RuntimeError) and any(
-        mark in text for mark in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        mark in text for mark in ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
     )
 
 
@@ -27,9 +28,32 @@ def apart(error: BaseException) -> bool:
     return out_of_memory(error) or isinstance(error, NotFiniteError)
 
 
+def told(error: BaseException) -> str:
+    """What went wrong and what to do, for a record."""
+    if isinstance(error, QuestbenchError):
+        return f"{error.message} {error.hint or ''}".strip()
+    return str(error) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says of its failure, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def reason(error: BaseException) -> str:
     """One line for the record of a sample that fails even alone."""
-    if isinstance(error, CellError):
-        return f"{error.message} {error.hint or ''}".strip()
-    first = str(error).strip().partition("\n")[0]
-    return f"Out of memory at batch 1: {first or type(error).__name__}"
+    return told(error) if isinstance(error, CellError) else f"Out of memory at batch 1: {first_line(error)}"
+
+
+def no_memory(error: BaseException, device: str) -> CellError:
+    """What a cell says that ran out of memory although it seemed to fit."""
+    return CellError(f"out of memory on {device}: {first_line(error)}", "Use a shorter --seq-len or a smaller --batch.")
+
+
+def give_back(device: str) -> None:
+    """Let the next cell have what this one held."""
+    gc.collect()
+    if device != "cpu":
+        import torch
+
+        torch.cuda.empty_cache()

@@ -1,22 +1,83 @@
-"""Checks and settings that the experiments share: device, backend, dtype, threads."""
+"""Checks and settings that the experiments share: numbers, choices, methods, device, backend, dtype, threads."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from questbench import registry
 from questbench.errors import PrerequisiteError, UsageError
+from questbench.experiments.grid import GridConfig, refusals_of
+from questbench.methods._base import CacheShape, Method
+from questbench.methods._make import PACKAGE, check_arguments, make, method_class
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from questbench.kernels._ops import Ops
+    from questbench.models.hf_cache import SparseCache
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DEFAULT_BACKEND = {"cpu": "cpu", "cuda": "cuda"}
 PAGE_SIZES = (4, 8, 16, 32, 64, 128)
+
+
+def check_positive(verb: str, numbers: Mapping[str, Sequence[int | None]]) -> None:
+    """Refuse numbers below 1.
+
+    Args:
+        verb: of the command, for the hint.
+        numbers: by flag; ``None`` where none was given.
+    """
+    for flag, values in numbers.items():
+        for value in values:
+            if value is not None and value < 1:
+                raise UsageError(f"{flag} {value}: must be at least 1.", f"See: questbench {verb} --help ({flag}).")
+
+
+def check_known(what: str, names: Iterable[str | None], choices: Sequence[str]) -> None:
+    """Refuse a name that is none of ``choices``; ``None`` stands for the default."""
+    for name in names:
+        if name is not None and name not in choices:
+            raise registry.unknown(what, name, list(choices))
+
+
+def check_methods(config: GridConfig, cells: Iterable[tuple[Mapping[str, Method], int]]) -> None:
+    """Refuse methods that nobody would deploy, fields that no method has, and a method that no cell can run.
+
+    Args:
+        cells: of each, its methods by label and its page size.
+    """
+    for name in config.methods:
+        if method_class(name).yardstick:
+            usable = [known for known, cls in registry.usable(PACKAGE, method_class).items() if not cls.yardstick]
+            raise UsageError(
+                f"'{name}' is a yardstick for accuracy: nobody would deploy it, so its speed means nothing.",
+                f"Use --method with one of: {', '.join(usable)}.",
+            )
+    check_arguments(dict.fromkeys(["dense", *config.methods]), config.method_args)
+    refusals = [refusals_of(methods, page_size) for methods, page_size in cells]
+    for name, error in refusals[0].items():
+        if all(name in refused for refused in refusals):
+            raise error
+
+
+def leading_layers(asked: int | None, default: int, layers: int, model: str) -> int:
+    """The number of leading dense layers, of a model with ``layers`` of them and ``default`` dense ones.
+
+    Raises:
+        UsageError: no other layer is left.
+    """
+    dense = default if asked is None else asked
+    if dense >= layers:
+        raise UsageError(
+            f"--dense-layers {dense} leaves no sparse layer: {model} has {layers} layers.",
+            f"Use --dense-layers {layers - 1} or fewer.",
+        )
+    return dense
 
 
 def check_machine(device: str, backend: str | None, dtype: str, page_sizes: Sequence[int], threads: int | None) -> None:
@@ -66,6 +127,38 @@ def load_ops(device: str, backend: str | None) -> Ops:
             f"Use --device {kind.device}, or leave --backend out.",
         )
     return kernels.load(name)
+
+
+def cache_shape(model: PreTrainedModel, page_size: int) -> CacheShape:
+    """The shape of one layer's cache of a model."""
+    text = model.config.get_text_config(decoder=True)
+    heads = int(text.num_attention_heads)
+    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    return CacheShape(heads, kv_heads, head_dim, page_size, int(model.dtype.itemsize))
+
+
+def observed(methods: Iterable[Method]) -> frozenset[str]:
+    """The attention mass of the prompt that any of these methods judges by."""
+    return frozenset(method.prefill_observes for method in methods) - {"nothing"}
+
+
+def base_cache(
+    model: PreTrainedModel, ops: Ops, methods: Iterable[Method], *, page_size: int, capacity: int = 0
+) -> SparseCache:
+    """A dense cache of prompts that each of these methods can be forked from."""
+    from questbench.models import hf
+
+    return hf.build_cache(
+        model,
+        make("dense", 0),
+        dense_layers=0,
+        page_size=page_size,
+        ops=ops,
+        capacity=capacity,
+        collect=observed(methods),
+        bounds=True,
+    )
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from questbench import registry
+from questbench._coerce import coerce
 from questbench.errors import UsageError
 from questbench.methods._base import Method
 
@@ -38,7 +39,10 @@ def make(name: str, budget: int, arguments: Mapping[str, str] | None = None) -> 
     for key, text in (arguments or {}).items():
         owner, _, field = key.rpartition(".")
         if owner in ("", name) and field in fields:
-            chosen[field] = _coerce(f"{name}.{field}", text, fields[field])
+            try:
+                chosen[field] = coerce(text, fields[field])
+            except ValueError as error:
+                raise UsageError(f"-M {name}.{field}={text}: {error}.", "Look at: questbench ls methods.") from None
     return kind(**{"budget": budget} | chosen)
 
 
@@ -98,24 +102,3 @@ def _alternatives(key: str, text: str) -> list[str]:
     if not all(found):
         raise UsageError(f"-M {key}={text}: there is nothing between two commas.", f"Write -M {key}=VALUE,VALUE.")
     return list(dict.fromkeys(found))
-
-
-def _coerce(where: str, text: str, hint: Any) -> Any:
-    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
-    if choices is not None:
-        if text not in map(str, choices):
-            raise UsageError(f"-M {where}={text}: takes {', '.join(map(str, choices))}.", f"Try {where}={choices[0]}.")
-        return next(choice for choice in choices if str(choice) == text)
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise UsageError(f"-M {where}={text}: takes true or false.", f"Try {where}=true.")
-        return text.lower() == "true"
-    if hint in (int, float):
-        try:
-            value = hint(text)
-        except ValueError:
-            raise UsageError(f"-M {where}={text}: takes a number.", f"Try {where}=4.") from None
-        if value < 0:
-            raise UsageError(f"-M {where}={text}: must not be negative.", f"Try {where}=4.")
-        return value
-    return text

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from questbench.attention import Scoring
 from questbench.models._projection import Buffers, Projection
+from questbench.models._rotation import by_halves, signed
 
 Apply = Callable[[Tensor], Tensor]
 Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -201,7 +202,7 @@ def _turn(attention: Any) -> Turn:
     angle = torch.linspace(0, 3, dim // 2).repeat(2).view(1, 1, dim)
     try:
         want = apply(x[:, :, None], x[:, :, None], angle.cos(), angle.sin())[0][:, :, 0]
-        if torch.allclose(_by_halves(x, angle.cos(), _signed(angle.sin())), want, rtol=0, atol=1e-6):
+        if torch.allclose(by_halves(x, angle.cos(), signed(angle.sin())), want, rtol=0, atol=1e-6):
             return _turn_halves
     except (RuntimeError, TypeError, ValueError):
         pass
@@ -215,19 +216,9 @@ def _turn(attention: Any) -> Turn:
 
 def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if cos.shape[-1] == x.shape[-1]:
-        return _by_halves(x, cos, _signed(sin))
+        return by_halves(x, cos, signed(sin))
     part = cos.shape[-1]
-    return torch.cat([_by_halves(x[..., :part], cos, _signed(sin)), x[..., part:]], dim=-1)
-
-
-def _signed(sin: Tensor) -> Tensor:
-    """The first half negated: what a rotation of halves multiplies the swapped halves with."""
-    first, second = sin.chunk(2, dim=-1)
-    return torch.cat([-first, second], dim=-1)
-
-
-def _by_halves(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    return x * cos + x.roll(x.shape[-1] // 2, -1) * signed_sin
+    return torch.cat([by_halves(x[..., :part], cos, signed(sin)), x[..., part:]], dim=-1)
 
 
 def _rotary(embed: Any, kinds: list[str | None]) -> Callable[[Tensor, Tensor], dict[Any, tuple[Tensor, Tensor]]]:

@@ -7,7 +7,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from questbench import registry, units
+from questbench import registry
+from questbench._coerce import coerce
 from questbench.errors import UsageError
 from questbench.tasks._base import Task
 from questbench.tasks._data import DataTask, data_for
@@ -76,22 +77,8 @@ def _with_settings(kind: type[Task], name: str, settings: str) -> Task:
             raise UsageError(
                 f"Task '{name}' has no parameter '{key}'.", f"Its parameters are: {', '.join(names) or 'none'}."
             )
-        chosen[key] = _coerce(name, key, text, hints[key])
+        try:
+            chosen[key] = coerce(text, hints[key])
+        except ValueError as error:
+            raise UsageError(f"--task {name}:{key}={text}: {error}.", "Look at: questbench ls tasks.") from None
     return kind(**chosen)
-
-
-def _coerce(task: str, key: str, text: str, hint: Any) -> Any:
-    options = typing.get_args(hint) or (hint,)
-    for option in options:
-        if option is bool and text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        if option is int and units.is_whole(text):
-            return int(text)
-        if option is float:
-            try:
-                return float(text)
-            except ValueError:
-                continue
-        if option is str or text == option:
-            return text
-    raise UsageError(f"Task '{task}' does not take {key}={text}.", f"Look at: questbench ls tasks (type {hint}).")

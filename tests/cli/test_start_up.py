@@ -48,6 +48,14 @@ def test_imports_no_torch(arguments: tuple[str, ...], expected: int, tmp_path: P
     assert not heavy & {"torch", "transformers"}
 
 
+@pytest.mark.parametrize(
+    "arguments", ["kernel --cache none", "e2e --loop none", "accuracy --task passkey --protocol x"]
+)
+def test_a_wrong_value_does_not_wait_for_torch(arguments: str, tmp_path: Path) -> None:
+    code, heavy = loaded(*arguments.split(), cwd=tmp_path)
+    assert code == 2 and not heavy & {"torch", "transformers"}
+
+
 def test_help_is_fast(tmp_path: Path) -> None:
     def once() -> float:
         start = time.perf_counter()

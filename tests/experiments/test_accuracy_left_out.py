@@ -113,7 +113,10 @@ SWEPT = {"quest.group_merge": "sum_softmax,max", "score_from": "prefill,decode"}
 def test_commas_in_m_values_make_variants_of_every_experiment():
     """Kernel, e2e and accuracy alike: two of quest, two of h2o, one of tova."""
     names = ["quest", "h2o", "tova"]
-    for module, config in ((kernel, kernel.KernelConfig), (e2e, e2e.E2EConfig)):
+    for module, config, engine in (
+        (kernel, kernel.KernelConfig, kernel.experiment.KERNEL),
+        (e2e, e2e.E2EConfig, e2e.experiment.E2E),
+    ):
         settings = config(methods=names, method_args=SWEPT)
         module.check(settings)
         cell = module.cells(settings)[0]
@@ -128,7 +131,7 @@ def test_commas_in_m_values_make_variants_of_every_experiment():
         ]
         assert [method.name for method in found.values()] == ["dense", "quest", "quest", "h2o", "h2o", "tova"]
         assert found["quest[group_merge=max]"].group_merge == "max"
-        failed = [module.experiment._failed(settings, cell, label, ValueError("no")) for label in found]
+        failed = [engine.unusable(settings, cell, label, ValueError("no")) for label in found]
         assert len({record.cell() for record in failed}) == 6 and failed[1].method == "quest"
     usable, _ = accuracy.cells(AccuracyConfig(tasks=["passkey"], methods=names, method_args=SWEPT))
     assert [cell.name for cell in usable] == ["dense", "quest", "quest", "h2o", "h2o", "tova"]

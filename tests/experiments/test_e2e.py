@@ -227,6 +227,18 @@ def test_out_of_memory_is_a_record_with_the_predicted_need():
     assert {r.params["seq_len"] for r in records if r.status == "ok"} == {256}
 
 
+def test_the_cpu_running_out_all_the_same_is_a_record_too(monkeypatch):
+    """Its allocator raises a plain RuntimeError."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Session, "base", full)
+    records = records_of(methods=["quest"], cache_fill="random")
+    assert [(r.method, r.status) for r in records] == [("dense", "failed"), ("quest", "failed")]
+    assert all(r.reason.startswith("out of memory, although") for r in records)
+
+
 def test_the_rule_of_memory():
     shape = CacheShape(4, 2, 64, 16, 2)
     rule = {"layers": 3, "rows": 2, "seq_len": 1000, "room": 24, "widest": 100}

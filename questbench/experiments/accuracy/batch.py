@@ -7,15 +7,16 @@ is what it would be alone: attention and eviction know rows, and everything else
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
-    from questbench.experiments.counting import RowCounters
-    from questbench.models.hf_cache import SparseCache
-    from questbench.models.static_loop import StaticLoop
+from questbench.experiments.counting import RowCounters
+from questbench.models import hf
+from questbench.models.hf_cache import SparseCache
+from questbench.models.static_loop import StaticLoop
 
 Result = TypeVar("Result")
 Script = Generator[int, "Tensor", Result]
@@ -53,10 +54,6 @@ class Batch:
         Raises:
             NotFiniteError: NaN or infinite logits, in whatever row.
         """
-        import torch
-
-        from questbench.models import hf
-
         longest = max(map(len, prompts))
         if all(len(prompt) == longest for prompt in prompts):
             return cls(model, cache, None, hf.forward(model, prompts, cache, all_logits=all_logits))
@@ -76,10 +73,6 @@ class Batch:
 
     def feed(self, tokens: Sequence[int]) -> Tensor:
         """One decode step: a token for every row; logits ``[B, vocabulary]``, good until the next step."""
-        import torch
-
-        from questbench.models.static_loop import StaticLoop
-
         if self._loop is None:
             self._loop = StaticLoop(self.model, self.cache, mask=self.mask)
         logits = self._loop.feed(tokens)
@@ -89,8 +82,6 @@ class Batch:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        import torch
-
         chosen = torch.tensor(rows)
         self.cache.batch_select_indices(chosen)
         self._loop = None

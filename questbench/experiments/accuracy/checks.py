@@ -7,7 +7,7 @@ from questbench.errors import UsageError
 from questbench.experiments.accuracy.chat import MODES
 from questbench.experiments.accuracy.config import AccuracyConfig, bare_tasks, cells, grid
 from questbench.experiments.accuracy.protocol import PROTOCOLS
-from questbench.experiments.setup import check_machine
+from questbench.experiments.setup import check_known, check_machine
 from questbench.methods._make import check_arguments
 from questbench.tasks._data import DataTask, check_use
 
@@ -33,10 +33,8 @@ def check(config: AccuracyConfig) -> None:
         )
     if config.batch < 1:
         raise UsageError(f"--batch {config.batch}: at least one sample runs at a time.", "Use --batch 1.")
-    if config.protocol is not None and config.protocol not in PROTOCOLS:
-        raise registry.unknown("protocol", config.protocol, list(PROTOCOLS))
-    if config.chat_template not in MODES:
-        raise registry.unknown("chat template mode", config.chat_template, list(MODES))
+    check_known("protocol", [config.protocol], list(PROTOCOLS))
+    check_known("chat template mode", [config.chat_template], list(MODES))
     if not 0 < config.margin < 1:
         raise UsageError(f"--margin {config.margin:g} is not between 0 and 1.", "Use --margin 0.02 for 2 points.")
     if config.dense_layers is not None and config.dense_layers < 0:

@@ -8,6 +8,7 @@ from questbench.errors import CellError
 from questbench.experiments import costs
 from questbench.experiments.accuracy.config import Cell, Work
 from questbench.experiments.accuracy.session import Session
+from questbench.experiments.setup import cache_shape
 
 TEXT_BYTES = 200
 """Of one token of a prompt while it is made: words, their joined text, token numbers as Python objects."""
@@ -23,10 +24,8 @@ def needed(session: Session, work: Work, cells: Sequence[Cell]) -> int:
     """
     model = session.loaded.model
     text = model.config.get_text_config(decoder=True)
-    heads = int(text.num_attention_heads)
-    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
-    head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    entry = 2 * kv_heads * head_dim * int(model.dtype.itemsize) * int(text.num_hidden_layers)
+    size = min(cell.page_size for cell in cells)
+    entry = cache_shape(model, size).entry_bytes * int(text.num_hidden_layers)
     tokens = work.length if session.max_length is None else min(work.length, session.max_length)
     own = [0]
     for cell in cells:
@@ -37,7 +36,7 @@ def needed(session: Session, work: Work, cells: Sequence[Cell]) -> int:
             own.append(tokens)
     widest = max(int(getattr(text, "intermediate_size", 0) or 0), int(text.hidden_size))
     activations = 4 * min(tokens, PART) * widest * int(model.dtype.itemsize)
-    cache = int(entry * (tokens + max(own)) * (1 + 1 / min(cell.page_size for cell in cells)))
+    cache = int(entry * (tokens + max(own)) * (1 + 1 / size))
     return TEXT_BYTES * work.length + cache + activations
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,6 +60,23 @@ class Prompt:
     def turns(self) -> tuple[Steps, ...]:
         """All questions."""
         return (Steps(self.steps, self.needles), *self.later)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample, tokenised and split."""
+
+    sample: Sample
+    prompt: Prompt
+    max_new_tokens: int
+    context_tokens: int
+    """Tokens of the sample's own context, which a stream's prefill may exceed."""
+
+    @property
+    def hash(self) -> str:
+        """Of all token ids: the same prompt has the same hash, whatever the cell."""
+        ids = self.prompt.prefill + self.prompt.steps + tuple(turn.tokens for turn in self.prompt.later)
+        return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
 
 
 def split(sample: Sample, tokenizer: Any, protocol: str, last_chars: int, *, special: bool = True) -> Prompt:

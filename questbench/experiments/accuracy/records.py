@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from questbench.errors import CellError, SkipCell
+from questbench.errors import CellError
 from questbench.experiments.accuracy import perplexity as stream
 from questbench.experiments.accuracy.config import Cell, Refused, Work
 from questbench.experiments.accuracy.protocol import STREAM
@@ -246,7 +246,7 @@ def _shared(
 
 
 def _unusable(session: Session, work: Work, method: Method, page_size: int, error: Exception) -> ResultRecord:
-    record = unusable(
+    return unusable(
         "accuracy",
         session.ops.name,
         method.name,
@@ -257,7 +257,6 @@ def _unusable(session: Session, work: Work, method: Method, page_size: int, erro
         seed=session.config.seed,
         method_args=method.arguments(page_size),
     )
-    return dataclasses.replace(record, status="skipped") if isinstance(error, SkipCell) else record
 
 
 def _budget(method: Method) -> int | None:

@@ -13,23 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from questbench.errors import UsageError
-from questbench.experiments.accuracy.batch import Batch
+from questbench.experiments.accuracy.batch import Batch, Script
 from questbench.experiments.accuracy.protocol import Steps
 from questbench.experiments.accuracy.scripts import Decoding, Reply, Taught, converse, teach
 from questbench.experiments.accuracy.session import stop_ids
 from questbench.experiments.counting import ReadCounter, RowCounters
+from questbench.experiments.setup import base_cache
+from questbench.kernels._ops import Ops
+from questbench.methods._base import Method
+from questbench.models import hf
+from questbench.models.loading import LoadedModel
 from questbench.tasks._tokens import part_ids, prompt_ids
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from questbench.experiments.accuracy.batch import Script
-    from questbench.kernels._ops import Ops
-    from questbench.methods._base import Method
-    from questbench.models.loading import LoadedModel
 
 
 @dataclass
@@ -231,8 +231,6 @@ class Requests:
         budget = self.method.budget if self.method.budgeted else len(ids)
         dense = min(max(budget, known + 1), len(ids) - 1)
         batch = self._prefill([ids[:dense]], all_logits=True)
-        import torch
-
         judged = batch.logits[0, known:].float()
         targets = torch.tensor(ids[known + 1 : dense + 1], device=judged.device)
         losses: list[float] = torch.nn.functional.cross_entropy(judged, targets, reduction="none").tolist()
@@ -241,30 +239,13 @@ class Requests:
         return losses + list(taught.losses)
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]], *, all_logits: bool = False) -> Batch:
-        import torch
-
-        from questbench.methods._make import make
-        from questbench.models import hf
-
-        base = hf.build_cache(
-            self.loaded.model,
-            make("dense", 0),
-            dense_layers=0,
-            page_size=self.page_size,
-            ops=self.ops,
-            collect=frozenset({self.method.prefill_observes}) - {"nothing"},
-            bounds=True,
-        )
+        base = base_cache(self.loaded.model, self.ops, [self.method], page_size=self.page_size)
         self.proof.prefills += len(prompts)
         self.proof.prefill_tokens += sum(map(len, prompts))
         with torch.inference_mode():
             return Batch.prefill(self.loaded.model, prompts, base, all_logits=all_logits)
 
     def _play(self, batch: Batch, scripts: Sequence[Script[Any]]) -> list[Any]:
-        import torch
-
-        from questbench.models import hf
-
         counters = [ReadCounter(self.query_heads, self.dense_layers) for _ in scripts]
         watch = RowCounters(counters, range(len(scripts)))
         with torch.inference_mode():
@@ -278,8 +259,6 @@ class Requests:
         return results
 
     def _release(self, batch: Batch) -> None:
-        from questbench.models import hf
-
         hf.release(batch.cache)
 
 
@@ -292,8 +271,6 @@ def _judge(tokens: tuple[int, ...], prefilled: Tensor, row: int | None) -> Scrip
     """Losses of ``tokens``; the first of them is judged by the prefill's own logits where ``row`` says whose."""
     if row is None:
         return (yield from teach(tokens))
-    import torch
-
     logits = prefilled[row].float()
     loss = torch.logsumexp(logits, 0) - logits[tokens[0]]
     taught = yield from teach(tokens)

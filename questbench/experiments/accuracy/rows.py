@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from questbench.errors import CellError
 from questbench.experiments.accuracy.chat import thinking
 from questbench.experiments.accuracy.config import Cell, Work
-from questbench.experiments.accuracy.prepared import Prepared
+from questbench.experiments.accuracy.protocol import Prepared
+from questbench.experiments.failures import told
 from questbench.measure import blocks
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def identity(work: Work, cell: Cell, prepared: Prepared, batch: int) -> dict[str
 
 def failed(error: QuestbenchError | str) -> dict[str, Any]:
     """Of a cell that did not get through: tried again by ``--resume``, and no result of the cell without it."""
-    return {"error": error if isinstance(error, str) else f"{error.message} {error.hint or ''}".strip()}
+    return {"error": error if isinstance(error, str) else told(error)}
 
 
 def unusable(work: Work, cell: Cell, index: int, error: QuestbenchError) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def unusable(work: Work, cell: Cell, index: int, error: QuestbenchError) -> dict
         "protocol": work.protocol,
         "cell": cell.key,
         "method": cell.name,
-        "unusable": f"{error.message} {error.hint or ''}".strip(),
+        "unusable": told(error),
     }
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from questbench.experiments.accuracy.batch import Script
 from questbench.experiments.accuracy.chat import spoken
 from questbench.experiments.accuracy.protocol import Steps
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from questbench.experiments.accuracy.batch import Script
-    from questbench.experiments.counting import ReadCounter
+from questbench.experiments.counting import ReadCounter
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,6 @@ class Taught:
 
 def teach(tokens: Sequence[int]) -> Script[Taught]:
     """Feed ``tokens`` but the last one; each is judged by the logits behind the token before it."""
-    import torch
-
     losses: list[Tensor] = []
     greedy: list[Tensor] = []
     for token, target in itertools.pairwise(tokens):

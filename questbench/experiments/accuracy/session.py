@@ -6,24 +6,25 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from questbench import seeding
 from questbench.errors import CellError, NotFiniteError, UsageError
 from questbench.experiments.accuracy import rows as made
+from questbench.experiments.accuracy.batch import Batch, Script
 from questbench.experiments.accuracy.chat import Chat, find
 from questbench.experiments.accuracy.config import AccuracyConfig, Cell, Work
-from questbench.experiments.accuracy.prepared import Prepared
-from questbench.experiments.accuracy.protocol import STREAM, shorten, split, split_stream
+from questbench.experiments.accuracy.protocol import STREAM, Prepared, shorten, split, split_stream
 from questbench.experiments.accuracy.scripts import Decoding, Reply, Taught, converse, teach
 from questbench.experiments.counting import ReadCounter, RowCounters
 from questbench.experiments.failures import apart, out_of_memory, reason
+from questbench.experiments.setup import base_cache, leading_layers, load_ops, thread_count, torch_dtype
+from questbench.kernels._ops import Ops
+from questbench.models import hf, loading
+from questbench.models.loading import LoadedModel
 from questbench.tasks._tokens import spelled
-
-if TYPE_CHECKING:
-    from questbench.experiments.accuracy.batch import Batch, Script
-    from questbench.kernels._ops import Ops
-    from questbench.models.loading import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,8 @@ class Session:
         Raises:
             UsageError, PrerequisiteError: the model cannot be used for this run.
         """
-        from questbench.experiments.setup import load_ops, torch_dtype
-        from questbench.models.loading import resolve
-
         ops = load_ops(config.device, config.backend)
-        loaded = resolve(
+        loaded = loading.resolve(
             config.model,
             dtype=torch_dtype(config.dtype),
             device=config.device,
@@ -77,12 +75,7 @@ class Session:
                 "Use --model constructed, a local folder or a hub id.",
             )
         text = loaded.model.config.get_text_config(decoder=True)
-        dense_layers = loaded.dense_layers if config.dense_layers is None else config.dense_layers
-        if dense_layers >= text.num_hidden_layers:
-            raise UsageError(
-                f"--dense-layers {dense_layers} leaves no sparse layer: {config.model} has {text.num_hidden_layers}.",
-                f"Use --dense-layers {text.num_hidden_layers - 1} or fewer.",
-            )
+        dense_layers = leading_layers(config.dense_layers, loaded.dense_layers, text.num_hidden_layers, config.model)
         longest = getattr(text, "max_position_embeddings", None)
         chat = find(loaded.tokenizer, config.chat_template)
         return cls(config, loaded, ops, dense_layers, stop_ids(loaded), chat, longest)
@@ -94,10 +87,6 @@ class Session:
 
     def samples(self, work: Work, cells: Sequence[Cell], indices: Sequence[int]) -> list[Finished]:
         """Run samples through ``cells``, together if memory allows; results in the order of ``indices``."""
-        import torch
-
-        from questbench.experiments.setup import thread_count
-
         prepared: dict[int, Prepared] = {}
         finished: dict[int, Finished] = {}
         for index in indices:
@@ -174,21 +163,10 @@ class Session:
     def _together(
         self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
     ) -> list[Finished]:
-        from questbench.experiments.accuracy.batch import Batch
-        from questbench.methods._make import make
-        from questbench.models import hf
-
         model = self.loaded.model
-        base = hf.build_cache(
-            model,
-            make("dense", 0),
-            dense_layers=0,
-            page_size=cells[0].page_size,
-            ops=self.ops,
-            capacity=max(one.prompt.length + one.max_new_tokens for one in prepared),
-            collect=frozenset(cell.method.prefill_observes for cell in cells) - {"nothing"},
-            bounds=True,
-        )
+        longest = max(one.prompt.length + one.max_new_tokens for one in prepared)
+        observed = [cell.method for cell in cells]
+        base = base_cache(model, self.ops, observed, page_size=cells[0].page_size, capacity=longest)
         start = time.perf_counter()
         failure = None
         try:
@@ -224,8 +202,6 @@ class Session:
             return [made.failed(reason(error))]
 
     def _forked(self, work: Work, cell: Cell, batch: Batch, prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
-        from questbench.models import hf
-
         counters = [ReadCounter(self.query_heads, self.dense_layers, one.prompt.needles) for one in prepared]
         watch = RowCounters(counters, range(len(prepared)))
         start = time.perf_counter()

@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from questbench._memory import empty
 from questbench.errors import CellError
 from questbench.experiments.e2e.noise import Noise
 from questbench.experiments.e2e.torch_step import choose
 from questbench.experiments.staged import StagedOps
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from questbench.models.static_loop import StaticLoop
+from questbench.models._forward import cache_argument
+from questbench.models.static_loop import StaticLoop
 
 
 class StepArm:
@@ -140,10 +138,6 @@ class TransformersArm:
     """
 
     def __init__(self, model: PreTrainedModel, kind: str, noise: Noise, seq_len: int, room: int) -> None:
-        from transformers import DynamicCache, StaticCache
-
-        from questbench.models._forward import cache_argument
-
         self.model, self.kind, self.length = model, kind, seq_len - 1
         try:
             model.set_attn_implementation("sdpa")

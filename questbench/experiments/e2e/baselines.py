@@ -10,17 +10,18 @@ import functools
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from questbench.experiments.e2e.arms import StepArm
 from questbench.experiments.e2e.config import Cell
 from questbench.experiments.e2e.session import PATHS, Session
+from questbench.experiments.failures import first_line, out_of_memory
 from questbench.experiments.kernel.baselines import backend_baselines
 from questbench.measure import stats, timer
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from questbench.models import hf
 
 STEPS: Mapping[str, str] = {"flashinfer": "questbench.kernels._flashinfer_steps"}
 """Backend -> the module that plans its attention for captured steps."""
@@ -56,10 +57,6 @@ def baselines(session: Session, base: Any, cell: Cell, first: Tensor, steps: int
 
 
 def _fastest(session: Session, base: Any, cell: Cell, first: Tensor, steps: int, library: Any) -> Baseline:
-    import torch
-
-    from questbench.models import hf
-
     loops: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     for path in library.names(torch.device(cell.device))[:PATHS]:
@@ -71,10 +68,10 @@ def _fastest(session: Session, base: Any, cell: Cell, first: Tensor, steps: int,
             if cell.device.startswith("cuda"):
                 torch.cuda.synchronize(cell.device)
             loops[path] = loop
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # a library of kernels compiled on the spot fails in ways of its own
-            reasons[path] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if out_of_memory(error):
+                raise
+            reasons[path] = first_line(error)
             if loop is not None:
                 hf.release(loop.cache)
     left_out = "; ".join(f"{path}: {why}" for path, why in reasons.items()) or None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from questbench.errors import CellError
-from questbench.experiments.costs import Deadline, OutOfTime
+from questbench.experiments.costs import OutOfTime
 from questbench.experiments.counting import ReadCounter
 from questbench.experiments.e2e.arms import GenerateArm, StepArm, TransformersArm, stages
 from questbench.experiments.e2e.baselines import baselines
@@ -17,17 +20,17 @@ from questbench.experiments.e2e.memory import need, peak
 from questbench.experiments.e2e.records import Records
 from questbench.experiments.e2e.session import PATHS, Session
 from questbench.experiments.e2e.torch_step import Control
+from questbench.experiments.engine import Turn
+from questbench.experiments.failures import out_of_memory
+from questbench.experiments.records import READ
 from questbench.experiments.setup import thread_count
 from questbench.measure import bandwidth, busy, timer
+from questbench.methods._base import Method
+from questbench.models import hf
+from questbench.models.graph_loop import GraphLoop
+from questbench.models.static_loop import StaticLoop
 from questbench.records.schema import ResultRecord
 from questbench.seeding import generator
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from questbench.errors import QuestbenchError
-    from questbench.methods._base import Method
-    from questbench.models.static_loop import StaticLoop
 
 COUNTED = 4
 """Steps that are made twice, once with the counters on: the tokens must be the same."""
@@ -39,26 +42,13 @@ TIMING = 5e-3
 ROUNDS_LIMIT = 400
 
 
-def measure(
-    config: E2EConfig,
-    cell: Cell,
-    session: Session,
-    refused: Mapping[str, QuestbenchError],
-    progress: Callable[[str], Any],
-    deadline: Deadline | None = None,
-    before: str | None = None,
-) -> list[ResultRecord]:
+def measure(config: E2EConfig, cell: Cell, session: Session, turn: Turn) -> list[ResultRecord]:
     """All records of one cell, or as many as the time limit leaves.
-
-    Args:
-        before: a warning about the machine as it was before the run.
 
     Raises:
         CellError: the cell needs more memory than there is.
     """
-    import torch
-
-    chosen = {name: method for name, method in methods(config, cell).items() if name not in refused}
+    chosen = {name: method for name, method in methods(config, cell).items() if name not in turn.refused}
     longest = max(config.tokens)
     # Steps between two rewinds: one timing repeats short steps, a generation makes all of its own.
     room = max(timer.CALLS_MAX, longest) + COUNTED + 4
@@ -75,21 +65,22 @@ def measure(
         widest=max(session.text.intermediate_size, session.text.hidden_size),
     )
     required.check(cell.device)
-    deadline = deadline or Deadline()
-    session.between = lambda *_: deadline.check()
-    found = Found(before=before)
+    session.between = lambda *_: turn.deadline.check()
+    found = Found(before=turn.before)
     with torch.inference_mode(), thread_count(cell.threads):
         try:
             if config.prefills:
-                _time_prefills(config, cell, session, chosen, found, progress, deadline)
-            _decode(config, cell, session, chosen, room, found, progress, deadline)
+                _time_prefills(cell, session, chosen, found, turn)
+            _decode(cell, session, chosen, room, found, turn)
             for kind in config.rivals:
-                deadline.check()
-                progress(f"transformers, {kind} cache")
-                _time_rival(config, cell, session, kind, room, found, deadline)
+                turn.deadline.check()
+                turn.tell(f"transformers, {kind} cache")
+                _time_rival(cell, session, kind, room, found, turn)
         except OutOfTime:
-            found.late = deadline.reason  # what is missing says so
-        except (MemoryError, torch.OutOfMemoryError) as error:
+            found.late = turn.deadline.reason  # what is missing says so
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
             raise CellError(
                 f"out of memory, although {required.total / 2**30:.1f} GiB beside the weights were predicted: {error}",
                 "Use a shorter --seq-len, a smaller --batch or fewer methods.",
@@ -97,41 +88,24 @@ def measure(
     return Records(config, cell, session, chosen, found, required).all()
 
 
-def _time_prefills(
-    config: E2EConfig,
-    cell: Cell,
-    session: Session,
-    chosen: Mapping[str, Method],
-    found: Found,
-    progress: Callable[[str], Any],
-    deadline: Deadline,
-) -> None:
+def _time_prefills(cell: Cell, session: Session, chosen: Mapping[str, Method], found: Found, turn: Turn) -> None:
     """Each method prefills for itself, in rounds of shuffled order; one cache is alive at a time."""
+    config = session.config
     shuffle = generator(config.seed, "prefill").shuffle
     begin, names = time.monotonic(), list(chosen)
     for number in range(config.prefill_rounds):
-        if number and (time.monotonic() - begin > config.max_seconds or deadline.passed):
+        if number and (time.monotonic() - begin > config.max_seconds or turn.deadline.passed):
             break
         shuffle(names)
         for name in names:
-            progress(f"prefill {number + 1} of {config.prefill_rounds}: {name}")
+            turn.tell(f"prefill {number + 1} of {config.prefill_rounds}: {name}")
             seconds, rise = session.time_prefill(cell, chosen[name])
             found.prefills.setdefault(name, []).append(seconds)
             found.prefill_rise[name] = rise
 
 
-def _decode(
-    config: E2EConfig,
-    cell: Cell,
-    session: Session,
-    chosen: Mapping[str, Method],
-    room: int,
-    found: Found,
-    progress: Callable[[str], Any],
-    deadline: Deadline,
-) -> None:
-    from questbench.models import hf
-
+def _decode(cell: Cell, session: Session, chosen: Mapping[str, Method], room: int, found: Found, turn: Turn) -> None:
+    config, progress, deadline = session.config, turn.tell, turn.deadline
     progress("prefill for all methods" if config.prefills else "filling the cache")
     base, first = session.base(cell, chosen, room)
     loops = {}
@@ -162,7 +136,7 @@ def _decode(
     watch = timer.CudaEvents(cell.device) if cell.device.startswith("cuda") else None
     neighbours = busy.Watch()
     found.timed = timer.interleave(
-        {**arms, "read": probe},
+        {**arms, READ: probe},
         rounds_min=config.rounds,
         rounds_max=max(ROUNDS_LIMIT, config.rounds),
         target_noise=NOISE_TARGET,
@@ -195,8 +169,6 @@ def _count(
     session: Session, base: Any, cell: Cell, method: Method, first: Tensor
 ) -> tuple[list[list[int]], ReadCounter]:
     """Tokens of a few steps and what they read, over a fork of their own."""
-    from questbench.models import hf
-
     counter = ReadCounter(session.text.num_attention_heads, first_layer=session.dense_layers)
     loop = session.loop(base, cell, method, first, steps=COUNTED, observer=counter)
     tokens = [loop.step().tolist() for _ in range(COUNTED)]
@@ -205,8 +177,6 @@ def _count(
 
 
 def _how(loop: StaticLoop) -> dict[str, Any]:
-    from questbench.models.graph_loop import GraphLoop
-
     kind = "graph" if isinstance(loop, GraphLoop) else "eager"
     return {"path": loop.path, "reason": loop.reason, "linear": loop.linear_path, "loop": kind}
 
@@ -250,11 +220,6 @@ def _slope(config: E2EConfig, loop: StaticLoop, seconds: float) -> list[float]:
 
 def _stages(session: Session, base: Any, cell: Cell, method: Method, first: Tensor) -> dict[str, list[float]]:
     """The parts of a step, over a fork of its own and never captured: each op is waited for."""
-    import torch
-
-    from questbench.models import hf
-    from questbench.models.static_loop import StaticLoop
-
     cuda = cell.device.startswith("cuda")
 
     def clock() -> float:
@@ -273,10 +238,9 @@ def _stages(session: Session, base: Any, cell: Cell, method: Method, first: Tens
     return found
 
 
-def _time_rival(
-    config: E2EConfig, cell: Cell, session: Session, kind: str, room: int, found: Found, deadline: Deadline
-) -> None:
+def _time_rival(cell: Cell, session: Session, kind: str, room: int, found: Found, turn: Turn) -> None:
     """A cache of transformers, alone in memory; reads of memory run in its rounds too."""
+    config = session.config
     try:
         arm = TransformersArm(session.loaded.model, kind, session.noise(cell), cell.seq_len, room)
     except CellError as error:
@@ -284,14 +248,14 @@ def _time_rival(
         return
     probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
     timed = timer.interleave(
-        {kind: arm, "read": probe},
+        {kind: arm, READ: probe},
         rounds_min=min(RIVAL_ROUNDS, config.rounds),
         rounds_max=max(RIVAL_ROUNDS, config.rounds),
         target_noise=NOISE_TARGET,
-        max_seconds=deadline.within(config.max_seconds),
+        max_seconds=turn.deadline.within(config.max_seconds),
         shuffle_seed=config.seed,
         stopwatch=timer.CudaEvents(cell.device) if cell.device.startswith("cuda") else None,
     )
     found.attention[kind] = arm.attention
     found.rivals[kind] = timed[kind]
-    found.rivals[f"{kind} read"] = timed["read"]
+    found.rivals[f"{kind} read"] = timed[READ]

@@ -7,9 +7,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from questbench.errors import UsageError
+from questbench.experiments.grid import GridConfig, labelled
 from questbench.methods._base import Method
-from questbench.methods._make import make_all
 
 FILLS = ("prefill", "random")
 LOOPS = ("auto", "eager", "graph", "model")
@@ -18,24 +17,19 @@ SELECT_BY = ("auto", "kv_head", "q_head")
 
 
 @dataclass(frozen=True)
-class E2EConfig:
+class E2EConfig(GridConfig):
     """What to run; every field is an axis or a setting of the command line."""
 
-    methods: list[str] = field(default_factory=lambda: ["dense", "quest", "h2o", "tova", "streaming_llm"])
-    method_args: dict[str, str] = field(default_factory=dict)
+    seq_lens: list[int] = field(default_factory=lambda: [4096])
+    budgets: list[int] = field(default_factory=lambda: [1024])
+    max_seconds: float = 60.0
     model: str = "shape:sheared-llama-1.3b"
     layers: int | None = None
     """Only so many layers of a ``shape:`` model."""
-    seq_lens: list[int] = field(default_factory=lambda: [4096])
-    budgets: list[int] = field(default_factory=lambda: [1024])
-    page_sizes: list[int] = field(default_factory=lambda: [16])
-    batch: list[int] = field(default_factory=lambda: [1])
-    dtype: list[str] = field(default_factory=lambda: ["bf16"])
     weights: list[str] = field(default_factory=lambda: ["full"])
     select_by: list[str] = field(default_factory=lambda: ["auto"])
     threads: list[int | None] = field(default_factory=lambda: [None])
     device: list[str] = field(default_factory=lambda: ["cpu"])
-    backend: str | None = None
     quantise_head: bool = False
     """Quantise the output matrix too."""
     dense_layers: int | None = None
@@ -47,13 +41,6 @@ class E2EConfig:
     """Caches of transformers to time beside ours: ``static``, ``dynamic``."""
     tokens: list[int] = field(default_factory=lambda: [4, 16])
     """Lengths of the two generations whose difference is the slope."""
-    rounds: int = 20
-    max_seconds: float = 60.0
-    """Longest timing of one part of a cell."""
-    time_limit: float | None = None
-    """Seconds after which the whole run ends with what is measured."""
-    stages: bool = True
-    seed: int = 0
     online: bool = False
     trust_remote_code: bool = False
 
@@ -95,32 +82,12 @@ def cells(config: E2EConfig) -> list[Cell]:
 
 
 def methods(config: E2EConfig, cell: Cell) -> dict[str, Method]:
-    """The methods of a cell by label; dense is always one of them, since everything is measured against it."""
-    arguments = dict(config.method_args)
-    if cell.select_by != "auto":
-        arguments["select_by"] = cell.select_by
-    found: dict[str, Method] = {}
-    for name in dict.fromkeys(["dense", *config.methods]):
-        found |= make_all(name, cell.budget, arguments)
-    return found
+    """The methods of a cell by label."""
+    chosen = {} if cell.select_by == "auto" else {"select_by": cell.select_by}
+    return labelled(config.methods, cell.budget, {**config.method_args, **chosen})
 
 
-def check_dense_layers(config: E2EConfig, default: int, layers: int) -> int:
-    """The number of leading dense layers, of a model with ``layers`` of them and ``default`` dense ones.
-
-    Raises:
-        UsageError: no other layer is left.
-    """
-    dense = default if config.dense_layers is None else config.dense_layers
-    if dense >= layers:
-        raise UsageError(
-            f"--dense-layers {dense} leaves no sparse layer: {config.model} has {layers} layers.",
-            f"Use --dense-layers {layers - 1} or fewer.",
-        )
-    return dense
-
-
-def params(config: E2EConfig, cell: Cell, **more: Any) -> dict[str, Any]:
+def params(config: E2EConfig, cell: Cell) -> dict[str, Any]:
     """The inputs that identify a record."""
     return {
         "seq_len": cell.seq_len,
@@ -137,5 +104,4 @@ def params(config: E2EConfig, cell: Cell, **more: Any) -> dict[str, Any]:
         "dense_layers": config.dense_layers,
         "cache_fill": config.cache_fill,
         "loop": config.loop,
-        **more,
     }

@@ -10,7 +10,7 @@ from questbench.methods._base import CacheShape
 from questbench.models import shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from questbench.models.shapes import Shape
 
@@ -21,7 +21,7 @@ ROUNDS, COUNTED, SLOPES, STAGES, RIVAL = 60, 16, 6, 15, 8
 a step of transformers takes."""
 
 
-def predicted(config: E2EConfig, grid: list[Cell]) -> Mapping[str, float]:
+def predicted(config: E2EConfig, grid: Sequence[Cell]) -> Mapping[str, float]:
     """Seconds by cell; 0 where nothing is known, which is where the model is not a named shape."""
     prefix = "shape:"
     if not config.model.startswith(prefix) or any(device != "cpu" for device in config.device):

@@ -9,6 +9,7 @@ from questbench.experiments.e2e.config import Cell, E2EConfig, params
 from questbench.experiments.e2e.found import Found
 from questbench.experiments.e2e.memory import Need
 from questbench.experiments.e2e.session import Session
+from questbench.experiments.records import READ, CellRecords
 from questbench.measure import cautions, roofline, stats
 from questbench.methods._base import Method
 from questbench.records import limits
@@ -20,8 +21,10 @@ LONGEST = 1 << 24
 """Text length up to which a break-even is looked for."""
 
 
-class Records:
+class Records(CellRecords):
     """Turns what was found into records."""
+
+    kind = "e2e"
 
     def __init__(
         self,
@@ -32,24 +35,20 @@ class Records:
         found: Found,
         need: Need,
     ) -> None:
-        self.config, self.cell, self.session = config, cell, session
-        self.chosen, self.found, self.need = chosen, found, need
+        super().__init__(config, params(config, cell), chosen, session.ops.name, found.timed, found.probe_bytes)
+        self.config, self.cell, self.session, self.found, self.need = config, cell, session, found, need
         self.weights = session.read_weights(cell.batch)
-        reads = found.timed["read"].seconds if found.timed else []
-        self.bandwidth = [found.probe_bytes / seconds for seconds in reads]
-        self.peak = stats.median(self.bandwidth) if reads else 0.0
 
     def all(self) -> list[ResultRecord]:
         """Everything that was measured; the rest with the reason why it is missing."""
-        if not self.found.timed:
+        if not self.timed:
             why = {"status": "skipped", "reason": self.found.late, "stage": "total"}
-            records = [self._record(name, "tpot", "s", None, **why) for name in self.chosen]
+            records = [self.record(name, "tpot", "s", None, **why) for name in self.chosen]
             return records + [record for name in self.chosen for record in self._prefill(name)]
         records = [record for name in self.chosen for record in self._of_method(name)]
         records += [record for name in self.found.baselines for record in self._of_baseline(name)]
-        torch = self.found.timed["torch"].seconds
-        about = {**stats.summary(torch), "what": "one layer's attention by torch, timed in the same rounds"}
-        records.append(self._record("dense", "control", "s", stats.median(torch), samples=torch, stats=about))
+        about = {"what": "one layer's attention by torch, timed in the same rounds"}
+        records.append(self.times("dense", "control", self.timed["torch"].seconds, about))
         return records + [record for kind in self.config.rivals for record in self._of_rival(kind)]
 
     def step_bytes(self, name: str) -> int:
@@ -58,28 +57,28 @@ class Records:
         return self.weights + self.session.cache_bytes(method, self.cell)
 
     def _of_method(self, name: str) -> list[ResultRecord]:
-        found, seconds = self.found, self.found.timed[name].seconds
+        found, seconds = self.found, self.timed[name].seconds
         fallback = bool(found.counted[name].fallback)
         must_read = self.step_bytes(name)
         bound = must_read / self.peak
         records = [self._tpot(name, seconds, fallback)]
         records += self._slope(name)
-        records.append(self._record(name, "tokens_per_second", "1/s", self.cell.batch / stats.median(seconds)))
+        records.append(self.record(name, "tokens_per_second", "1/s", self.cell.batch / stats.median(seconds)))
         records += self._prefill(name)
         records += self._stages(name)
         if name != "dense":
             ideal = self.step_bytes("dense") / must_read
-            records.append(self._speedup(name, fallback, ideal))
-            records.append(self._record(name, "ideal_speedup", "x", ideal, fidelity="modelled", baseline="dense"))
+            records.append(self.speedup(name, "dense", fallback, ideal))
+            records.append(self.record(name, "ideal_speedup", "x", ideal, fidelity="modelled", baseline="dense"))
             records.append(self._break_even(name))
-        records += [self._speedup(name, fallback, None, baseline) for baseline in self._timed_baselines()]
-        records.append(self._record(name, "bound", "s", bound, fidelity="modelled", stats={"bandwidth": self.peak}))
-        records.append(self._bandwidth_fraction(name, must_read))
+        records += [self.speedup(name, baseline, fallback, None) for baseline in self._timed_baselines()]
+        records.append(self.record(name, "bound", "s", bound, fidelity="modelled", stats={"bandwidth": self.peak}))
+        records.append(self.bandwidth_fraction(name, must_read))
         records += self._sizes(name, must_read)
         first = self.chosen[name].warmup_steps  # the timed steps come after them
         for metric in ("visible", "read", "resident"):
             count = found.counted[name].mean(metric, first=first)
-            records.append(self._record(name, f"tokens_{metric}", "tokens", count))
+            records.append(self.record(name, f"tokens_{metric}", "tokens", count))
         return records
 
     def _timed_baselines(self) -> list[str]:
@@ -89,16 +88,16 @@ class Records:
         """Another library's dense attention in the same loop, or why it is not there."""
         baseline = self.found.baselines[name]
         if baseline.loop is None:
-            return [self._record(name, "tpot", "s", None, status="skipped", reason=baseline.reason, stage="total")]
-        seconds, must_read = self.found.timed[name].seconds, self.step_bytes(name)
+            return [self.record(name, "tpot", "s", None, status="skipped", reason=baseline.reason, stage="total")]
+        seconds, must_read = self.timed[name].seconds, self.step_bytes(name)
         left_out = {"left_out": baseline.reason} if baseline.reason else {}
         tpot = self._tpot(name, seconds, False)
         tpot.stats.update({"path_of_attention": baseline.path, "paths": baseline.paths, **left_out})
         return [
             tpot,
             *self._slope(name),
-            self._record(name, "tokens_per_second", "1/s", self.cell.batch / stats.median(seconds)),
-            self._bandwidth_fraction(name, must_read),
+            self.record(name, "tokens_per_second", "1/s", self.cell.batch / stats.median(seconds)),
+            self.bandwidth_fraction(name, must_read),
             *self._sizes(name, must_read),
         ]
 
@@ -107,7 +106,7 @@ class Records:
         around = (
             found.before,
             cautions.disturbed(found.others),
-            cautions.unsteady(found.timed["read"].seconds, found.probe_bytes),
+            cautions.unsteady(found.timed[READ].seconds, found.probe_bytes),
             found.late and f"Measured in part only: {found.late}.",
         )
         warnings = [*filter(None, around), *stats.warnings(seconds, stopped=found.timed[name].stopped)]
@@ -136,56 +135,28 @@ class Records:
             "weights_format": self.session.weights["format"],
             "dense_layers": self.session.dense_layers,
         }
-        return self._record(
-            name,
-            "tpot",
-            "s",
-            stats.median(seconds),
-            samples=seconds,
-            stats={**stats.summary(seconds), **about},
-            warnings=warnings,
-            stage="total",
-        )
+        return self.times(name, "tpot", seconds, about, warnings=warnings, stage="total")
 
     def _slope(self, name: str) -> list[ResultRecord]:
         values = self.found.slopes.get(name)
         if values is None:
-            return [self._record(name, "tpot_slope", "s", None, status="skipped", reason=self.found.late)]
-        value, median = stats.median(values), stats.median(self.found.timed[name].seconds)
+            return [self.record(name, "tpot_slope", "s", None, status="skipped", reason=self.found.late)]
+        value, median = stats.median(values), stats.median(self.timed[name].seconds)
         warnings = []
         if abs(value / median - 1) > SLOPE_TOLERANCE:
             warnings.append(
                 f"Two generations differ by {value / median:.2f} median steps per token: one of the two was disturbed."
             )
         lengths = dict(zip(("short", "long"), self.config.tokens, strict=True))
-        return [
-            self._record(
-                name,
-                "tpot_slope",
-                "s",
-                value,
-                samples=values,
-                stats={**stats.summary(values), **lengths},
-                warnings=warnings,
-            )
-        ]
+        return [self.times(name, "tpot_slope", values, lengths, warnings=warnings)]
 
     def _prefill(self, name: str) -> list[ResultRecord]:
         found = self.found
         records = []
         if name in found.prefills:
-            seconds = found.prefills[name]
-            records.append(
-                self._record(
-                    name,
-                    "ttft",
-                    "s",
-                    stats.median(seconds),
-                    samples=seconds,
-                    stats={**stats.summary(seconds), "chunk": self.config.prefill_chunk},
-                    warnings=[found.before] if found.before else [],
-                )
-            )
+            warnings = [found.before] if found.before else []
+            chunk = {"chunk": self.config.prefill_chunk}
+            records.append(self.times(name, "ttft", found.prefills[name], chunk, warnings=warnings))
         stored = self.session.stored_weights()
         for stage, rise, own in (
             ("prefill", found.prefill_rise.get(name), 0),
@@ -195,7 +166,7 @@ class Records:
             if rise is not None:
                 about = {"weights": stored, "cache": own, "rise": rise, "predicted": stored + self.need.total}
                 value = float(stored + own + rise)
-                records.append(self._record(name, "peak_memory", "B", value, stats=about, stage=stage))
+                records.append(self.record(name, "peak_memory", "B", value, stats=about, stage=stage))
         return records
 
     def _stages(self, name: str) -> list[ResultRecord]:
@@ -203,37 +174,16 @@ class Records:
         total = stats.median(staged["staged"]) if staged else 0.0
         records = []
         for stage, samples in staged.items():
-            about = {**stats.summary(samples), "share": stats.median(samples) / total if total else None}
             median = stats.median(samples)
+            about: dict[str, Any] = {"share": median / total if total else None}
             warnings = []
             if stage == "weights" and median > 0:
                 fractions = [self.weights / seconds / self.peak for seconds in samples]
                 about["bandwidth_fraction"] = self.weights / median / self.peak
                 about["bandwidth_fraction_low"] = limits.ends(about["bandwidth_fraction"], stats.summary(fractions))[0]
                 warnings = roofline.above_bandwidth(fractions)
-            records.append(
-                self._record(name, "tpot", "s", median, samples=samples, stats=about, warnings=warnings, stage=stage)
-            )
+            records.append(self.times(name, "tpot", samples, about, warnings=warnings, stage=stage))
         return records
-
-    def _speedup(self, name: str, fallback: bool, ideal: float | None, baseline: str = "dense") -> ResultRecord:
-        """Over our own dense, whose bytes allow no more than ``ideal``; or over a baseline, which they do not bind."""
-        ratios = stats.paired_ratios(self.found.timed[baseline].seconds, self.found.timed[name].seconds)
-        warnings = [] if ideal is None else roofline.above_ideal(ratios.values, ideal)
-        if fallback:
-            warnings.append(f"dense fallback: {name} attended the whole text, so this ratio is not a speed-up.")
-        return self._record(
-            name,
-            "speedup",
-            "x",
-            None if fallback else ratios.median,
-            status="skipped" if fallback else "ok",
-            reason="dense fallback: the whole text was attended" if fallback else None,
-            samples=ratios.values,
-            stats={**stats.summary(ratios.values), "dense_fallback": fallback},
-            warnings=warnings,
-            baseline=baseline,
-        )
 
     def _break_even(self, name: str) -> ResultRecord:
         """The shortest text from which on a step must read less than dense; weights are alike and cancel."""
@@ -246,28 +196,11 @@ class Records:
         low, high = 1, LONGEST
         if not wins(high):
             reason = f"no text of up to {LONGEST:,} tokens reads less than dense"
-            return self._record(
-                name, "break_even", "tokens", None, fidelity="modelled", status="skipped", reason=reason
-            )
+            return self.record(name, "break_even", "tokens", None, fidelity="modelled", status="skipped", reason=reason)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if wins(middle) else (middle, high)
-        return self._record(name, "break_even", "tokens", float(high), fidelity="modelled")
-
-    def _bandwidth_fraction(self, name: str, must_read: int) -> ResultRecord:
-        seconds = self.found.timed[name].seconds
-        fractions = [must_read / s / peak for s, peak in zip(seconds, self.bandwidth, strict=True)]
-        value = stats.median(fractions)
-        achieved = stats.median([must_read / s for s in seconds])
-        return self._record(
-            name,
-            "bandwidth_fraction",
-            "fraction",
-            value,
-            samples=fractions,
-            stats={**stats.summary(fractions), "bandwidth": self.peak, "achieved": achieved},
-            warnings=roofline.above_bandwidth(fractions),
-        )
+        return self.record(name, "break_even", "tokens", float(high), fidelity="modelled")
 
     def _sizes(self, name: str, must_read: int) -> list[ResultRecord]:
         kv, bounds = self.found.kv[name]
@@ -276,9 +209,9 @@ class Records:
             "bounds_bytes": bounds,
             "weights_bytes": self.session.stored_weights(),
         }
-        records = [self._record(name, metric, "B", float(value)) for metric, value in sizes.items()]
+        records = [self.record(name, metric, "B", float(value)) for metric, value in sizes.items()]
         about = {"weights": self.weights, "cache": must_read - self.weights}
-        return [*records, self._record(name, "bytes", "B", float(must_read), fidelity="modelled", stats=about)]
+        return [*records, self.record(name, "bytes", "B", float(must_read), fidelity="modelled", stats=about)]
 
     def _of_rival(self, kind: str) -> list[ResultRecord]:
         """transformers' own cache: its time, and our dense against it. The two were not timed in the same rounds."""
@@ -286,7 +219,7 @@ class Records:
         reason = self.found.no_rivals.get(kind) or (None if kind in self.found.rivals else self.found.late)
         if reason:
             about: dict[str, Any] = {"status": "skipped", "reason": reason, "stage": "total", "backend": "torch"}
-            return [self._record(name, "tpot", "s", None, **about)]
+            return [self.record(name, "tpot", "s", None, **about)]
         timed, reads = self.found.rivals[kind], self.found.rivals[f"{kind} read"]
         seconds = timed.seconds
         value = stats.median(seconds)
@@ -295,7 +228,6 @@ class Records:
         reasons = "; ".join(f"{way}: {why}" for way, why in attention.left_out.items())
         left_out = {"left_out": reasons} if reasons else {}
         about = {
-            **stats.summary(seconds),
             "bandwidth": bandwidth,
             "paired": False,  # in rounds of its own
             "path_of_attention": attention.path,
@@ -304,63 +236,26 @@ class Records:
         }
         unsteady = cautions.unsteady(reads.seconds, self.found.probe_bytes)
         warnings = [*filter(None, [self.found.before, unsteady]), *stats.warnings(seconds, stopped=timed.stopped)]
+        apart = {"paired": False}
         records = [
-            self._record(
-                name,
-                "tpot",
-                "s",
-                value,
-                samples=seconds,
-                stats=about,
-                warnings=warnings,
-                stage="total",
-                backend="torch",
-            ),
-            self._record(
-                name, "tokens_per_second", "1/s", self.cell.batch / value, backend="torch", stats={"paired": False}
-            ),
+            self.times(name, "tpot", seconds, about, warnings=warnings, stage="total", backend="torch"),
+            self.record(name, "tokens_per_second", "1/s", self.cell.batch / value, backend="torch", stats=apart),
         ]
         must_read = self.step_bytes("dense")
         rates = [self.found.probe_bytes / read for read in reads.seconds]
-        fractions = [must_read / own / rate for own, rate in zip(seconds, rates, strict=True)]
-        records.append(
-            self._record(
-                name,
-                "bandwidth_fraction",
-                "fraction",
-                stats.median(fractions),
-                samples=fractions,
-                stats=stats.summary(fractions),
-                warnings=roofline.above_bandwidth(fractions),
-                backend="torch",
-            )
-        )
-        dense = stats.median(self.found.timed["dense"].seconds)
+        records.append(self.fraction(name, must_read, seconds, rates, backend="torch"))
+        dense = stats.median(self.timed["dense"].seconds)
         # In units of what memory gave at that time, since the two ran apart.
         normalised = value * bandwidth / (dense * self.peak)
         ratio = {"paired": False, "normalised": normalised}
-        records.append(self._record("dense", "speedup", "x", value / dense, stats=ratio, baseline=name))
+        records.append(self.record("dense", "speedup", "x", value / dense, stats=ratio, baseline=name))
         return records
 
-    def _record(self, name: str, metric: str, unit: str, value: float | None, **more: Any) -> ResultRecord:
-        known = {key: more.pop(key) for key in ("stage", "baseline") if key in more}
-        method = self.chosen.get(name)
-        return ResultRecord(
-            run="",
-            kind="e2e",
-            status=more.pop("status", "ok"),
-            method=name if method is None else method.name,
-            method_args=self._path(name) if method is None else method.arguments(self.cell.page_size),
-            backend=more.pop("backend", name if name in self.found.baselines else self.session.ops.name),
-            params=params(self.config, self.cell, **known),
-            metric=metric,
-            unit=unit,
-            value=value,
-            seed=self.config.seed,
-            **more,
-        )
-
-    def _path(self, name: str) -> dict[str, Any]:
-        """Which way a baseline's attention went."""
+    def path(self, name: str) -> dict[str, Any]:
+        """See :class:`CellRecords`."""
         baseline = self.found.baselines.get(name)
         return {} if baseline is None or baseline.loop is None else {"path": baseline.path}
+
+    def brought_by(self, name: str) -> str:
+        """See :class:`CellRecords`."""
+        return name if name in self.found.baselines else self.backend

@@ -5,21 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from questbench._memory import empty
+from questbench.attention import Observer
 from questbench.errors import CellError, PrerequisiteError
-from questbench.experiments.e2e.config import Cell, E2EConfig, check_dense_layers
+from questbench.experiments.e2e.config import Cell, E2EConfig
+from questbench.experiments.e2e.memory import peak
+from questbench.experiments.e2e.noise import Noise
+from questbench.experiments.setup import (
+    base_cache,
+    cache_shape,
+    leading_layers,
+    load_ops,
+    observed,
+    thread_count,
+    torch_dtype,
+)
+from questbench.kernels._ops import Ops
 from questbench.methods._base import CacheShape, Method
 from questbench.methods._make import make as make_method
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from questbench.attention import Observer
-    from questbench.kernels._ops import Ops
-    from questbench.models.hf_cache import SparseCache
-    from questbench.models.loading import LoadedModel
-    from questbench.models.static_loop import StaticLoop
+from questbench.models import hf, loading, quantise, static_loop
+from questbench.models._projection import weight_bytes
+from questbench.models.baseline_loop import BaselineLoop
+from questbench.models.graph_loop import GraphLoop
+from questbench.models.hf_cache import MethodLayer, SparseCache
+from questbench.models.loading import LoadedModel
+from questbench.models.static_loop import StaticLoop
 
 PATHS = 4
 """Most paths of all baselines together; each needs room for its new entries."""
@@ -48,13 +63,9 @@ class Session:
         Raises:
             UsageError, PrerequisiteError: it cannot be used for this run.
         """
-        from questbench.experiments.setup import load_ops, thread_count, torch_dtype
-        from questbench.models import quantise, static_loop
-        from questbench.models.loading import resolve
-
         ops = load_ops(cell.device, config.backend)
         with thread_count(None):
-            loaded = resolve(
+            loaded = loading.resolve(
                 config.model,
                 dtype=torch_dtype(cell.dtype),
                 device=cell.device,
@@ -68,7 +79,7 @@ class Session:
             _move_to_huge_pages(loaded.model)
         static_loop.forget(loaded.model)
         layers = loaded.model.config.get_text_config(decoder=True).num_hidden_layers
-        dense_layers = check_dense_layers(config, loaded.dense_layers, layers)
+        dense_layers = leading_layers(config.dense_layers, loaded.dense_layers, layers, config.model)
         return cls(config, loaded, ops, dense_layers, weights, cell.device)
 
     @property
@@ -82,11 +93,6 @@ class Session:
         return self.config.loop == "graph" or (self.config.loop == "auto" and self.device.startswith("cuda"))
 
     @property
-    def head_dim(self) -> int:
-        """Channels per head."""
-        return int(getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads)
-
-    @property
     def experts(self) -> int:
         """Experts per layer, of which a token reads a few; 0 for dense models."""
         names = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -94,10 +100,7 @@ class Session:
 
     def shape(self, cell: Cell) -> CacheShape:
         """Of one layer's cache."""
-        config = self.text
-        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = self.loaded.model.dtype.itemsize
-        return CacheShape(config.num_attention_heads, kv_heads, self.head_dim, cell.page_size, size)
+        return cache_shape(self.loaded.model, cell.page_size)
 
     def windows(self) -> list[int | None]:
         """Per layer: the window that it slides, or ``None`` for full attention."""
@@ -106,14 +109,10 @@ class Session:
 
     def stored_weights(self) -> int:
         """Bytes of all weights."""
-        from questbench.models._projection import weight_bytes
-
         return weight_bytes(self.loaded.model)
 
     def read_weights(self, rows: int) -> int:
         """Bytes of weights that a step of ``rows`` tokens reads: all but the embedding, of which it reads some rows."""
-        from questbench.models._projection import weight_bytes
-
         model = self.loaded.model
         embedding = model.get_input_embeddings()
         tied = getattr(model.get_output_embeddings(), "weight", None) is embedding.weight
@@ -139,21 +138,9 @@ class Session:
         """
         forks = 1 + len(methods) + (PATHS if self.captured else 0)
         capacity = cell.seq_len + forks * (room + 2 * cell.page_size)
-        collect = frozenset(method.prefill_observes for method in methods.values()) - {"nothing"}
+        cache = base_cache(self.loaded.model, self.ops, methods.values(), page_size=cell.page_size, capacity=capacity)
         if not self.config.prefills:
-            return self._filled(cell, capacity, collect)
-        from questbench.models import hf
-
-        cache = hf.build_cache(
-            self.loaded.model,
-            make_method("dense", 0),
-            dense_layers=0,
-            page_size=cell.page_size,
-            ops=self.ops,
-            capacity=capacity,
-            collect=collect,
-            bounds=True,
-        )
+            return cache, self._fill(cache, cell, observed(methods.values()))
         logits = hf.prefill(
             self.loaded.model, self.prompt(cell), cache, chunk=self.config.prefill_chunk, progress=self.between
         )
@@ -161,19 +148,12 @@ class Session:
 
     def prompt(self, cell: Cell) -> Tensor:
         """Random tokens ``[B, seq_len]``: what they say does not matter for time."""
-        import torch
-
         generator = torch.Generator().manual_seed(self.config.seed)
         vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
         return torch.randint(0, vocabulary, (cell.batch, cell.seq_len), generator=generator)
 
     def time_prefill(self, cell: Cell, method: Method) -> tuple[float, int | None]:
         """Seconds from the prompt to its first token under a method, and the rise of memory meanwhile."""
-        import torch
-
-        from questbench.experiments.e2e.memory import peak
-        from questbench.models import hf
-
         model, prompt = self.loaded.model, self.prompt(cell).to(self.device)
         with peak(self.device) as memory:
             start = time.perf_counter()
@@ -196,10 +176,6 @@ class Session:
         self, base: SparseCache, cell: Cell, method: Method, first: Tensor, steps: int, observer: Observer | None = None
     ) -> StaticLoop:
         """A decode loop over a fork of ``base`` under a method."""
-        from questbench.models import hf
-        from questbench.models.graph_loop import GraphLoop
-        from questbench.models.static_loop import StaticLoop
-
         cache = hf.fork(base, method, dense_layers=self.dense_layers, page_size=cell.page_size, observer=observer)
         loop: StaticLoop | None = None
         # What is watched cannot be replayed: reads are counted step by step.
@@ -217,32 +193,13 @@ class Session:
 
     def baseline_loop(self, base: SparseCache, cell: Cell, first: Tensor, steps: int, make: Any) -> StaticLoop:
         """A captured loop over a dense fork of ``base`` with another library's attention; see ``BaselineLoop``."""
-        from questbench.models import hf
-        from questbench.models.baseline_loop import BaselineLoop
-
         cache = hf.fork(base, make_method("dense", 0), dense_layers=0, page_size=cell.page_size)
         loop = BaselineLoop(self.loaded.model, cache, steps=steps, make=make)
         loop.tokens.copy_(first)
         return loop
 
-    def _filled(self, cell: Cell, capacity: int, collect: frozenset[str]) -> tuple[SparseCache, Tensor]:
+    def _fill(self, cache: SparseCache, cell: Cell, collect: frozenset[str]) -> Tensor:
         """Random entries in place of a prompt's; the mass that methods judge by is random too."""
-        import torch
-
-        from questbench.models import hf
-        from questbench.models.hf_cache import MethodLayer
-
-        model = self.loaded.model
-        cache = hf.build_cache(
-            model,
-            make_method("dense", 0),
-            dense_layers=0,
-            page_size=cell.page_size,
-            ops=self.ops,
-            capacity=capacity,
-            collect=collect,
-            bounds=True,
-        )
         noise, generator = self.noise(cell), torch.Generator().manual_seed(self.config.seed)
         for layer in cache.layers:
             if not isinstance(layer, MethodLayer):
@@ -256,15 +213,13 @@ class Session:
                 layer.store.append(k, v)
             layer.columns = cell.seq_len
             assert layer.store is not None
-            for mode in collect:
+            for mode in sorted(collect):
                 mass = torch.rand((cell.batch, layer.store.kv_heads, cell.seq_len), generator=generator)
                 layer.store.prefill_mass[mode] = mass.to(self.device)
-        return cache, torch.ones(cell.batch, dtype=torch.long, device=self.device)
+        return torch.ones(cell.batch, dtype=torch.long, device=self.device)
 
     def noise(self, cell: Cell) -> Any:
         """Random entries of this model's shape."""
-        from questbench.experiments.e2e.noise import Noise
-
         shape = self.shape(cell)
         dtype = self.loaded.model.dtype
         return Noise(cell.batch, shape.kv_heads, shape.head_dim, dtype, self.device, self.config.seed)
@@ -282,10 +237,6 @@ class Session:
 
 def _move_to_huge_pages(model: Any) -> None:
     """Weights on a CPU lie like keys and values do, so that both are read at the same speed."""
-    import torch
-
-    from questbench._memory import empty
-
     for parameter in model.parameters():
         if type(parameter.data) is torch.Tensor and parameter.device.type == "cpu" and parameter.is_contiguous():
             moved = empty(tuple(parameter.shape), parameter.dtype)

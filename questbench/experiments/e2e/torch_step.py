@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from questbench._memory import empty
 from questbench.experiments import torch_ways
 from questbench.experiments.e2e.noise import Noise
-from questbench.experiments.kernel.baselines import AGREE, first_line
+from questbench.experiments.failures import first_line, out_of_memory
+from questbench.experiments.kernel.baselines import AGREE
+from questbench.experiments.torch_ways import Way
 from questbench.measure import stats, timer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from questbench.experiments.torch_ways import Way
 
 OWN = "transformers"
 """The attention that transformers calls by itself: SDPA, by ``enable_gqa`` or over expanded heads."""
@@ -83,9 +80,9 @@ def choose(model: PreTrainedModel, layers: list[tuple[Tensor, Tensor]], length: 
         arm = LayerArm(way, q, layers, scale, mask)
         try:
             off = torch_ways.difference(arm.step(0), want)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             found.left_out[name] = first_line(error)
             continue
         if off <= AGREE:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,10 +12,9 @@ from questbench import attention
 from questbench.cache import LayerCache
 from questbench.experiments.counting import ReadCounter
 from questbench.experiments.staged import StageClock, StagedOps
+from questbench.kernels._ops import Ops
 from questbench.methods._base import CacheShape, Method
-
-if TYPE_CHECKING:
-    from questbench.kernels._ops import Ops
+from questbench.models._rotation import relative
 
 QUERIES = 64
 """Different queries that an arm cycles through, so that no two consecutive steps select the same pages."""
@@ -90,7 +88,7 @@ def new_layer(method: Method, ops: Ops, shape: LayerShape, capacity: int) -> Lay
         device=shape.device,
         capacity=capacity,
         query_heads=shape.query_heads,
-        rotate=rotary(shape.rope_theta, shape.head_dim, shape.device),
+        rotate=relative(shape.rope_theta, shape.head_dim, shape.device),
     )
 
 
@@ -218,15 +216,3 @@ class StageArm:
             for layer in self.arm.layers:
                 layer.ops = plain
         return samples
-
-
-def rotary(theta: float, head_dim: int, device: str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
-    """Llama's rotary embedding as a relative rotation, for methods that re-index positions."""
-    frequency = theta ** -(torch.arange(0, head_dim, 2, device=device) / head_dim)
-
-    def rotate(x: Tensor, delta: Tensor) -> Tensor:
-        angle = (delta[:, None].float() * frequency).repeat(1, 2)[:, None]
-        first, second = x.float().chunk(2, dim=-1)
-        return (x.float() * angle.cos() + torch.cat([-second, first], dim=-1) * angle.sin()).to(x.dtype)
-
-    return rotate

@@ -14,15 +14,18 @@ from torch import Tensor
 
 from questbench import kernels
 from questbench._memory import empty
+from questbench.cache import LayerCache
 from questbench.experiments import torch_flex, torch_ways
+from questbench.experiments.failures import first_line, out_of_memory
 from questbench.experiments.kernel.arms import QUERIES, Inputs
+from questbench.experiments.kernel.clock import Clock
+from questbench.experiments.torch_ways import Way
+from questbench.kernels._ops import Ops
 from questbench.measure import stats
 
 if TYPE_CHECKING:
-    from questbench.cache import LayerCache
-    from questbench.experiments.kernel.clock import Clock
-    from questbench.experiments.torch_ways import Way
-    from questbench.kernels._ops import DensePath, Ops
+    from questbench.kernels._ops import DensePath
+
 
 ROUNDS = 7
 """Rounds in which the fastest of several ways is found."""
@@ -146,9 +149,9 @@ def torch_baseline(
     for name, arm in list(arms.items()):
         try:
             off = torch_ways.difference(arm.step(0), want)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # kernels that do not exist for a dtype or head size, compilers that give up
+            if out_of_memory(error):
+                raise
             reasons[name] = first_line(error)
             del arms[name]
             continue
@@ -197,11 +200,6 @@ def _difference(arm: PathArm, layer: LayerCache, inputs: Inputs) -> float:
     rest = layer.page_table, layer.lengths, inputs.shape.scale
     want = layer.ops.attend(inputs.q[0], layer.k_pages, layer.v_pages, *rest).float()
     return torch_ways.difference(arm.out, want)
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says of a way that does not work, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _off(difference: float) -> str:

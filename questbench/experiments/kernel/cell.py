@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from questbench.errors import CellError
+from questbench.experiments.engine import Turn
 from questbench.experiments.kernel.arms import Inputs, LayerShape, MethodArm, SharedPages, StageArm
 from questbench.experiments.kernel.baselines import (
     TORCH,
@@ -19,16 +16,12 @@ from questbench.experiments.kernel.baselines import (
 from questbench.experiments.kernel.clock import Clock, DeviceClock, HostClock
 from questbench.experiments.kernel.config import Cell, KernelConfig, heads, methods
 from questbench.experiments.kernel.memory import Need, fitting
-from questbench.experiments.kernel.records import READ, Found, Records
+from questbench.experiments.kernel.records import Found, Records
+from questbench.experiments.records import READ
 from questbench.experiments.setup import load_ops, thread_count, torch_dtype
 from questbench.measure import bandwidth, busy, cautions, gpu_state, roofline, timer
 from questbench.measure.memory import last_level_cache_bytes
 from questbench.records.schema import ResultRecord
-
-if TYPE_CHECKING:
-    from questbench.errors import QuestbenchError
-    from questbench.kernels._ops import Ops
-    from questbench.methods._base import Method
 
 REPLAYED = 4
 """Steps of the untimed, counted replay."""
@@ -37,77 +30,32 @@ NOISE_TARGET = 0.01
 ROUNDS_LIMIT = 400
 
 
-def measure(
-    config: KernelConfig,
-    cell: Cell,
-    refused: Mapping[str, QuestbenchError],
-    progress: Callable[[str], Any],
-    before: str | None = None,
-) -> list[ResultRecord]:
+def measure(config: KernelConfig, cell: Cell, turn: Turn) -> list[ResultRecord]:
     """All records of one cell.
-
-    Args:
-        before: a warning about the machine as it was before the run.
 
     Raises:
         CellError: the cell needs more memory than there is.
         MemoryError: an allocation failed all the same.
     """
-    query_heads, kv_heads, head_dim = heads(config)
-    shape = LayerShape(
-        query_heads,
-        kv_heads,
-        head_dim,
-        cell.batch,
-        cell.seq_len,
-        cell.page_size,
-        torch_dtype(cell.dtype),
-        device=config.device,
-    )
-    ops = load_ops(config.device, config.backend)
-    chosen = {name: method for name, method in methods(config, cell).items() if name not in refused}
-    traffic = {name: cell.batch * method.bytes_read(cell.seq_len, shape.cache) for name, method in chosen.items()}
-    with thread_count(config.threads) as threads, _device_memory(config.device):
-        return _Cell(config, cell, shape, ops, chosen, traffic, before).measure(threads, progress)
-
-
-@contextlib.contextmanager
-def _device_memory(device: str) -> Iterator[None]:
-    """A cell starts with what the one before it gave back; running out is a failure of the cell alone."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).partition("\n")[0]
-        raise CellError(
-            f"out of memory on {device}: {reason}", "Use a shorter --seq-len or a smaller --batch."
-        ) from None
-    finally:
-        if device != "cpu":
-            gc.collect()
-            torch.cuda.empty_cache()
+    with thread_count(config.threads) as threads:
+        return _Cell(config, cell, turn).measure(threads)
 
 
 class _Cell:
     """One cell while it is measured."""
 
-    def __init__(
-        self,
-        config: KernelConfig,
-        cell: Cell,
-        shape: LayerShape,
-        ops: Ops,
-        chosen: Mapping[str, Method],
-        traffic: Mapping[str, int],
-        before: str | None,
-    ) -> None:
-        self.config, self.cell, self.shape, self.ops = config, cell, shape, ops
-        self.before = before
-        self.chosen, self.traffic = chosen, traffic
+    def __init__(self, config: KernelConfig, cell: Cell, turn: Turn) -> None:
+        self.config, self.cell, self.turn = config, cell, turn
+        text = cell.batch, cell.seq_len, cell.page_size
+        self.shape = LayerShape(*heads(config), *text, torch_dtype(cell.dtype), device=config.device)
+        self.ops = load_ops(config.device, config.backend)
+        self.chosen = {name: method for name, method in methods(config, cell).items() if name not in turn.refused}
+        self.traffic = {
+            name: cell.batch * method.bytes_read(cell.seq_len, self.shape.cache) for name, method in self.chosen.items()
+        }
         self.cache_bytes = last_level_cache_bytes(config.device)
         cold = config.cache == "cold"
-        self.copies = {name: self._copies(bytes_read) if cold else 1 for name, bytes_read in traffic.items()}
+        self.copies = {name: self._copies(bytes_read) if cold else 1 for name, bytes_read in self.traffic.items()}
 
     @property
     def gpu(self) -> bool:
@@ -119,9 +67,9 @@ class _Cell:
             return 1  # The cache may hold a fiftieth of it at most, and a GPU's memory is scarce.
         return roofline.copies_needed(bytes_read, self.cache_bytes)
 
-    def measure(self, threads: int, progress: Callable[[str], Any]) -> list[ResultRecord]:
+    def measure(self, threads: int) -> list[ResultRecord]:
         """Build, time, take apart."""
-        config, shape, chosen = self.config, self.shape, self.chosen
+        config, shape, chosen, turn = self.config, self.shape, self.chosen, self.turn
         baselines: dict[str, Baseline] = {}
         brought = list(backend_baselines(config.device))
         need = Need(shape, chosen, self.copies, shared=self.gpu, baselines=len(brought))
@@ -157,7 +105,7 @@ class _Cell:
             target_noise=NOISE_TARGET,
             max_seconds=config.max_seconds,
             shuffle_seed=config.seed,
-            on_progress=progress,
+            on_progress=turn.tell,
         )
         watch.look()
         slowed = gpu_state.caution(gpu_state.identifier(config.device)) if self.gpu else None
@@ -165,7 +113,7 @@ class _Cell:
         if config.stages:
             staged = {name: StageArm(arm, clock.stages()).measure(STAGE_ROUNDS) for name, arm in arms.items()}
         unsteady = cautions.unsteady(timed[READ].seconds, probe.bytes)
-        around = list(filter(None, [self.before, watch.caution(), unsteady, slowed]))
+        around = list(filter(None, [turn.before, watch.caution(), unsteady, slowed]))
         found = Found(
             traffic=self.traffic,
             timed=timed,

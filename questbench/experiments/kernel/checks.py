@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from questbench import registry
 from questbench.errors import UsageError
-from questbench.experiments.engine import refusals_of
-from questbench.experiments.kernel.config import TIMINGS, KernelConfig, cells, heads, methods
-from questbench.experiments.setup import check_machine, load_ops
-from questbench.methods._make import PACKAGE, check_arguments, method_class
+from questbench.experiments.kernel.config import CACHES, TIMINGS, KernelConfig, cells, heads, methods
+from questbench.experiments.setup import check_known, check_machine, check_methods, check_positive, load_ops
 
 
 def check(config: KernelConfig) -> None:
@@ -19,7 +16,7 @@ def check(config: KernelConfig) -> None:
         UsageError: unknown names, impossible values.
         PrerequisiteError: a missing backend, compiler or device.
     """
-    positive: Mapping[str, Sequence[int | None]] = {
+    numbers: Mapping[str, Sequence[int | None]] = {
         "--seq-len": config.seq_lens,
         "--budget": config.budgets,
         "--batch": config.batch,
@@ -28,29 +25,13 @@ def check(config: KernelConfig) -> None:
         "--head-dim": [config.head_dim],
         "--rounds": [config.rounds],
     }
-    for flag, values in positive.items():
-        for value in values:
-            if value is not None and value < 1:
-                raise UsageError(f"{flag} {value}: must be at least 1.", f"See: questbench kernel --help ({flag}).")
-    if config.cache not in ("cold", "warm"):
-        raise registry.unknown("cache state", config.cache, ["cold", "warm"])
-    if config.timing not in (None, *TIMINGS):
-        raise registry.unknown("timing", config.timing, list(TIMINGS))
+    check_positive("kernel", numbers)
+    check_known("cache state", [config.cache], CACHES)
+    check_known("timing", [config.timing], TIMINGS)
     if config.timing is not None and config.device == "cpu":
         raise UsageError(f"--timing {config.timing} is for GPUs: a CPU has its wall clock.", "Leave --timing out.")
     heads(config)
-    for name in config.methods:
-        if method_class(name).yardstick:
-            usable = [known for known, cls in registry.usable(PACKAGE, method_class).items() if not cls.yardstick]
-            raise UsageError(
-                f"'{name}' is a yardstick for accuracy: nobody would deploy it, so its speed means nothing.",
-                f"Use --method with one of: {', '.join(usable)}.",
-            )
-    check_arguments(dict.fromkeys(["dense", *config.methods]), config.method_args)
-    refusals = [refusals_of(methods(config, cell), cell.page_size) for cell in cells(config)]
-    for name, error in refusals[0].items():
-        if all(name in refused for refused in refusals):
-            raise error
+    check_methods(config, [(methods(config, cell), cell.page_size) for cell in cells(config)])
     for dtype in config.dtype:
         check_machine(config.device, config.backend, dtype, config.page_sizes, config.threads)
     ops, (query, kv, head_dim) = load_ops(config.device, config.backend), heads(config)

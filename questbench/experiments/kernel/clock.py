@@ -14,6 +14,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
+
+from questbench.experiments.failures import first_line, out_of_memory
 from questbench.experiments.kernel.arms import QUERIES, LayerShape
 from questbench.experiments.staged import Marks, StageClock
 from questbench.measure import timer
@@ -198,8 +201,6 @@ class DeviceClock(Clock):
     """
 
     def __init__(self, shape: LayerShape, timing: str, *, cold: bool, bandwidth: float) -> None:
-        import torch
-
         self.name, self.bandwidth = timing, bandwidth
         self._watch = timer.CudaEvents(shape.device)
         self._flush = Flush(shape.device) if cold else None
@@ -222,8 +223,6 @@ class DeviceClock(Clock):
 
     def stages(self) -> StageClock:
         """See :class:`Clock`."""
-        import torch
-
         return DeviceStages(torch.cuda)
 
     def notes(self, name: str) -> list[str]:
@@ -231,8 +230,6 @@ class DeviceClock(Clock):
         return [Caution.EAGER.text(why=self._eager[name])] if name in self._eager else []
 
     def _wrap(self, name: str, arm: Any, traffic: int | None) -> GraphArm | EventArm:
-        import torch
-
         if traffic is None:
             return EventArm(arm, None)
         if self._pool is not None:
@@ -242,16 +239,14 @@ class DeviceClock(Clock):
                     made = GraphArm(arm, graph_steps(traffic, self.bandwidth), self._record, self._flush)
                 torch.cuda.synchronize()
                 return made
-            except torch.cuda.OutOfMemoryError:
-                raise
             except RuntimeError as error:
-                self._eager[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+                if out_of_memory(error):
+                    raise
+                self._eager[name] = first_line(error)
                 torch.cuda.synchronize()
         return EventArm(arm, self._flush)
 
     def _record(self, work: Callable[[], None]) -> Callable[[], None]:
-        import torch
-
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
@@ -264,8 +259,6 @@ class Flush:
     """Reads a buffer of several L2 caches: reads leave clean lines, so that nothing is written back while timing."""
 
     def __init__(self, device: str) -> None:
-        import torch
-
         self._data = torch.ones(CACHES * last_level_cache_bytes(device) // 4, dtype=torch.float32, device=device)
 
     def __call__(self) -> object:

@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from questbench import registry
 from questbench.errors import UsageError
+from questbench.experiments.grid import GridConfig, labelled
 from questbench.methods._base import Method
-from questbench.methods._make import make_all
 from questbench.models.shapes import SHAPES
 
 TIMINGS = ("graph", "events")
+CACHES = ("cold", "warm")
 
 
 @dataclass(frozen=True)
-class KernelConfig:
+class KernelConfig(GridConfig):
     """What to run; every field is an axis or a setting of the command line."""
 
-    methods: list[str] = field(default_factory=lambda: ["dense", "quest", "h2o", "tova", "streaming_llm"])
-    method_args: dict[str, str] = field(default_factory=dict)
-    seq_lens: list[int] = field(default_factory=lambda: [32768])
-    budgets: list[int] = field(default_factory=lambda: [2048])
-    page_sizes: list[int] = field(default_factory=lambda: [16])
     shape: str = "llama-3.1-8b"
     heads: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
-    batch: list[int] = field(default_factory=lambda: [1])
-    dtype: list[str] = field(default_factory=lambda: ["bf16"])
     threads: int | None = None
     device: str = "cpu"
-    backend: str | None = None
     timing: str | None = None
     """On a GPU: ``graph`` (the default there) or ``events``. A CPU has its wall clock."""
     cache: str = "cold"
-    rounds: int = 20
-    """Least number of interleaved rounds."""
-    max_seconds: float = 20.0
-    """Longest measuring time of a cell, set-up apart."""
-    time_limit: float | None = None
-    """Seconds after which no further cell is begun."""
     compile_limit: float = 30.0
     """Longest time to compile torch's flex_attention, one of the baseline's ways; 0 leaves it out."""
-    stages: bool = True
-    """Break the step down into append, score, select, attend, evict."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,11 +62,8 @@ def cells(config: KernelConfig) -> list[Cell]:
 
 
 def methods(config: KernelConfig, cell: Cell) -> dict[str, Method]:
-    """The methods of a cell by label; dense is always one of them, since everything is measured against it."""
-    found: dict[str, Method] = {}
-    for name in dict.fromkeys(["dense", *config.methods]):
-        found |= make_all(name, cell.budget, config.method_args)
-    return found
+    """The methods of a cell by label."""
+    return labelled(config.methods, cell.budget, config.method_args)
 
 
 def heads(config: KernelConfig) -> tuple[int, int, int]:
@@ -116,7 +97,7 @@ def shape_name(config: KernelConfig) -> str:
     return config.shape if heads(config) == (named.heads, named.kv_heads, named.head_dim) else "custom"
 
 
-def params(config: KernelConfig, cell: Cell, **more: Any) -> dict[str, Any]:
+def params(config: KernelConfig, cell: Cell) -> dict[str, Any]:
     """The inputs that identify a record."""
     query, kv, head_dim = heads(config)
     return {
@@ -133,7 +114,6 @@ def params(config: KernelConfig, cell: Cell, **more: Any) -> dict[str, Any]:
         "device": config.device,
         **({} if config.device == "cpu" else {"timing": timing(config)}),
         "cache": config.cache,
-        **more,
     }
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from questbench.experiments import costs
 from questbench.experiments.kernel.arms import QUERIES, LayerShape
-
-if TYPE_CHECKING:
-    from questbench.methods._base import Method
+from questbench.methods._base import Method
 
 SLACK = 1.1
 SCRATCH = {"cpu": 0, "cuda": 3 << 30}
