@@ -25,16 +25,12 @@ Rules that every backend keeps: ties go to the lower index; NaN ranks first; res
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from questbench.kernels._limits import Limits
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    DensePath = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-    """``path(q, k_pages, v_pages, out)`` writes dense attention of ``q`` over planned pages to ``out``."""
 
 MassMode = Literal["none", "last", "sum"]
 Merge = Literal["none", "sum_softmax", "max"]
@@ -49,8 +45,6 @@ class Ops(ABC):
     """Storage types that it has kernels for."""
     limits: ClassVar[Limits] = Limits()
     """Shapes that it has kernels for."""
-    baseline: ClassVar[bool] = False
-    """Whether ``kernel`` also times this backend's own dense attention, by :meth:`dense_paths`, as a baseline."""
 
     @property
     def name(self) -> str:
@@ -222,20 +216,6 @@ class Ops(ABC):
             sinks=sinks,
             visits=visits,
         )
-
-    def dense_paths(
-        self, q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, scale: float
-    ) -> tuple[dict[str, DensePath], dict[str, str]]:
-        """Ways to attend densely that a baseline has, planned for these lengths and this page table.
-
-        Args:
-            q: ``[B, Hq, D]``; only its shape, dtype and device count, as for the pages.
-
-        Returns:
-            The paths by name, each ready to run without touching the host, and why others are left out.
-        """
-        del q, k_pages, v_pages, page_table, lengths, scale
-        return {}, {}
 
     @abstractmethod
     def evict(

@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from questbench import baselines
+from questbench._noise import Noise
+from questbench.baselines._base import Decode
 from questbench.errors import UsageError
 from questbench.experiments import e2e
 from questbench.experiments.e2e import E2EConfig
-from questbench.experiments.e2e.arms import TransformersArm
 from questbench.experiments.e2e.memory import LIBRARY_BYTES, need
-from questbench.experiments.e2e.noise import Noise
 from questbench.experiments.e2e.session import Session
 from questbench.methods._base import CacheShape
 from questbench.methods._make import make
@@ -182,7 +183,9 @@ def test_windows_of_transformers_keep_their_size(length):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(BASE | extra))).eval()
     heads, dim, tokens = model.config.num_key_value_heads, model.config.head_dim, {}
     for cache in ("static", "dynamic"):
-        arm = TransformersArm(model, cache, Noise(2, heads, dim, torch.float32, "cpu", 0), length, room=10)
+        noise = Noise(2, heads, dim, torch.float32, "cpu", torch.Generator().manual_seed(0))
+        run = Decode(model, "cpu", noise, length, 10, captured=False, fork=None, first=None)
+        arm = baselines.load(f"transformers_{cache}").decode(run).arm
         for _ in range(4):
             arm.setup()
             sizes = {(layer.keys.shape[2], int(layer.cumulative_length)) for layer in arm.cache.layers}

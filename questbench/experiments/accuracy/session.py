@@ -19,9 +19,10 @@ from questbench.experiments.accuracy.config import AccuracyConfig, Cell, Work
 from questbench.experiments.accuracy.protocol import STREAM, Prepared, shorten, split, split_stream
 from questbench.experiments.accuracy.scripts import Decoding, Reply, Taught, converse, teach
 from questbench.experiments.counting import ReadCounter, RowCounters
-from questbench.experiments.failures import apart, out_of_memory, reason
+from questbench.experiments.failures import apart, reason
 from questbench.experiments.setup import base_cache, leading_layers, load_ops, thread_count, torch_dtype
 from questbench.kernels._ops import Ops
+from questbench.measure.memory import out_of_memory
 from questbench.models import hf, loading
 from questbench.models.loading import LoadedModel
 from questbench.tasks._tokens import spelled

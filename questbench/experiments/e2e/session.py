@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from questbench._memory import empty
+from questbench._noise import Noise
 from questbench.attention import Observer
+from questbench.baselines._base import Decode
+from questbench.baselines._loop import PATHS
 from questbench.errors import CellError, PrerequisiteError
 from questbench.experiments.e2e.config import Cell, E2EConfig
 from questbench.experiments.e2e.memory import peak
-from questbench.experiments.e2e.noise import Noise
 from questbench.experiments.setup import (
     base_cache,
     cache_shape,
@@ -30,14 +33,10 @@ from questbench.methods._base import CacheShape, Method
 from questbench.methods._make import make as make_method
 from questbench.models import hf, loading, quantise, static_loop
 from questbench.models._projection import weight_bytes
-from questbench.models.baseline_loop import BaselineLoop
 from questbench.models.graph_loop import GraphLoop
 from questbench.models.hf_cache import MethodLayer, SparseCache
 from questbench.models.loading import LoadedModel
 from questbench.models.static_loop import StaticLoop
-
-PATHS = 4
-"""Most paths of all baselines together; each needs room for its new entries."""
 
 
 @dataclass
@@ -191,12 +190,13 @@ class Session:
         loop.tokens.copy_(first)
         return loop
 
-    def baseline_loop(self, base: SparseCache, cell: Cell, first: Tensor, steps: int, make: Any) -> StaticLoop:
-        """A captured loop over a dense fork of ``base`` with another library's attention; see ``BaselineLoop``."""
-        cache = hf.fork(base, make_method("dense", 0), dense_layers=0, page_size=cell.page_size)
-        loop = BaselineLoop(self.loaded.model, cache, steps=steps, make=make)
-        loop.tokens.copy_(first)
-        return loop
+    def decode(self, cell: Cell, room: int, base: SparseCache | None = None, first: Tensor | None = None) -> Decode:
+        """What baselines are given: the prompts of ``base`` where they are still there, and ``room`` for steps."""
+        fork = None
+        if base is not None:
+            fork = functools.partial(hf.fork, base, make_method("dense", 0), dense_layers=0, page_size=cell.page_size)
+        noise = self.noise(cell)
+        return Decode(self.loaded.model, self.device, noise, cell.seq_len, room, self.captured, fork, first)
 
     def _fill(self, cache: SparseCache, cell: Cell, collect: frozenset[str]) -> Tensor:
         """Random entries in place of a prompt's; the mass that methods judge by is random too."""
@@ -218,11 +218,11 @@ class Session:
                 layer.store.prefill_mass[mode] = mass.to(self.device)
         return torch.ones(cell.batch, dtype=torch.long, device=self.device)
 
-    def noise(self, cell: Cell) -> Any:
+    def noise(self, cell: Cell) -> Noise:
         """Random entries of this model's shape."""
-        shape = self.shape(cell)
-        dtype = self.loaded.model.dtype
-        return Noise(cell.batch, shape.kv_heads, shape.head_dim, dtype, self.device, self.config.seed)
+        shape, dtype = self.shape(cell), self.loaded.model.dtype
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return Noise(cell.batch, shape.kv_heads, shape.head_dim, dtype, self.device, generator)
 
     @staticmethod
     def _fill_window(layer: Any, noise: Any, seq_len: int) -> None:

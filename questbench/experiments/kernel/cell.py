@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+from questbench import baselines
+from questbench.baselines._base import Fastest, Text, fastest
 from questbench.experiments.engine import Turn
 from questbench.experiments.kernel.arms import Inputs, LayerShape, MethodArm, SharedPages, StageArm
-from questbench.experiments.kernel.baselines import (
-    TORCH,
-    Baseline,
-    backend_baseline,
-    backend_baselines,
-    torch_baseline,
-)
 from questbench.experiments.kernel.clock import Clock, DeviceClock, HostClock
 from questbench.experiments.kernel.config import Cell, KernelConfig, heads, methods
 from questbench.experiments.kernel.memory import Need, fitting
@@ -70,36 +66,41 @@ class _Cell:
     def measure(self, threads: int) -> list[ResultRecord]:
         """Build, time, take apart."""
         config, shape, chosen, turn = self.config, self.shape, self.chosen, self.turn
-        baselines: dict[str, Baseline] = {}
-        brought = list(backend_baselines(config.device))
-        need = Need(shape, chosen, self.copies, shared=self.gpu, baselines=len(brought))
-        left_out = fitting(need)
+        brought = {name: (baseline, why) for name, baseline, why in baselines.of("kernel", config.device)}
+        working = {name: baseline for name, (baseline, why) in brought.items() if why is None}
+        need = Need(shape, chosen, self.copies, shared=self.gpu, baselines=working)
+        too_large = fitting(need)
         inputs = Inputs(shape, config.seed)
         arms = self._arms(inputs, need)
         probe = bandwidth.ReadProbe(threads=threads, device=config.device)
         clock = self._clock(probe)
         dense = self.traffic["dense"]
         counted = {name: arm.replay(REPLAYED) for name, arm in arms.items()}
-        if left_out is None:
-            baselines[TORCH] = torch_baseline(
-                inputs, self.copies["dense"], clock, dense, compile_s=config.compile_limit
+        text = Text(
+            inputs.q,
+            inputs.noise,
+            shape.seq_len,
+            self.copies["dense"],
+            functools.partial(self._whole_texts, inputs, arms["dense"]),
+            config.compile_limit,
+        )
+        best: dict[str, Fastest] = {}
+        for name, (baseline, why) in brought.items():
+            if missing := why or too_large.get(name):
+                best[name] = Fastest(why=missing)
+                continue
+            ways = baseline.ways(text)
+            best[name] = fastest(
+                ways.arms, functools.partial(clock.interleave, traffic=dict.fromkeys(ways.arms, dense)), ways.left_out
             )
-        else:
-            baselines[TORCH] = Baseline(reason=left_out)
-        for name, backend, reason in brought:
-            if backend is None:
-                baselines[name] = Baseline(backend=name, reason=reason)
-            else:
-                layers = self._whole_texts(inputs, arms["dense"])
-                baselines[name] = backend_baseline(backend, layers, inputs, clock, dense)
         watch = busy.Watch()
         timed = clock.interleave(
             {
                 **arms,
-                **{name: baseline.arm for name, baseline in baselines.items() if baseline.arm is not None},
+                **{name: found.arm for name, found in best.items() if found.arm is not None},
                 READ: probe,
             },
-            {**self.traffic, **dict.fromkeys(baselines, dense)},
+            {**self.traffic, **dict.fromkeys(best, dense)},
             rounds_min=config.rounds,
             rounds_max=max(ROUNDS_LIMIT, config.rounds),
             target_noise=NOISE_TARGET,
@@ -119,14 +120,14 @@ class _Cell:
             timed=timed,
             probe=probe,
             counted=counted,
-            baselines=baselines,
+            baselines=best,
             copies={name: arm.copies for name, arm in arms.items()},
-            notes={name: [*around, *clock.notes(name)] for name in (*arms, *baselines)},
+            notes={name: [*around, *clock.notes(name)] for name in (*arms, *best)},
             others=watch.others,
         )
         maker = Records(config, self.cell, chosen, self.ops.name, found)
         records = [record for name in chosen for record in maker.of_method(name, staged.get(name, {}))]
-        return records + [record for name in baselines for record in maker.of_baseline(name)]
+        return records + [record for name in best for record in maker.of_baseline(name)]
 
     def _arms(self, inputs: Inputs, need: Need) -> dict[str, MethodArm]:
         shared = None

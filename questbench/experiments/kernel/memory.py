@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from questbench.baselines._base import Baseline
 from questbench.experiments import costs
 from questbench.experiments.kernel.arms import QUERIES, LayerShape
 from questbench.methods._base import Method
@@ -24,8 +25,8 @@ class Need:
     """Copies of each method's cache."""
     shared: bool
     """Whether methods that keep everything share their pages."""
-    baselines: int = 0
-    """Backends that attend over shared pages too."""
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    """Those that work here; any of them may attend over our pages, and some store the text anew."""
 
     @property
     def shared_copies(self) -> int:
@@ -35,7 +36,7 @@ class Need:
     @property
     def forks(self) -> int:
         """Caches over each copy of the shared pages."""
-        return sum(method.forget() is None for method in self.chosen.values()) + self.baselines
+        return sum(method.forget() is None for method in self.chosen.values()) + len(self.baselines)
 
     @property
     def own(self) -> int:
@@ -55,30 +56,31 @@ class Need:
         return total
 
     @property
-    def torch(self) -> int:
-        """Bytes of the contiguous keys and values that torch's attention reads."""
-        shape = self.shape
-        stores = 1
-        if shape.device == "cpu":
-            stores = shape.query_heads // shape.kv_heads + (shape.query_heads != shape.kv_heads)
-        return self.copies["dense"] * shape.seq_len * shape.cache.entry_bytes * shape.batch * stores
+    def anew(self) -> dict[str, int]:
+        """Bytes of the text as baselines store it, by name."""
+        shape, group = self.shape, self.shape.query_heads // self.shape.kv_heads
+        text = self.copies["dense"] * shape.seq_len * shape.cache.entry_bytes * shape.batch
+        return {name: one.stores(group, shape.device) * text for name, one in self.baselines.items()}
 
 
-def fitting(need: Need) -> str | None:
+def fitting(need: Need) -> dict[str, str]:
     """Refuse a cell that cannot fit, instead of being killed half-way.
 
     Returns:
-        ``None``, or on a GPU why torch's attention must be left out so that the others fit.
+        On a GPU, which baselines must be left out so that all else fits, and why.
 
     Raises:
         CellError: it does not fit.
     """
-    device = need.shape.device
+    device, anew = need.shape.device, need.anew
     scratch = SCRATCH[device.partition(":")[0]]
-    alone, whole = int(SLACK * need.own), int(SLACK * (need.own + need.torch))
-    wanted = whole if device == "cpu" else alone
+    whole = int(SLACK * (need.own + sum(anew.values())))
     hint = "Use a shorter --seq-len, a smaller --batch or fewer methods."
-    costs.require(wanted, device, hint=hint, reserved=scratch)
-    if whole > costs.left(device, scratch):
-        return f"out of memory: contiguous keys and values need another {costs.gib(whole - alone)}."
-    return None
+    costs.require(whole if device == "cpu" else int(SLACK * need.own), device, hint=hint, reserved=scratch)
+    if whole <= costs.left(device, scratch):
+        return {}
+    return {
+        name: f"out of memory: contiguous keys and values need another {costs.gib(SLACK * size)}."
+        for name, size in anew.items()
+        if size
+    }
