@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from test_kernel import records_of, value
 
 from questbench import baselines
 from questbench.baselines import _base
 from questbench.baselines._base import Baseline, Ways, right
 from questbench.errors import CellError, UsageError
-from questbench.experiments import costs
-from questbench.experiments.kernel import cell, memory
-from questbench.experiments.kernel.arms import LayerShape
-from questbench.experiments.kernel.memory import Need, fitting
-from questbench.methods._make import make
+from questbench.experiments import costs, kernel
+from questbench.experiments.costs import Deadline
+from questbench.experiments.engine import Turn
+from questbench.experiments.kernel import KernelConfig, cell
 
 
 class Brought(Baseline):
@@ -90,33 +88,24 @@ def test_one_that_does_not_work_here_says_why(brought, monkeypatch):
     assert (latency.status, latency.reason) == ("skipped", "it has a cold.")
 
 
-def need(device="cuda", shared=True, batch=1, seq_len=32768):
-    shape = LayerShape(32, 8, 128, batch, seq_len, 16, torch.bfloat16, device=device)
-    chosen = {name: make(name, 2048) for name in ("dense", "quest", "h2o")}
-    return Need(shape, chosen, {"dense": 2, "quest": 5, "h2o": 9}, shared, {"torch": baselines.load("torch")})
-
-
-def test_shared_pages_are_counted_once():
-    text, entry = 32768, 2 * 8 * 128 * 2
-    one = need()
-    assert (one.shared_copies, one.forks) == (5, 3)
-    room = 3 * (64 + 32)
-    assert one.own == int(5 * (text + room) * entry * (1 + 1 / 16)) + 9 * 2048 * entry
-    assert one.anew == {"torch": 2 * text * entry}
-    assert need("cpu", shared=False).own == (2 + 5) * text * entry + 9 * 2048 * entry
-    assert need("cpu", shared=False).anew == {"torch": 2 * text * entry * 5}
-
-
 def test_memory_decides_whether_torch_s_attention_or_the_cell_is_left_out(monkeypatch):
-    wanted = need()
-    scratch = memory.SCRATCH["cuda"]
-    for free, outcome in ((wanted.own + wanted.anew["torch"], True), (wanted.own, False)):
-        monkeypatch.setattr(costs, "free_bytes", lambda device, free=free: int(1.11 * free) + scratch)
-        left_out = fitting(wanted)
-        assert left_out == {} if outcome else "another" in left_out["torch"]
-    monkeypatch.setattr(costs, "free_bytes", lambda device: wanted.own // 2)
+    """On a GPU, where what stores the text anew is left out first; the cell is not run here."""
+    config = KernelConfig(seq_lens=[32768], budgets=[2048], methods=["quest", "h2o"])
+    monkeypatch.setattr(cell, "last_level_cache_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(cell._Cell, "gpu", property(lambda self: True))
+    turn = Turn({}, print, Deadline(), None)
+    made = cell._Cell(config, kernel.cells(config)[0], turn)
+    own, anew = [], {"torch": baselines.load("torch"), "flashinfer": baselines.load("flashinfer")}
+    monkeypatch.setattr(costs, "require", lambda needed, device, **rest: own.append(needed))
+    monkeypatch.setattr(costs, "free_bytes", lambda device: 1 << 50)
+    assert made._fitting(anew) == {}
+    monkeypatch.setattr(costs, "free_bytes", lambda device: own[0] + 1)
+    left_out = made._fitting(anew)
+    assert set(left_out) == {"torch"} and "another" in left_out["torch"]
+    monkeypatch.undo()
+    monkeypatch.setattr(costs, "free_bytes", lambda device: own[0] // 2)
     with pytest.raises(CellError, match="this cell needs about"):
-        fitting(wanted)
+        cell._Cell(config, kernel.cells(config)[0], turn)._fitting(anew)
 
 
 @pytest.mark.parametrize("changes", [{"timing": "graph"}, {"timing": "sundial"}, {"device": "tpu"}])

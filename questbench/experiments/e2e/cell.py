@@ -13,12 +13,12 @@ from questbench import baselines
 from questbench.baselines._base import Decode, Fastest
 from questbench.baselines._loop import PATHS, StepArm
 from questbench.errors import CellError
+from questbench.experiments import costs
 from questbench.experiments.costs import OutOfTime
 from questbench.experiments.counting import ReadCounter
 from questbench.experiments.e2e.arms import GenerateArm, control, stages
 from questbench.experiments.e2e.config import Cell, E2EConfig, methods
 from questbench.experiments.e2e.found import Found
-from questbench.experiments.e2e.memory import need, peak
 from questbench.experiments.e2e.records import Records
 from questbench.experiments.e2e.session import Session
 from questbench.experiments.engine import Turn
@@ -26,6 +26,7 @@ from questbench.experiments.records import READ
 from questbench.experiments.setup import thread_count
 from questbench.measure import bandwidth, busy, timer
 from questbench.measure.memory import out_of_memory
+from questbench.measure.peak import peak
 from questbench.methods._base import Method
 from questbench.models import hf
 from questbench.models.graph_loop import GraphLoop
@@ -53,19 +54,11 @@ def measure(config: E2EConfig, cell: Cell, session: Session, turn: Turn) -> list
     longest = max(config.tokens)
     # Steps between two rewinds: one timing repeats short steps, a generation makes all of its own.
     room = max(timer.CALLS_MAX, longest) + COUNTED + 4
-    required = need(
-        session.shape(cell),
-        chosen,
-        layers=session.windows().count(None),
-        windows=[window for window in session.windows() if window is not None],
-        baselines=PATHS if session.captured else 0,
-        rows=cell.batch,
-        seq_len=cell.seq_len,
-        room=room,
-        part=min(config.prefill_chunk, cell.seq_len) if config.prefills else 0,
-        widest=max(session.text.intermediate_size, session.text.hidden_size),
-    )
-    required.check(cell.device)
+    part = min(config.prefill_chunk, cell.seq_len) if config.prefills else 0
+    size: dict[str, Any] = {"rows": cell.batch, "length": cell.seq_len, "room": room, "part": part}
+    required = costs.need(session.costs(cell), chosen, **size, loops=PATHS if session.captured else 0)
+    hint = "Use a shorter --seq-len, a smaller --batch, fewer methods or --cache-fill random."
+    costs.require(required.total, cell.device, beside="beside the weights", hint=hint)
     session.between = lambda *_: turn.deadline.check()
     found = Found(before=turn.before)
     with torch.inference_mode(), thread_count(cell.threads):
@@ -195,9 +188,9 @@ def _held_bytes(session: Session, loop: StaticLoop, cell: Cell) -> tuple[int, in
         page = 2 * store.kv_heads * store.head_dim * store.dtype.itemsize
         kv += pages * page * store.page_size
         bounds += pages * page if store.method.needs_bounds else 0
-    entry = session.shape(cell).entry_bytes * cell.batch
-    length = cell.seq_len + COUNTED
-    return kv + sum(entry * min(window - 1, length) for window in session.windows() if window is not None), bounds
+    model, length = session.costs(cell), cell.seq_len + COUNTED
+    entry = model.cache.entry_bytes * cell.batch
+    return kv + sum(entry * min(window - 1, length) for window in model.windows if window is not None), bounds
 
 
 def _slope(config: E2EConfig, loop: StaticLoop, seconds: float) -> list[float]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from questbench.experiments.costs import Need
 from questbench.experiments.e2e.config import Cell, E2EConfig, params
 from questbench.experiments.e2e.found import Found
-from questbench.experiments.e2e.memory import Need
 from questbench.experiments.e2e.session import Session
 from questbench.experiments.records import READ, CellRecords
 from questbench.measure import cautions, roofline, stats
@@ -54,7 +54,7 @@ class Records(CellRecords):
     def step_bytes(self, name: str) -> int:
         """Bytes that a decode step of a method must read: weights, KV entries, bounds."""
         method = self.chosen.get(name, self.chosen["dense"])  # a baseline is dense
-        return self.weights + self.session.cache_bytes(method, self.cell)
+        return self.weights + self.session.costs(self.cell).cache_read(method, self.cell.seq_len + 1, self.cell.batch)
 
     def _of_method(self, name: str) -> list[ResultRecord]:
         found, seconds = self.found, self.timed[name].seconds
@@ -187,7 +187,7 @@ class Records(CellRecords):
 
     def _break_even(self, name: str) -> ResultRecord:
         """The shortest text from which on a step must read less than dense; weights are alike and cancel."""
-        shape = self.session.shape(self.cell)
+        shape = self.session.costs(self.cell).cache
         method, dense = self.chosen[name], self.chosen["dense"]
 
         def wins(length: int) -> bool:
