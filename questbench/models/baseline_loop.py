@@ -96,8 +96,7 @@ def _try_out(steps: DenseSteps, store: StaticLayer, heads: Heads) -> None:
     steps.prepare([held - 1 for held in store.held])
     steps.refresh(store.lengths)
     got = steps.attend(q, store.k_pages, store.v_pages, store.lengths).float()
-    paged = store.k_pages, store.v_pages, store.page_table, store.lengths
-    want = store.ops.attend(q, *paged, heads.scale, softcap=heads.softcap).float()
+    want = store.ops.attend(q, store.paged, heads.scale, softcap=heads.softcap).float()
     difference = float((got - want).abs().amax() / want.abs().amax())
     if not difference <= AGREE:
         raise CellError(f"its attention is off by {difference:.1%} of the largest value")
