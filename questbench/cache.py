@@ -91,16 +91,6 @@ class LayerCache:
         self.mass = self._slots(slots, torch.float32) if method.observes != "nothing" else None
 
     @property
-    def k_pages(self) -> Tensor:
-        """``[N, Hk, S, D]``."""
-        return self.pool.k
-
-    @property
-    def v_pages(self) -> Tensor:
-        """``[N, Hk, S, D]``."""
-        return self.pool.v
-
-    @property
     def bounds(self) -> Tensor | None:
         """Max and min of the keys of each page in the pool's layout, or ``None`` where the method needs none."""
         return self.pool.bounds if self._bounded else None
@@ -151,7 +141,7 @@ class LayerCache:
     def gather(self, row: int) -> tuple[Tensor, Tensor]:
         """Resident keys and values of one row in slot order, ``[Hk, held, D]`` each (copies)."""
         pages = self._table[row, : len(self._owned[row])].long()
-        k, v = (x[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]] for x in (self.k_pages, self.v_pages))
+        k, v = (x[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]] for x in (self.pool.k, self.pool.v))
         return k, v
 
     def end_prefill(self) -> None:

@@ -112,7 +112,7 @@ class PathArm:
         """One dense attention, without a word to the host."""
         copy = index % self.copies
         layer = self.layers[copy]
-        self.runs[copy](self.inputs.q[index % QUERIES], layer.k_pages, layer.v_pages, self.out)
+        self.runs[copy](self.inputs.q[index % QUERIES], layer.paged.k, layer.paged.v, self.out)
 
 
 def torch_baseline(
