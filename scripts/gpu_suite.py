@@ -290,6 +290,7 @@ def warm_flashinfer(which: str) -> int:
     from questbench import baselines
     from questbench.baselines import flashinfer
     from questbench.baselines._steps import Heads
+    from questbench.kernels._paged import Paged
 
     if (reason := baselines.unavailable(BASELINE)) is not None:
         print(reason)
@@ -303,10 +304,11 @@ def warm_flashinfer(which: str) -> int:
     q = torch.zeros((1, heads * group, dim), dtype=dtype, device="cuda")
     table = torch.arange(16, dtype=torch.int32, device="cuda")[None]
     lengths = torch.tensor([250], dtype=torch.int32, device="cuda")
+    paged = Paged(pages, pages, table, lengths)
     kind = Heads(heads * group, heads, dim, 16, dtype, dim**-0.5)
     for path in flashinfer.names(q.device) if paths else flashinfer.PLANNED:
         try:
-            flashinfer.make(path, table, kind, [250]).attend(q, pages, pages, lengths, torch.empty_like(q))
+            flashinfer.make(path, table, kind, [250]).attend(q, paged, torch.empty_like(q))
         except Exception as error:
             print(f"{path}: {error}")
     return 0

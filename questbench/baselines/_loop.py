@@ -109,7 +109,7 @@ class BaselineLoop(GraphLoop):
         if layer.index in self._leaders:
             steps.refresh(store.lengths)
         out = torch.empty_like(q)
-        steps.attend(q, store.k_pages, store.v_pages, store.lengths, out)
+        steps.attend(q, store.paged, out)
         store.forget()
         return out.flatten(1)
 
@@ -121,9 +121,8 @@ def _try_out(steps: DenseSteps, store: StaticLayer, heads: Heads) -> None:
     steps.prepare([held - 1 for held in store.held])
     steps.refresh(store.lengths)
     got = torch.full_like(q, torch.nan)
-    steps.attend(q, store.k_pages, store.v_pages, store.lengths, got)
-    paged = store.k_pages, store.v_pages, store.page_table, store.lengths
-    off = difference(got, store.ops.attend(q, *paged, heads.scale, softcap=heads.softcap))
+    steps.attend(q, store.paged, got)
+    off = difference(got, store.ops.attend(q, store.paged, heads.scale, softcap=heads.softcap))
     if off > AGREE:
         raise CellError(f"its attention is off by {off:.1%} of the largest value")
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from questbench.kernels._paged import Paged
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -35,5 +37,5 @@ class DenseSteps(ABC):
         """Inside, once per step: ``lengths`` ``[B]`` int32 counts this step's entry."""
 
     @abstractmethod
-    def attend(self, q: Tensor, k_pages: Tensor, v_pages: Tensor, lengths: Tensor, out: Tensor) -> None:
+    def attend(self, q: Tensor, paged: Paged, out: Tensor) -> None:
         """Inside, once per layer, after :meth:`refresh`: attention of ``q`` ``[B, Hq, D]`` into ``out``."""

@@ -29,6 +29,7 @@ from questbench.baselines._base import Baseline, Decode, Fastest, Still, Text, W
 from questbench.baselines._steps import DenseSteps, Heads
 from questbench.errors import CellError, first_line
 from questbench.kernels import _build_cuda
+from questbench.kernels._paged import Paged
 
 INSTALL = "pip install 'questbench[flashinfer]'"
 HEAD_DIMS = (64, 128, 256)
@@ -69,8 +70,7 @@ class FlashInfer(Baseline):
                 steps = [make(name, layer.page_table, heads, layer.held) for layer in layers]
 
                 def attend(q: Tensor, copy: int, steps: list[DenseSteps] = steps) -> Tensor:
-                    layer = layers[copy]
-                    steps[copy].attend(q, layer.k_pages, layer.v_pages, layer.lengths, out)
+                    steps[copy].attend(q, layers[copy].paged, out)
                     return out
 
                 for copy in range(len(layers)):
@@ -78,8 +78,7 @@ class FlashInfer(Baseline):
                 if query.is_cuda:
                     torch.cuda.synchronize(query.device)
                 arms[name] = text.arm(attend)
-        paged = layer.k_pages, layer.v_pages, layer.page_table, layer.lengths
-        want = layer.ops.attend(query, *paged, text.scale)
+        want = layer.ops.attend(query, layer.paged, text.scale)
         return Ways(right(arms, want, left_out), want, left_out)
 
     def decode(self, run: Decode) -> Fastest:
@@ -196,9 +195,9 @@ class _Planned(DenseSteps):
         torch.sub(lengths, 1, out=self._last)
         self._last.remainder_(self.heads.page_size).add_(1)
 
-    def attend(self, q: Tensor, k_pages: Tensor, v_pages: Tensor, lengths: Tensor, out: Tensor) -> None:
+    def attend(self, q: Tensor, paged: Paged, out: Tensor) -> None:
         """See :meth:`DenseSteps.attend`."""
-        self._wrapper.run(q, (k_pages, v_pages), out=out)
+        self._wrapper.run(q, (paged.k, paged.v), out=out)
 
 
 class _Unplanned(DenseSteps):
@@ -217,14 +216,14 @@ class _Unplanned(DenseSteps):
     def refresh(self, lengths: Tensor) -> None:
         """Nothing."""
 
-    def attend(self, q: Tensor, k_pages: Tensor, v_pages: Tensor, lengths: Tensor, out: Tensor) -> None:
+    def attend(self, q: Tensor, paged: Paged, out: Tensor) -> None:
         """See :meth:`DenseSteps.attend`."""
         library().decode.trtllm_batch_decode_with_kv_cache(
             q,
-            (k_pages, v_pages),
+            (paged.k, paged.v),
             self._workspace,
             self._table,
-            lengths,
+            paged.lengths,
             self._longest,
             bmm1_scale=self.heads.scale,
             bmm2_scale=1.0,

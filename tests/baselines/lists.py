@@ -11,14 +11,12 @@ from torch import Tensor
 
 from questbench.baselines import flashinfer
 from questbench.baselines._steps import Heads
+from questbench.kernels._paged import Paged
 
 
 def attend(
     q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
+    paged: Paged,
     scale: float,
     *,
     pages: Tensor | None = None,
@@ -26,6 +24,7 @@ def attend(
     path: str = "tensor-core",
 ) -> Tensor:
     """As the op of this name; rows and lists must not be empty."""
+    k_pages, v_pages, page_table, lengths, _ = paged
     (rows, query_heads, dim), (kv_heads, size) = q.shape, k_pages.shape[1:3]
     if pages is None or counts is None:
         table, held, lists = page_table, lengths, 1
@@ -45,5 +44,5 @@ def attend(
     steps = flashinfer.make(path, table, Heads(*heads, dim, size, q.dtype, scale), held.tolist())
     queries = q.reshape(-1, heads[0], dim)
     out = torch.full_like(queries, torch.nan)
-    steps.attend(queries, k_pages, v_pages, held.to(torch.int32), out)
+    steps.attend(queries, Paged(k_pages, v_pages, table, held.to(torch.int32)), out)
     return out.view_as(q)

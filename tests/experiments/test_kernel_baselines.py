@@ -48,7 +48,7 @@ class Brought(Baseline):
 
     @staticmethod
     def attend(text, layer, q):
-        return layer.ops.attend(q, layer.k_pages, layer.v_pages, layer.page_table, layer.lengths, text.scale)
+        return layer.ops.attend(q, layer.paged, text.scale)
 
 
 @pytest.fixture

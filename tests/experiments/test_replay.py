@@ -43,7 +43,7 @@ def state(layer):
     used = int(layer.lengths[0])
     for row in range(layer.rows):
         pages = layer.page_table[row].long()
-        kept += [x[pages].transpose(0, 1).flatten(1, 2)[:, :used].clone() for x in (layer.k_pages, layer.v_pages)]
+        kept += [x[pages].transpose(0, 1).flatten(1, 2)[:, :used].clone() for x in (layer.paged.k, layer.paged.v)]
     kept += [x[:, :, :used].clone() for x in (layer.positions, layer.mass) if x is not None]
     return kept
 
