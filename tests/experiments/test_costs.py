@@ -59,6 +59,17 @@ def test_a_step_reads_all_layers_the_sliding_ones_their_windows_and_the_leading_
     assert mixed.cache_read(quest, 1000, rows=2) == 2 * (1000 * entry + 100 * entry + quest.bytes_read(1000, shape))
 
 
+@pytest.mark.parametrize(
+    ("seq_len", "budget", "ideal"),
+    [(32, 2, 8.0), (32, 4, 16 / 3), (16, 4, 3.2), (8, 4, 16 / 9), (4, 4, 1.0), (1, 4, 1.0)],
+)
+def test_what_quest_must_read_is_the_load_ratio_of_its_paper(seq_len, budget, ideal):
+    """1/S + B/L of dense for pages of S = 16 (section 3 of arXiv 2406.10774); dense where the text fits the budget."""
+    one = model((None,))
+    read = [one.cache_read(make(name, budget << 10), seq_len << 10) for name in ("dense", "quest")]
+    assert read[0] / read[1] == pytest.approx(ideal, rel=1e-3)
+
+
 def test_the_rule_of_memory_for_methods_that_share_a_prompt():
     size = {"rows": 2, "length": 1000, "room": 24}
     found = need(model(), METHODS, **size)
