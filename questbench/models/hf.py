@@ -28,7 +28,7 @@ from questbench.attention import Observer
 from questbench.cache import Rotate
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.kernels._ops import Ops
-from questbench.methods._base import Method
+from questbench.methods._base import Method, PromptMass
 from questbench.methods.dense import Dense
 from questbench.models._forward import cache_argument, check_finite, check_tokens
 from questbench.models._padding import whole_mask
@@ -52,7 +52,7 @@ def build_cache(
     ops: Ops | str | None = None,
     capacity: int = 0,
     observer: Observer | None = None,
-    collect: frozenset[str] = frozenset(),
+    collect: frozenset[PromptMass] = frozenset(),
     bounds: bool | None = None,
 ) -> SparseCache:
     """A cache for ``model`` that reads and keeps what ``method`` says.
@@ -65,7 +65,7 @@ def build_cache(
         ops: backend, by name or ready; the device's own by default.
         capacity: entries per row to allocate ahead.
         observer: watches every decode step.
-        collect: attention mass of the prefill to keep for :func:`fork`: ``last``, ``sum``.
+        collect: attention mass of the prefill to keep for :func:`fork`: see ``Method.prompt_mass``.
         bounds: keep page bounds even if ``method`` needs none, so that forks that do can share pages.
 
     Raises:
@@ -80,7 +80,7 @@ def build_cache(
     methods = _assign(method, full, dense_layers, page_size)
     turns = _rotations(model, method, len(layers))
     for index in full:
-        layers[index] = MethodLayer(index, methods[index], settings, turns[index])
+        layers[index] = MethodLayer(index, methods[index], settings, turns[index], layers=len(layers))
     return SparseCache(layers, model, settings)
 
 

@@ -28,7 +28,7 @@ def test_counts_are_exact(name, ops):
                 assert (distinct >= expected).all() and (distinct <= min(seen, GROUP * expected)).all()
             else:
                 assert (distinct == expected).all()
-            evicts = method.forget() is not None
+            evicts = method.keep_step() is not None
             assert counter.resident[step][row] == (expected if evicts else seen)
 
 

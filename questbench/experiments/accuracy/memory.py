@@ -29,11 +29,8 @@ def needed(session: Session, work: Work, cells: Sequence[Cell]) -> int:
     tokens = work.length if session.max_length is None else min(work.length, session.max_length)
     own = [0]
     for cell in cells:
-        keep = cell.method.forget()
-        if keep is not None:
-            own.append(min(keep.entries + 1, tokens))
-        elif cell.page_size != cells[0].page_size:
-            own.append(tokens)
+        if not cell.method.keeps_all or cell.page_size != cells[0].page_size:
+            own.append(cell.method.tokens_resident(tokens))
     widest = max(int(getattr(text, "intermediate_size", 0) or 0), int(text.hidden_size))
     activations = 4 * min(tokens, PART) * widest * int(model.dtype.itemsize)
     cache = int(entry * (tokens + max(own)) * (1 + 1 / size))
