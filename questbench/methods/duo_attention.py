@@ -23,6 +23,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -158,11 +159,12 @@ def _read(path: Path) -> list[list[float]]:
         UsageError: it cannot be read, or is no such table.
     """
     try:
-        rows = [[float(cell) for cell in line.split()] for line in path.read_text(encoding="utf-8").splitlines() if line]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [[float(cell) for cell in line.split()] for line in lines if line.strip()]
     except OSError as error:
         raise UsageError(f"duo_attention's pattern {path} cannot be read: {error.strerror}.", SOURCE) from None
     except ValueError as error:
         raise UsageError(f"{path} is no table of numbers: {error}.", SOURCE) from None
-    if not rows or any(len(row) != len(rows[0]) for row in rows) or not all(map(math.isfinite, sum(rows, []))):
+    if not rows or {len(row) for row in rows} != {len(rows[0])} or not all(map(math.isfinite, chain(*rows))):
         raise UsageError(f"{path} is no table of one line per layer with as many numbers as KV heads.", SOURCE)
     return rows
