@@ -17,6 +17,7 @@ from questbench.methods.h2o import H2O
 from questbench.methods.oracle import Oracle
 from questbench.methods.quest import Quest
 from questbench.methods.random import Random
+from questbench.methods.snapkv import SnapKV
 from questbench.methods.streaming_llm import StreamingLLM
 from questbench.methods.tova import TOVA
 
@@ -35,12 +36,19 @@ def sparse_methods(budget: int) -> dict[str, Method]:
         "quest-max": Quest(budget, group_merge="max"),
         "h2o": H2O(budget),
         "h2o-decode": H2O(budget, score_from="decode"),
+        "snapkv": SnapKV(budget, window=8),
         "tova": TOVA(budget),
         "streaming_llm": StreamingLLM(budget),
         "streaming_llm-text": StreamingLLM(budget, positions="text"),
         "oracle": Oracle(budget),
         "random": Random(budget),
     }
+
+
+def visible(method: Method, seen: int, generated: int) -> int:
+    """Entries that one query head sees, ``generated`` tokens behind a prompt."""
+    grows = {"generated": generated} if isinstance(method, SnapKV) else {}
+    return method.tokens_visible(seen, PAGE, **grows)
 
 
 NAMES = tuple(sparse_methods(64))

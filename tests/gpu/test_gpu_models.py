@@ -7,7 +7,7 @@ import functools
 
 import pytest
 import torch
-from core_helpers import HEADS, KV_HEADS, NAMES, Counter, sparse_methods
+from core_helpers import HEADS, KV_HEADS, NAMES, Counter, sparse_methods, visible
 from gpu_bodies import DEVICE, load
 from tiny import CONFIGS, HYBRID, prompts, tiny
 from torch import Tensor
@@ -72,7 +72,7 @@ def test_generate_does_what_steps_do_and_reads_what_the_method_says(name: str, m
         for row, length in enumerate(LENGTHS):
             seen = length + step + 1
             everything = layer < dense or step < policy.warmup_steps
-            expected = seen if everything else policy.tokens_visible(seen, PAGE)
+            expected = seen if everything else visible(policy, seen, step + 1)
             assert (visits[row].sum(-1) == HEADS // KV_HEADS * expected).all()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from core_helpers import HEADS, KV_HEADS, NAMES, Counter, sparse_methods
+from core_helpers import HEADS, KV_HEADS, NAMES, Counter, sparse_methods, visible
 from tiny import CONFIGS, HYBRID, prompts, tiny
 from torch import Tensor
 
@@ -122,7 +122,7 @@ def test_counts_in_a_model_are_the_method_s(name, method, ops):
         for row, length in enumerate(LENGTHS):
             seen = length + step + 1
             everything = layer < dense or step < policy.warmup_steps
-            expected = seen if everything else policy.tokens_visible(seen, PAGE)
+            expected = seen if everything else visible(policy, seen, step + 1)
             assert (visits[row].sum(-1) == HEADS // KV_HEADS * expected).all()
 
 

@@ -8,7 +8,7 @@ from questbench.errors import CellError
 from questbench.experiments import costs
 from questbench.experiments.accuracy.config import Cell, Work
 from questbench.experiments.accuracy.session import Session
-from questbench.experiments.setup import cache_shape
+from questbench.models._shape import cache_shape
 
 TEXT_BYTES = 200
 """Of one token of a prompt while it is made: words, their joined text, token numbers as Python objects."""

@@ -18,7 +18,6 @@ from questbench.experiments.e2e.memory import peak
 from questbench.experiments.e2e.noise import Noise
 from questbench.experiments.setup import (
     base_cache,
-    cache_shape,
     leading_layers,
     load_ops,
     observed,
@@ -30,6 +29,7 @@ from questbench.methods._base import CacheShape, Method, PromptMass
 from questbench.methods._make import make as make_method
 from questbench.models import hf, loading, quantise, static_loop
 from questbench.models._projection import weight_bytes
+from questbench.models._shape import cache_shape
 from questbench.models.baseline_loop import BaselineLoop
 from questbench.models.graph_loop import GraphLoop
 from questbench.models.hf_cache import MethodLayer, SparseCache
@@ -121,9 +121,10 @@ class Session:
 
     def cache_bytes(self, method: Method, cell: Cell) -> int:
         """Bytes of cache that one step reads in all layers and rows, at one token behind the prompt."""
-        shape, length, dense = self.shape(cell), cell.seq_len + 1, make_method("dense", 0)
+        length, dense, windows = cell.seq_len + 1, make_method("dense", 0), self.windows()
         total = 0
-        for index, window in enumerate(self.windows()):
+        for index, window in enumerate(windows):
+            shape = cache_shape(self.loaded.model, cell.page_size, index, len(windows))
             if window is not None:
                 total += shape.entry_bytes * min(window, length)
             else:
