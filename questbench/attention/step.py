@@ -66,11 +66,7 @@ def _read(
             raise CellError(f"{method.name} needs page bounds, but this cache keeps none.")
         out = ops.attend_top(
             q,
-            layer.k_pages,
-            layer.v_pages,
-            layer.bounds,
-            layer.page_table,
-            layer.lengths,
+            layer.paged,
             scoring.scale,
             count=selection.count,
             width=selection.width,
@@ -85,10 +81,7 @@ def _read(
         everything = selection if isinstance(selection, Everything) else Everything()
         out = ops.attend(
             q,
-            layer.k_pages,
-            layer.v_pages,
-            layer.page_table,
-            layer.lengths,
+            layer.paged,
             scoring.scale,
             pages=listed.pages if listed else None,
             counts=listed.counts if listed else None,

@@ -68,10 +68,7 @@ class LayerCache(EntryStore):
             self.pages.own_all()
         assert self.positions is not None
         self.ops.evict(
-            self.k_pages,
-            self.v_pages,
-            self.page_table,
-            self.lengths,
+            self.paged,
             self.positions,
             self.mass if keep.by == "mass" else None,
             capacity=keep.entries,
@@ -109,7 +106,7 @@ class LayerCache(EntryStore):
         self._slots.take_kept(old, kept)
         self.held = list(self._floor)
         counts = torch.tensor(self.held, dtype=torch.int32, device=self.device)
-        self.ops.append(k, v, self.k_pages, self.v_pages, None, self.page_table, self.lengths, counts)
+        self.ops.append(k, v, self.paged, counts)
         if self.state is not None:
             self.state.moved(self, kept)
 

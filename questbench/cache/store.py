@@ -17,6 +17,7 @@ from questbench.cache.slots import Slots
 from questbench.cache.tail import Tail
 from questbench.errors import UsageError
 from questbench.kernels._ops import Ops
+from questbench.kernels._paged import Paged
 from questbench.methods._base import CacheShape, Method, PromptMass, State
 
 Rotate = Callable[[Tensor, Tensor], Tensor]
@@ -82,6 +83,7 @@ class EntryStore:
         self.pages = pages or OwnedPages(self._pool(max(width * rows, 1), layout), rows, width)
         self._floor = [0] * rows  # entries right after the last time that many were dropped at once
         self._evicted = False
+        self._paged: Paged | None = None
         self.frozen = False
         """Whether a step is the same device operations every time; see :meth:`freeze`."""
         self._slots = self._new_slots(self.pages.table.shape[1] * page_size)
@@ -103,16 +105,6 @@ class EntryStore:
         return self.pages.pool
 
     @property
-    def k_pages(self) -> Tensor:
-        """``[N, Hk, S, D]``."""
-        return self.pages.pool.k
-
-    @property
-    def v_pages(self) -> Tensor:
-        """``[N, Hk, S, D]``."""
-        return self.pages.pool.v
-
-    @property
     def bounds(self) -> Tensor | None:
         """Max and min of the keys of each page in the pool's layout, or ``None`` where the method needs none."""
         return self.pages.pool.bounds if self._bounded else None
@@ -121,6 +113,14 @@ class EntryStore:
     def page_table(self) -> Tensor:
         """``[B, P]`` int32, P the pages of the longest row."""
         return self.pages.view
+
+    @property
+    def paged(self) -> Paged:
+        """What the ops are given. The same value until a page is added or storage moves."""
+        known, pool, table = self._paged, self.pages.pool, self.pages.view
+        if known is None or known.k is not pool.k or known.table is not table or known.lengths is not self.lengths:
+            known = self._paged = Paged(pool.k, pool.v, table, self.lengths, self.bounds)
+        return known
 
     @property
     def positions(self) -> Tensor | None:
@@ -178,7 +178,7 @@ class EntryStore:
                 self._make_room(row, count)
         self._slots.number(counts, self.seen, self.held, self.lengths)
         uneven = None if new is None else torch.tensor(counts, dtype=torch.int32, device=self.device)
-        self.ops.append(k, v, self.k_pages, self.v_pages, self.bounds, self.page_table, self.lengths, uneven)
+        self.ops.append(k, v, self.paged, uneven)
         if not self.frozen:
             self.seen = [seen + count for seen, count in zip(self.seen, counts, strict=True)]
             self.held = [held + count for held, count in zip(self.held, counts, strict=True)]

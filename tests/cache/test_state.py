@@ -24,7 +24,7 @@ class Texts(State):
         for row, count in enumerate(new):
             first = int(layer.lengths[row]) - count
             pages = layer.page_table[row].long()
-            keys = layer.k_pages[pages].transpose(0, 1).flatten(1, 2)[:, first : first + count]
+            keys = layer.paged.k[pages].transpose(0, 1).flatten(1, 2)[:, first : first + count]
             self.sums[row, :, first : first + count] = keys.sum(-1)
 
     def prompted(self, layer):
