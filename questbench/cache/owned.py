@@ -38,6 +38,14 @@ class OwnedPages:
         k, v = (x[pages].transpose(0, 1).flatten(1, 2)[:, :held] for x in (self.pool.k, self.pool.v))
         return k, v
 
+    def replace(self, row: int, k: Tensor, v: Tensor) -> None:
+        """Other keys and values ``[Hk, held, D]`` for the entries of a row (pruned, quantised); not their bounds."""
+        size = self.pool.page_size
+        for place in range(-(-k.shape[1] // size)):
+            page, slots = self.own(row, place), slice(place * size, (place + 1) * size)
+            for stored, new in ((self.pool.k, k[:, slots]), (self.pool.v, v[:, slots])):
+                stored[page, :, : new.shape[1]] = new
+
     def make_room(self, row: int, held: int, count: int) -> bool:
         """Own every page that the next ``count`` entries of a row touch, alone; whether there are more pages now."""
         if count == 0:

@@ -43,7 +43,9 @@ class Written:
             for entry in range(len(head)):
                 near = head[max(entry - reach, 0) : entry + reach + 1]
                 pooled.append(near.max() if self.method.pooling == "max" else near.sum() / self.method.kernel)
-            best = torch.stack(pooled).topk(self.method.budget - 1 - window).indices.sort().values
+            # Of equal votes, which the maximum makes, the newer entries stay.
+            order = torch.stack(pooled).flip(0).sort(descending=True, stable=True).indices
+            best = (len(pooled) - 1 - order[: self.method.budget - 1 - window]).sort().values
             keep.append(torch.cat([best, torch.arange(total - window, total)]))
         index = torch.stack(keep)
         wide = index[..., None].expand(-1, -1, HEAD_DIM)
