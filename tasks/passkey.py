@@ -11,8 +11,8 @@ characters divided by four; garbage is cut at words; the key always has five dig
 unseeded generator); depths are spread evenly over the samples whatever their number, upstream's are multiples of
 ``100 // samples`` percent and the question follows the key directly at 100.
 
-``wording=number`` is a deviation for small chat models, which go on behind "The pass key is" with an explanation of what a
-pass key is: the question says that a number is wanted. Text, needle and score are the same.
+``wording=number`` is a deviation for small chat models, which explain what a pass key is behind "The pass key is": the
+question says that a number is wanted. Text, needle and score are the same.
 """
 
 from __future__ import annotations
