@@ -295,7 +295,15 @@ class EntryStore:
     def _new_slots(self, slots: int) -> Slots:
         method = self.method
         judges = method.step_mass != "none" or method.prompt_mass != 0
-        return Slots(self.rows, self.kv_heads, slots, self.device, positions=not method.keeps_all, mass=judges)
+        return Slots(
+            self.rows,
+            self.kv_heads,
+            slots,
+            self.device,
+            positions=not method.keeps_all,
+            mass=judges,
+            sums=method.step_mass == "sum",
+        )
 
     def _fit_slots(self) -> None:
         """What is kept per slot grows with the page table."""
