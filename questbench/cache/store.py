@@ -7,6 +7,7 @@ with it, ``positions`` tells. ``seen`` counts the text, ``held`` what is residen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -210,7 +211,8 @@ class EntryStore:
             if self.bounds is not None and most % self.page_size:
                 self.pool.reopen(self.pages.own(row, most // self.page_size), most % self.page_size)
             self.forget_prompt()  # its mass counts queries that are gone
-        self.lengths.clamp_(max=held if isinstance(held, int) else torch.tensor(wanted, device=self.device))
+        limit: Any = held if isinstance(held, int) else torch.tensor(wanted, dtype=torch.int32, device=self.device)
+        self.lengths.clamp_(max=limit)
         self._slots.rewind(self.seen)
         if self.state is not None:
             self.state.rewind(self.held)
