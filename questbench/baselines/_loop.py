@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from questbench.baselines._base import AGREE, Decode, Fastest, difference, fastest, tried
 from questbench.baselines._steps import DenseSteps, Heads
+from questbench.cache import LayerCache
 from questbench.errors import CellError
 from questbench.measure import timer
 from questbench.models import _plan, hf
-from questbench.models._static_layer import StaticLayer
 from questbench.models.graph_loop import GraphLoop
 from questbench.models.hf_cache import SparseCache
 from questbench.models.static_loop import StaticLoop
@@ -67,7 +67,7 @@ class BaselineLoop(GraphLoop):
         super().__init__(model, cache, **options)
         self._make = make
         self._of_layer: dict[int, DenseSteps] = {}
-        self._leaders: dict[int, tuple[DenseSteps, StaticLayer]] = {}
+        self._leaders: dict[int, tuple[DenseSteps, LayerCache]] = {}
         """The first layer of every page table: lengths are taken from it."""
 
     def _unfit(self) -> str | None:
@@ -110,11 +110,11 @@ class BaselineLoop(GraphLoop):
             steps.refresh(store.lengths)
         out = torch.empty_like(q)
         steps.attend(q, store.paged, out)
-        store.forget()
+        store.end_step()
         return out.flatten(1)
 
 
-def _try_out(steps: DenseSteps, store: StaticLayer, heads: Heads) -> None:
+def _try_out(steps: DenseSteps, store: LayerCache, heads: Heads) -> None:
     """Run once outside a graph, which compiles what must be compiled, and compare with our own attention."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn((store.rows, heads.query, heads.dim), generator=generator).to(store.device, heads.dtype)

@@ -7,6 +7,7 @@ cache included, within the limits of the control groups.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class Model:
             if window is not None:
                 total += self.cache.entry_bytes * min(window, length)
             else:
-                total += (dense if index < self.dense_layers else method).bytes_read(length, self.cache)
+                shape = dataclasses.replace(self.cache, index=index, layers=len(self.windows))
+                total += (dense if index < self.dense_layers else method).bytes_read(length, shape)
         return rows * total
 
     def slid(self, length: int, rows: int) -> int:
@@ -109,12 +111,12 @@ def need(
     times = copies or dict.fromkeys(methods, 1)
     text = model.paged(-(-longest // size) * size, rows)
     new = -(-room // size) * size + 2 * size
-    kept = {name: keep.entries + 1 for name, method in methods.items() if (keep := method.forget()) is not None}
+    kept = {name: int(method.tokens_resident(longest)) for name, method in methods.items() if not method.keeps_all}
     texts = max((times[name] for name in methods if name not in kept), default=1) if forked else 0
     own = {}
     for name in methods:
         if name in kept:
-            held = min(kept[name], longest) + size
+            held = kept[name] + size
             # What is gathered is copied once more, one layer at a time.
             gathered = 3 * model.cache.entry_bytes * rows * length if copies is None else 0
             own[name] = times[name] * model.paged(held if copies else new + held, rows) + gathered
@@ -124,7 +126,7 @@ def need(
     if loops:
         own["baselines"] = loops * (texts * model.paged(new, rows) + model.slid(longest, rows)) + LIBRARY_BYTES
     working = 4 * rows * part * model.widest * model.cache.element_bytes
-    if part and any(method.prefill_observes == "sum" for method in methods.values()):
+    if part and any(method.prompt_mass == "sum" for method in methods.values()):
         working += MASS_BYTES
     return Need(texts * text, own, working)
 

@@ -78,7 +78,7 @@ def test_the_rule_of_memory_for_methods_that_share_a_prompt():
     new = 32 + 2 * 16
     assert found.own["dense"] == found.own["quest"] == entry * new * 17 // 16
     gathered = 3 * 2 * 1000 * model().cache.entry_bytes
-    kept = METHODS["h2o"].forget().entries + 1 + 16
+    kept = METHODS["h2o"].tokens_resident(1024) + 16
     assert found.own["h2o"] == entry * (new + kept) * 17 // 16 + gathered
     slid = 2 * (100 + 1024) * model().cache.entry_bytes
     more = need(model((None, None, None, 100, 4096)), METHODS, loops=3, **size)
@@ -92,7 +92,7 @@ def test_the_rule_of_memory_for_methods_that_share_a_prompt():
 def test_the_rule_of_memory_for_caches_that_take_turns():
     copies, size = {"dense": 2, "quest": 5, "h2o": 9}, {"rows": 1, "length": 1024, "room": 64}
     one = model((None,))
-    kept = one.paged(METHODS["h2o"].forget().entries + 1 + 16, 1)
+    kept = one.paged(METHODS["h2o"].tokens_resident(1024) + 16, 1)
     forked = need(one, METHODS, copies=copies, **size)
     assert forked.shared == 5 * one.paged(1024 + 64, 1), "as many as the arm that reads the least needs"
     assert forked.own == {"dense": 5 * one.paged(96, 1), "quest": 5 * one.paged(96, 1), "h2o": 9 * kept}

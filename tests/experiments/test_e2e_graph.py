@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "baselines"))
 from fake_planned import Device
 
 from questbench.baselines import flashinfer
+from questbench.cache.paging import PagePool
 from questbench.experiments import e2e
 from questbench.experiments.e2e import E2EConfig
 from questbench.models import graph_loop
 from questbench.models.shapes import SHAPES, Shape
-from questbench.paging import PagePool
 from questbench.report.tables import tables
 
 GRAPH = {

@@ -28,7 +28,7 @@ from questbench.experiments.setup import (
 )
 from questbench.kernels._ops import Ops
 from questbench.measure.peak import peak
-from questbench.methods._base import Method
+from questbench.methods._base import Method, PromptMass
 from questbench.methods._make import make as make_method
 from questbench.models import hf, quantise, static_loop
 from questbench.models._projection import weight_bytes
@@ -171,7 +171,7 @@ class Session:
         noise = self.noise(cell)
         return Decode(self.loaded.model, self.device, noise, cell.seq_len, room, self.captured, fork, first)
 
-    def _fill(self, cache: SparseCache, cell: Cell, collect: frozenset[str]) -> Tensor:
+    def _fill(self, cache: SparseCache, cell: Cell, collect: frozenset[PromptMass]) -> Tensor:
         """Random entries in place of a prompt's; the mass that methods judge by is random too."""
         noise, generator = self.noise(cell), torch.Generator().manual_seed(self.config.seed)
         for layer in cache.layers:
@@ -186,9 +186,10 @@ class Session:
                 layer.store.append(k, v)
             layer.columns = cell.seq_len
             assert layer.store is not None
-            for mode in sorted(collect):
-                mass = torch.rand((cell.batch, layer.store.kv_heads, cell.seq_len), generator=generator)
-                layer.store.prefill_mass[mode] = mass.to(self.device)
+            for part in layer.store.parts:  # one: this cache is dense
+                for mode in sorted(collect, key=str):
+                    mass = torch.rand((cell.batch, part.kv_heads, cell.seq_len), generator=generator)
+                    part.prefill_mass[mode] = mass.to(self.device)
         return torch.ones(cell.batch, dtype=torch.long, device=self.device)
 
     def noise(self, cell: Cell) -> Noise:

@@ -166,7 +166,7 @@ class _Cell:
 
     def _arms(self, inputs: Inputs, baselines: int) -> dict[str, MethodArm]:
         shared = None
-        keeping = {name: method for name, method in self.chosen.items() if method.forget() is None}
+        keeping = {name: method for name, method in self.chosen.items() if method.keeps_all}
         if self.gpu:
             # As many copies as the arm that reads the least needs.
             copies = max(self.copies[name] for name in keeping)
@@ -183,7 +183,7 @@ class _Cell:
 
     def _whole_texts(self, inputs: Inputs, dense: MethodArm) -> list[Any]:
         """Forks of the dense arm's caches that hold the whole text, the step's own entry included."""
-        layers = [layer.fork(dense.method) for layer in dense.layers]
+        layers = [part.fork(dense.method) for part in dense.parts]
         for layer in layers:
             layer.append(inputs.k[0], inputs.v[0])
         return layers
