@@ -76,3 +76,8 @@ class NotFiniteError(CellError):
             "Use --dtype fp32." if dtype == "bf16" else "Use --dtype bf16 or --dtype fp32.",
         )
         self.dtype = dtype
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says of its failure, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

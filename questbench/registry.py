@@ -1,8 +1,8 @@
 """A folder of modules is a registry: the file's name is the registered name.
 
 Listing imports nothing. Loading imports one module and returns the single concrete subclass defined in it.
-Entry points ``questbench.{methods,tasks,kernels,plots}`` add modules of other packages. Whatever is wrong with one
-becomes a :class:`PluginError` with the reason: it ends what asked for that plug-in, and nothing else.
+Entry points ``questbench.{methods,tasks,kernels,baselines,plots}`` add modules of other packages. What is wrong
+with one becomes a :class:`PluginError` with the reason: it ends what asked for that plug-in, and nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from typing import TypeVar
 from questbench.errors import PrerequisiteError, QuestbenchError, UsageError
 
 T = TypeVar("T")
-LISTED = {"method": "methods", "task": "tasks", "backend": "backends", "shape": "models", "plot": "plots"}
+LISTED = {
+    "method": "methods",
+    "task": "tasks",
+    "backend": "backends",
+    "baseline": "baselines",
+    "shape": "models",
+    "plot": "plots",
+}
 """Kinds of names that ``questbench ls`` knows, and what it calls them."""
 CHECK = "questbench doctor"
 """The command that names everything that is broken."""

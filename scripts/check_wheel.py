@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +42,8 @@ def check(folder: Path) -> None:
     run("tar", "-xzf", sdist, "--strip-components=1", "-C", source, cwd=folder)
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=source)
     (wheel,) = folder.glob("*.whl")
-
+    if inside := [name for name in zipfile.ZipFile(wheel).namelist() if "/emulator/" in name]:
+        sys.exit(f"check_wheel: the emulator is a tool of the tests and in the wheel: {inside[0]}")
     venv.create(folder / "env", with_pip=True)
     binaries = folder / "env" / "bin"
     constraints = ROOT / "constraints.txt"

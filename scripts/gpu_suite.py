@@ -287,27 +287,30 @@ def warm_flashinfer(which: str) -> int:
     """
     import torch
 
-    from questbench import kernels
+    from questbench import baselines
+    from questbench.baselines import flashinfer
+    from questbench.baselines._steps import Heads
     from questbench.kernels._paged import Paged
 
-    if (reason := kernels.available().get(BASELINE)) is not None:
+    if (reason := baselines.unavailable(BASELINE)) is not None:
         print(reason)
         return 0
     if which == "all":
         running = [subprocess.Popen([sys.executable, __file__, "--warm", json.dumps(made)]) for made in MODULES]
         return max(process.wait() for process in running)
     name, dim, group, paths = json.loads(which)
-    dtype, heads, ops = getattr(torch, name), 8, kernels.load(BASELINE)
+    dtype, heads = getattr(torch, name), 8
     pages = torch.zeros((16, heads, 16, dim), dtype=dtype, device="cuda")
     q = torch.zeros((1, heads * group, dim), dtype=dtype, device="cuda")
     table = torch.arange(16, dtype=torch.int32, device="cuda")[None]
     lengths = torch.tensor([250], dtype=torch.int32, device="cuda")
     paged = Paged(pages, pages, table, lengths)
-    if paths:
-        _, left_out = ops.dense_paths(q, paged, dim**-0.5)
-        print(*(f"{way}: {why}" for way, why in left_out.items()), sep="\n")
-    else:
-        ops.attend(q, paged, dim**-0.5)
+    kind = Heads(heads * group, heads, dim, 16, dtype, dim**-0.5)
+    for path in flashinfer.names(q.device) if paths else flashinfer.PLANNED:
+        try:
+            flashinfer.make(path, table, kind, [250]).attend(q, paged, torch.empty_like(q))
+        except Exception as error:
+            print(f"{path}: {error}")
     return 0
 
 

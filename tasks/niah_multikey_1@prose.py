@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from questbench.tasks._ruler_niah import RulerNiah
 
 
 class NiahMultikey1(RulerNiah):
     """One number out of four in prose."""
 
-    haystack: ClassVar[Literal["noise", "prose", "needle"]] = "prose"
-    keys: ClassVar[int] = 4
+    haystack = "prose"
+    keys = 4

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from questbench.tasks._ruler_niah import RulerNiah
 
 
 class NiahMultikey2(RulerNiah):
     """One number among nothing but numbers."""
 
-    haystack: ClassVar[Literal["noise", "prose", "needle"]] = "needle"
+    haystack = "needle"

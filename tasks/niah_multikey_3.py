@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from questbench.tasks._ruler_niah import RulerNiah
 
 
 class NiahMultikey3(RulerNiah):
     """One UUID among nothing but pairs of UUIDs."""
 
-    haystack: ClassVar[Literal["noise", "prose", "needle"]] = "needle"
-    key_kind: ClassVar[str] = "uuid"
-    value_kind: ClassVar[str] = "uuid"
+    haystack = "needle"
+    key_kind = "uuid"
+    value_kind = "uuid"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from questbench.tasks._ruler_niah import RulerNiah
 
 
 class NiahMultivalue(RulerNiah):
     """Four numbers of one key in prose."""
 
-    haystack: ClassVar[Literal["noise", "prose", "needle"]] = "prose"
-    values_per_key: ClassVar[int] = 4
-    binary: ClassVar[bool] = False
+    haystack = "prose"
+    values_per_key = 4
+    binary = False

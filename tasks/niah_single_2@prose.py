@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from questbench.tasks._ruler_niah import RulerNiah
 
 
 class NiahSingle2(RulerNiah):
     """One number in prose."""
 
-    haystack: ClassVar[Literal["noise", "prose", "needle"]] = "prose"
+    haystack = "prose"

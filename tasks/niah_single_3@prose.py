@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from questbench.tasks._ruler_niah import RulerNiah
 
 
 class NiahSingle3(RulerNiah):
     """One UUID in prose."""
 
-    haystack: ClassVar[Literal["noise", "prose", "needle"]] = "prose"
-    value_kind: ClassVar[str] = "uuid"
+    haystack = "prose"
+    value_kind = "uuid"

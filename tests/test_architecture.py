@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "questbench").rglob("*.py"), *(ROOT / "tasks").glob("*.py")])
 HEAVY = {"torch", "transformers"}
 
-LEAVES = {"errors", "units", "seeding", "registry", "_paths", "_memory", "_compiling", "_digest", "_coerce", "flags"}
+LEAVES = {
+    *("errors", "units", "seeding", "registry", "_paths", "_memory", "_noise", "_compiling", "_digest", "_coerce"),
+    "flags",
+}
 ALLOWED: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     "__init__": {"models", "methods"},
@@ -26,11 +29,13 @@ ALLOWED: dict[str, set[str]] = {
     "attention": {"methods", "cache", "kernels"},
     # How much memory is free, it is told by the same measure as all others.
     "models": {"attention", "methods", "cache", "kernels", "measure.memory"},
+    "baselines": {"models", "methods", "cache", "kernels", "measure"},
     "tasks": set(),
     "measure": {"records"},
     "records": set(),
     "report": {"records"},
     "experiments": {
+        "baselines",
         "models",
         "attention",
         "methods",
@@ -45,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Part -> parts it may import, besides itself and the leaves."""
 
-LIGHT = {*LEAVES - {"_memory"}, "__init__", "__main__", "cli", "report", "records", "tasks"}
+LIGHT = {*LEAVES - {"_memory", "_noise"}, "__init__", "__main__", "cli", "report", "records", "tasks"}
 """Parts that never import torch or transformers, not even inside a function."""
 
 BASELINE = "dense"
@@ -151,25 +156,29 @@ def test_experiments_do_not_store(path: Path) -> None:
         assert not name.startswith(("questbench.records.store", "questbench.records.writer")), f"{names(path)}:{line}"
 
 
-BACKENDS = [p for p in SOURCES if p.parent == ROOT / "questbench" / "kernels" and not p.name.startswith("_")]
+PLUGINS = {
+    folder: [path for path in SOURCES if path.parent == ROOT / "questbench" / folder and not path.name.startswith("_")]
+    for folder in ("kernels", "baselines")
+}
 
 
-@pytest.mark.parametrize("path", BACKENDS, ids=names)
-def test_backends_do_not_import_each_other(path: Path) -> None:
-    others = {f"questbench.kernels.{other.stem}" for other in BACKENDS if other != path}
+@pytest.mark.parametrize("path", [path for paths in PLUGINS.values() for path in paths], ids=names)
+def test_backends_and_baselines_do_not_import_their_neighbours(path: Path) -> None:
+    folder = path.parent.name
+    others = {f"questbench.{folder}.{other.stem}" for other in PLUGINS[folder] if other != path}
     for line, name in imports(path):
         assert not any(name == other or name.startswith(other + ".") for other in others), f"{names(path)}:{line}"
 
 
 def plugins() -> set[str]:
-    """Names that only their own file may compare with. ``cpu`` and ``cuda`` are devices too."""
-    packages = ("methods", "tasks", "kernels", "report.plots")
+    """Names that only their own file may compare with. ``cpu`` and ``cuda`` are devices too, ``torch`` a package."""
+    packages = ("methods", "tasks", "kernels", "baselines", "report.plots")
     found = {name for package in packages for name in registry.names(f"questbench.{package}")}
-    return found - {BASELINE, "cpu", "cuda"}
+    return found - {BASELINE, "cpu", "cuda", "torch"}
 
 
 def own_folder(path: Path) -> bool:
-    return path.stem in plugins() and path.parent.name in ("methods", "tasks", "kernels", "plots")
+    return path.stem in plugins() and path.parent.name in ("methods", "tasks", "kernels", "baselines", "plots")
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if not own_folder(p)], ids=names)

@@ -12,6 +12,7 @@ PACKAGES = {
     "questbench.methods": "method",
     "questbench.tasks": "task",
     "questbench.kernels": "backend",
+    "questbench.baselines": "baseline",
     "questbench.report.plots": "plot",
 }
 """Packages of plug-ins, and what one of each is called."""
@@ -24,6 +25,7 @@ LOADERS = {
     "questbench.methods": ("questbench.methods._make", "method_class"),
     "questbench.tasks": ("questbench.tasks._make", "task_class"),
     "questbench.kernels": ("questbench.kernels", "load_class"),
+    "questbench.baselines": ("questbench.baselines", "load"),
     "questbench.report.plots": ("questbench.report.plots._base", "load"),
 }
 from questbench.errors import QuestbenchError

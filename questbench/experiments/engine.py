@@ -17,6 +17,7 @@ from questbench.experiments import failures
 from questbench.experiments.costs import Deadline, Forecast, OutOfTime, duration
 from questbench.experiments.grid import GridConfig, refusals_of
 from questbench.measure import busy
+from questbench.measure.memory import out_of_memory
 from questbench.methods._base import Method
 from questbench.records.schema import Kind, ResultRecord
 
@@ -136,7 +137,7 @@ class Experiment(Generic[G, C, Shared]):
             except (CellError, SkipCell) as error:
                 unit = self._failed(config, cell, error)
             except Exception as error:
-                if failures.out_of_memory(error):
+                if out_of_memory(error):
                     unit = self._failed(config, cell, failures.no_memory(error, self._device(config, cell)))
                 elif isinstance(error, OSError):
                     unit = self._failed(config, cell, error)

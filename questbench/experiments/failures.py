@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 
-from questbench.errors import CellError, NotFiniteError, QuestbenchError
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory was not enough, on whatever device."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    # The CPU allocator, and cuBLAS when it makes its workspace, raise a plain RuntimeError.
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        mark in text for mark in ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
-    )
+from questbench.errors import CellError, NotFiniteError, QuestbenchError, first_line
+from questbench.measure.memory import out_of_memory
 
 
 def apart(error: BaseException) -> bool:
@@ -33,11 +18,6 @@ def told(error: BaseException) -> str:
     if isinstance(error, QuestbenchError):
         return f"{error.message} {error.hint or ''}".strip()
     return str(error) or type(error).__name__
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says of its failure, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def reason(error: BaseException) -> str:

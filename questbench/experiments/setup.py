@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from questbench import registry
 from questbench.errors import PrerequisiteError, UsageError
+from questbench.experiments.costs import Model
 from questbench.experiments.grid import GridConfig, refusals_of
 from questbench.methods._base import Method, PromptMass
 from questbench.methods._make import PACKAGE, check_arguments, make, method_class
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from questbench.kernels._ops import Ops
     from questbench.models.hf_cache import SparseCache
+    from questbench.models.loading import LoadedModel
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DEFAULT_BACKEND = {"cpu": "cpu", "cuda": "cuda"}
@@ -107,6 +109,37 @@ def load_ops(device: str, backend: str | None) -> Ops:
             f"Use --device {kind.device}, or leave --backend out.",
         )
     return kernels.load(name)
+
+
+def opened(config: Any, device: str, dtype: str, **options: Any) -> tuple[Ops, LoadedModel, int]:
+    """Backend, loaded model and the number of its leading dense layers.
+
+    Args:
+        config: of an experiment with a model.
+        options: of :func:`questbench.models.loading.resolve`.
+
+    Raises:
+        UsageError, PrerequisiteError: they cannot be used for this run.
+    """
+    from questbench.models import loading
+
+    ops = load_ops(device, config.backend)
+    where: dict[str, Any] = {"online": config.online, "trust_remote_code": config.trust_remote_code}
+    dtype_there = torch_dtype(dtype)
+    loaded = loading.resolve(config.model, dtype=dtype_there, device=device, seed=config.seed, **where, **options)
+    layers = loaded.model.config.get_text_config(decoder=True).num_hidden_layers
+    return ops, loaded, leading_layers(config.dense_layers, loaded.dense_layers, layers, config.model)
+
+
+def cost_model(model: PreTrainedModel, page_size: int, dense_layers: int = 0) -> Model:
+    """What decides the bytes that a model's steps read and its caches take."""
+    from questbench.models._shape import cache_shape
+
+    text = model.config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    windows = [text.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+    widest = max(int(getattr(text, "intermediate_size", 0) or 0), int(text.hidden_size))
+    return Model(cache_shape(model, page_size), windows, dense_layers, widest)
 
 
 def observed(methods: Iterable[Method]) -> frozenset[PromptMass]:

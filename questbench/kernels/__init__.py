@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from questbench import registry
-from questbench.errors import PrerequisiteError
+from questbench.errors import PrerequisiteError, UsageError
 
 if TYPE_CHECKING:
     from questbench.kernels._ops import Ops
@@ -22,6 +22,12 @@ def names() -> list[str]:
 def load_class(name: str) -> type[Ops]:
     """The class of a backend, whether or not it works here. Raises UsageError for an unknown name."""
     from questbench.kernels._ops import Ops
+
+    if name not in names() and name in registry.names("questbench.baselines"):
+        raise UsageError(
+            f"'{name}' is a baseline, not a backend: kernel and e2e time it beside the methods wherever it works.",
+            "Leave --backend out. Whether it works here: questbench doctor",
+        )
 
     return registry.load(PACKAGE, name, Ops, kind="backend")  # type: ignore[type-abstract]
 

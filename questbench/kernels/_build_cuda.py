@@ -1,7 +1,6 @@
-"""Compile ``kernels/cuda``: with nvcc for a device, or with the C++ compiler and the block emulator for the CPU.
+"""Compile ``kernels/cuda`` with nvcc for a device, and keep the results like the CPU kernels'.
 
-Both keep their results like the CPU kernels do. Objects are kept one by one, named after all that goes into them, so a
-change of one source compiles one source.
+Objects are kept one by one, named after all that goes into them, so a change of one source compiles one source.
 """
 
 from __future__ import annotations
@@ -27,12 +26,9 @@ from questbench.kernels import _build
 from questbench.kernels._build import BuildResult
 
 CUDA_LIBRARY = "libquestbench_cuda.so"
-EMULATOR_LIBRARY = "libquestbench_emulator.so"
 TARGETS = ("sm_80", "sm_90", "sm_100")
 """Architectures that the kernels are written for; all are compiled in the tests where there is an nvcc."""
 NVCC_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Xcompiler=-fPIC"]
-# Kernels pun types as CUDA allows. Two emulators in one process must not share their state (unique symbols would).
-EMULATOR_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fno-strict-aliasing", "-fno-gnu-unique", "-Wno-unknown-pragmas"]
 
 
 @dataclass(frozen=True)
@@ -127,47 +123,17 @@ def build_cuda(
             "See: questbench doctor. From Python, name one: build_cuda(['sm_90']).",
         )
     root = kernel_sources()
-    prefix = [str(kit.nvcc), *NVCC_FLAGS, *gencode(chosen), *_includes(root)]
+    prefix = [str(kit.nvcc), *NVCC_FLAGS, *gencode(chosen), *includes(root)]
     prefix += _host_compiler()
     linker = [str(kit.nvcc), "-shared", "-cudart=static"]
     kernels = sorted((root / "cuda").glob("*.cu")) if sources is None else list(sources)
-    return _library(CUDA_LIBRARY, prefix, linker, kernels, root, f"nvcc {kit.version}", force, verbose)
-
-
-def build_emulator(
-    sources: Sequence[Path] | None = None, root: Path | None = None, force: bool = False, verbose: bool = False
-) -> BuildResult:
-    """Compile kernels for the block emulator, which runs them on the CPU: a tool for tests, slow.
-
-    Args:
-        sources: ``.cu`` files; ``None``: all of ``cuda/`` under ``root``.
-        root: folder of kernel sources, for headers and the emulator too; ``None``: that of the package.
-        force: compile anew.
-        verbose: leave the compiler's output on stderr.
-
-    Raises:
-        PrerequisiteError: no compiler, or one that fails.
-    """
-    _build.need_binding()
-    root = root or kernel_sources()
-    cxx = _build.compiler()
-    prefix = [*cxx.command, "-x", "c++", "-DQUESTBENCH_EMULATOR", *EMULATOR_FLAGS, *_includes(root)]
-    linker = [*cxx.command, "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs"]
-    kernels = sorted((root / "cuda").glob("*.cu")) if sources is None else list(sources)
-    every = [*kernels, *sorted((root / "emulator").glob("*.cpp"))]
-    return _library(EMULATOR_LIBRARY, prefix, linker, every, root, cxx.version, force, verbose)
+    return library(CUDA_LIBRARY, prefix, linker, kernels, root, f"nvcc {kit.version}", force, verbose)
 
 
 @functools.cache
 def load_cuda() -> Any:
     """The kernels for the device at hand; the functions take torch tensors. Compiles on first use."""
     return _build.loaded(build_cuda())
-
-
-@functools.cache
-def load_emulator() -> Any:
-    """The same functions over CPU tensors, in the block emulator. ``emulator_set_seed`` chooses the schedule."""
-    return _build.loaded(build_emulator())
 
 
 def _host_compiler() -> list[str]:
@@ -178,19 +144,30 @@ def _host_compiler() -> list[str]:
     return ["-ccbin", program, *(f"-Xcompiler={argument.replace(',', chr(92) + ',')}" for argument in arguments)]
 
 
-def _library(
+def library(
     name: str,
     prefix: list[str],
     linker: list[str],
     sources: list[Path],
     root: Path,
     compiler: str,
-    force: bool,
-    verbose: bool,
+    force: bool = False,
+    verbose: bool = False,
+    headers: Sequence[Path] = (),
 ) -> BuildResult:
+    """Compile each source by ``prefix`` and link them by ``linker``, unless the result is in the cache.
+
+    Args:
+        root: folder of the kernel sources.
+        compiler: its version, on which the results depend.
+        headers: that they depend on besides those of the kernels.
+
+    Raises:
+        PrerequisiteError: a compiler that fails, or a cache that cannot be written.
+    """
     cache = cache_folder()
     flags = [flag for flag in prefix if str(root) not in flag]
-    parts = [compiler, *flags, _binding_version(), *_contents(_headers(root))]
+    parts = [compiler, *flags, _binding_version(), *_contents([*_headers(root), *headers])]
     objects = [cache / "objects" / f"{source.stem}-{_digest([*parts, source.read_text()])}.o" for source in sources]
     key = _digest([*linker, *(made.name for made in objects)])
     folder = cache / f"{name.removeprefix('libquestbench_').removesuffix('.so')}-{key}"
@@ -212,7 +189,8 @@ def _library(
     return _build.stored(folder / name, force, compile_into)
 
 
-def _includes(root: Path) -> list[str]:
+def includes(root: Path) -> list[str]:
+    """Flags for the headers of the kernels and of the binding."""
     import tvm_ffi.libinfo
 
     # As system headers: what is theirs raises no warnings.
@@ -231,7 +209,7 @@ def _binding_version() -> str:
 
 
 def _headers(root: Path) -> list[Path]:
-    folders = ("include/questbench/*.h", "emulator/*.h", "cuda/*.h", "cuda/*.cuh")
+    folders = ("include/questbench/*.h", "cuda/*.h", "cuda/*.cuh")
     return sorted(header for folder in folders for header in root.glob(folder))
 
 

@@ -22,7 +22,6 @@ Rules that every backend keeps: ties go to the lower index; NaN ranks first; res
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -32,8 +31,6 @@ from questbench.kernels._limits import Limits
 from questbench.kernels._operators import operator
 from questbench.kernels._paged import Paged
 
-DensePath = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-"""``path(q, k_pages, v_pages, out)`` writes dense attention of ``q`` over planned pages to ``out``."""
 MassMode = Literal["none", "last", "sum"]
 Merge = Literal["none", "sum_softmax", "max"]
 
@@ -62,8 +59,6 @@ class Ops(ABC):
     """Storage types that it has kernels for."""
     limits: ClassVar[Limits] = Limits()
     """Shapes that it has kernels for."""
-    baseline: ClassVar[bool] = False
-    """Whether ``kernel`` also times this backend's own dense attention, by :meth:`dense_paths`, as a baseline."""
 
     @property
     def name(self) -> str:
@@ -219,18 +214,6 @@ class Ops(ABC):
             scale=scale,
         )
         return self.attend(q, paged, scale, pages=pages, counts=counts, softcap=softcap, sinks=sinks, visits=visits)
-
-    def dense_paths(self, q: Tensor, paged: Paged, scale: float) -> tuple[dict[str, DensePath], dict[str, str]]:
-        """Ways to attend densely that a baseline has, planned for these lengths and this page table.
-
-        Args:
-            q: ``[B, Hq, D]``; only its shape, dtype and device count, as for the pages.
-
-        Returns:
-            The paths by name, each ready to run without touching the host, and why others are left out.
-        """
-        del q, paged, scale
-        return {}, {}
 
     @operator(paged="k_pages v_pages page_table lengths", writes="k_pages v_pages lengths positions mass")
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -58,6 +59,21 @@ def free_bytes(device: str = "cpu") -> int:
     free = _available()
     allowed = cgroup.memory_left()
     return free if allowed is None else min(free, allowed)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory was not enough, on whatever device."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # The CPU allocator, and cuBLAS when it makes its workspace, raise a plain RuntimeError.
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        mark in text for mark in ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
+    )
 
 
 def _available(file: Path = Path("/proc/meminfo")) -> int:

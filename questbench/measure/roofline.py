@@ -14,42 +14,12 @@ LARGE = 50
 """A step that reads this many caches finds at most a fiftieth of it in the cache, even over a single copy."""
 
 
-def read_fraction(seq_len: int, budget: int, page_size: int) -> float:
-    """Share of dense traffic that a step with page bounds must read: 1/S + B/L.
-
-    The load ratio of Quest (Tang et al., arXiv 2406.10774, section 3): two bounds per page of S tokens are as much as
-    one token's key and value, which is 1/S of the cache, and B of L tokens are attended. It is 1 where the text fits
-    the budget, since such a step is dense and needs no bounds, and above 1 just beyond, where bounds cost more than
-    they save.
-
-    Args:
-        seq_len: tokens in the cache, L.
-        budget: tokens attended, B.
-        page_size: tokens per page, S.
-    """
-    if min(seq_len, budget, page_size) < 1:
-        raise UsageError(
-            f"Text {seq_len}, budget {budget} and page size {page_size} must be positive.", "Check the three values."
-        )
-    return 1.0 if seq_len <= budget else 1 / page_size + budget / seq_len
-
-
-def ideal_speedup(seq_len: int, budget: int, page_size: int) -> float:
-    """Speed-up over dense attention of a step that only ever waits for memory: 1 / :func:`read_fraction`."""
-    return 1 / read_fraction(seq_len, budget, page_size)
-
-
-def bandwidth_fraction(traffic: float, seconds: float, bandwidth: float) -> float:
-    """Share of ``bandwidth`` (bytes per second) that reading ``traffic`` bytes in ``seconds`` amounts to."""
-    return traffic / seconds / bandwidth
-
-
 def above_ideal(ratios: Sequence[float], ideal: float) -> list[str]:
     """The warning, if there is one, for a speed-up over our own dense attention that the bytes do not allow.
 
     Args:
         ratios: one per round; judged is the interval of their median, which may lie above the ideal by chance.
-        ideal: see :func:`ideal_speedup`.
+        ideal: bytes that dense must read over those that the method must.
     """
     value = median(ratios)
     above = surely_above(value, _spread(ratios), ideal)

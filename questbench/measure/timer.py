@@ -99,6 +99,11 @@ class CudaEvents:
         return float(self._begin.elapsed_time(self._end)) * 1e-3
 
 
+def stopwatch(device: str) -> CudaEvents | None:
+    """How eager calls on a device are timed; ``None`` for the wall clock."""
+    return CudaEvents(device) if device.startswith("cuda") else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Samples:
     """What timing one arm gave."""

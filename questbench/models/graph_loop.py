@@ -102,7 +102,7 @@ class GraphLoop(StaticLoop):
         if self.plan is None:
             return self.reason or "the model runs through its own forward"
         ops = self.cache.settings.ops
-        if ops.baseline or ops.device == "any":
+        if ops.device == "any":
             return f"backend '{ops.name}' asks the host within a step"
         if changes_with_length(self.model):
             return "its rotary frequencies change with the length, which the host decides in every step"

@@ -18,6 +18,7 @@ PACKAGES = {
     "methods": "questbench.methods",
     "tasks": "questbench.tasks",
     "backends": "questbench.kernels",
+    "baselines": "questbench.baselines",
     "plots": "questbench.report.plots",
 }
 
@@ -44,9 +45,9 @@ def test_parameters_are_the_fields(questbench: Callable[..., Any]) -> None:
 
 
 def test_summaries_are_plain_sentences(questbench: Callable[..., Any]) -> None:
-    backends = {row["name"]: row["summary"] for row in rows(questbench("ls", "backends", "--json").out)}
-    assert not any("`" in text for text in backends.values())
-    assert backends["flashinfer"].startswith("FlashInfer: "), "what is behind the link belongs to the sentence"
+    baselines = {row["name"]: row["summary"] for row in rows(questbench("ls", "baselines", "--json").out)}
+    assert not any("`" in text for text in baselines.values())
+    assert baselines["flashinfer"].startswith("FlashInfer: "), "what is behind the link belongs to the sentence"
 
 
 def test_a_narrow_terminal_keeps_what_tells_plug_ins_apart(

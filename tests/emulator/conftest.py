@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import building
 import pytest
 import torch
 from emulated import watched
@@ -25,12 +26,12 @@ def basics(request: pytest.FixtureRequest) -> Any:
     source = [HERE / "basics.cu", HERE / "basics_bind.cu"]
     if request.param == "device":
         return OnDevice(_build.loaded(_build_cuda.build_cuda(sources=source)))
-    return _build.loaded(_build_cuda.build_emulator(source))
+    return _build.loaded(building.build_emulator(source))
 
 
 @pytest.fixture(scope="session")
 def faults() -> Any:
-    return _build.loaded(_build_cuda.build_emulator([HERE / "faults.cu"]))
+    return _build.loaded(building.build_emulator([HERE / "faults.cu"]))
 
 
 @pytest.fixture(autouse=True)
@@ -46,4 +47,4 @@ def ops() -> Any:
     """The CUDA backend in the emulator; every call runs under several schedules."""
     if not list((kernel_sources() / "cuda").glob("*.cu")):
         pytest.skip("kernels/cuda is empty")
-    return watched(_build_cuda.load_emulator())
+    return watched(building.load_emulator())

@@ -9,8 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import building
+
 from questbench._paths import kernel_sources
-from questbench.kernels import _build_cuda
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 240
@@ -73,7 +74,7 @@ def caught(mutation: Mutation, op: str, folder: Path) -> str | None:
     Raises:
         PrerequisiteError: the mutant does not compile, which shows nothing.
     """
-    library = _build_cuda.build_emulator(root=mutation.copy(kernel_sources(), folder)).path
+    library = building.build_emulator(root=mutation.copy(kernel_sources(), folder)).path
     return check(library, op)
 
 

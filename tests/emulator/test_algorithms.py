@@ -7,13 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import building
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from questbench.kernels import _build, _build_cuda
+from questbench.kernels import _build
 
 SOURCE = Path(__file__).resolve().parent / "algorithms.cu"
 STEADY = settings(deadline=None, derandomize=True, database=None)
@@ -22,7 +23,7 @@ _loaded: list[Any] = []
 
 def algorithms() -> Any:
     if not _loaded:
-        _loaded.append(_build.loaded(_build_cuda.build_emulator([SOURCE])))
+        _loaded.append(_build.loaded(building.build_emulator([SOURCE])))
     return _loaded[0]
 
 

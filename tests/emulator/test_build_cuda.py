@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import building
 import pytest
 
 from questbench.errors import PrerequisiteError
@@ -32,6 +33,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (root / name).write_text(TINY.format(Path(name).stem))
     monkeypatch.setenv("QUESTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(_build_cuda, "kernel_sources", lambda: root)
+    monkeypatch.setattr(building, "SOURCES", root)
     return root
 
 
@@ -98,23 +100,23 @@ def test_a_changed_source_compiles_that_source_and_a_changed_header_all(sources:
     def objects() -> set[str]:
         return {path.name for path in (tmp_path / "cache" / "objects").glob("*.o")}
 
-    first = _build_cuda.build_emulator()
+    first = building.build_emulator()
     before = objects()
-    assert not first.cached and _build_cuda.build_emulator().cached
+    assert not first.cached and building.build_emulator().cached
     changed = sources / "cuda" / "b.cu"
     changed.write_text(changed.read_text() + "// changed\n")
-    second = _build_cuda.build_emulator()
+    second = building.build_emulator()
     new = objects() - before
     assert second.path != first.path and [name[:2] for name in new] == ["b-"]
     (sources / "include" / "questbench" / "x.h").write_text("#define X 2\n")
-    _build_cuda.build_emulator()
+    building.build_emulator()
     assert len(before) == 3 and len(objects()) == 3 + 1 + 3
 
 
 def test_a_source_that_does_not_compile_is_named(sources: Path) -> None:
     (sources / "cuda" / "b.cu").write_text("#error the reason\n")
     with pytest.raises(PrerequisiteError, match="the reason") as caught:
-        _build_cuda.build_emulator()
+        building.build_emulator()
     assert "b.cu" in caught.value.message
 
 
@@ -124,7 +126,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("QUESTBENCH_CACHE", str(tmp_path / "taken"))
     with pytest.raises(PrerequisiteError, match="taken") as caught:
-        _build_cuda.build_emulator()
+        building.build_emulator()
     assert "QUESTBENCH_CACHE" in str(caught.value.hint)
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import building
 import pytest
 import torch
 from contract_cases import CASES, broken, calls
 from emulated import watched
 from kernel_cases import make_store
 
-from questbench.kernels import _build_cuda
-
 
 @pytest.fixture(scope="module")
 def once() -> Any:
     """The CUDA backend in the emulator as it is: what watches it would copy strided tensors."""
-    return watched(_build_cuda.load_emulator())._inner
+    return watched(building.load_emulator())._inner
 
 
 @pytest.mark.parametrize("call", calls())

@@ -92,6 +92,8 @@ def test_entries_of_another_type_are_refused(ops: Any) -> None:
 
 
 def test_without_the_binding_the_backends_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import building
+
     from questbench.errors import PrerequisiteError
     from questbench.kernels import _build, _build_cuda, cpu
 
@@ -100,6 +102,6 @@ def test_without_the_binding_the_backends_say_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     for ops in (cuda.CudaOps(), cpu.CpuOps()):
         assert "pip install apache-tvm-ffi" in str(ops.unavailable())
-    for build in (_build.build_cpu, _build_cuda.build_cuda, _build_cuda.build_emulator):
+    for build in (_build.build_cpu, _build_cuda.build_cuda, building.build_emulator):
         with pytest.raises(PrerequisiteError, match="apache-tvm-ffi"):
             build()

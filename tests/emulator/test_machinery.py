@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import building
 import pytest
 import torch
 from guarded import GuardedRoom
 from mutations import Mutation
 
 from questbench._paths import kernel_sources
-from questbench.kernels import _build, _build_cuda
+from questbench.kernels import _build
 
 HERE = Path(__file__).resolve().parent
 SEEDS = range(6)
@@ -64,7 +65,7 @@ def test_planted_mistakes_are_found(basics: Any, tmp_path: Path, name: str) -> N
     source = tmp_path / "basics.cu"
     source.write_text(Mutation(name, "basics.cu", pattern, replacement).apply(text))
     assert failures(basics, check) == 0
-    assert failures(_build.loaded(_build_cuda.build_emulator([source, HERE / "basics_bind.cu"])), check) >= 1
+    assert failures(_build.loaded(building.build_emulator([source, HERE / "basics_bind.cu"])), check) >= 1
 
 
 def test_a_mutation_fits_exactly_once() -> None:

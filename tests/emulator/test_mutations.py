@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import building
 import mutations
 import pytest
 from mutations import Mutation
 
 from questbench._paths import kernel_sources
-from questbench.kernels import _build_cuda
 
 OPS = {
     "append": "append",
@@ -68,7 +68,7 @@ def sound() -> Path:
     """The kernels as they are."""
     if not list((kernel_sources() / "cuda").glob("*.cu")):
         pytest.skip("kernels/cuda is empty")
-    return _build_cuda.build_emulator().path
+    return building.build_emulator().path
 
 
 def test_the_kernels_as_they_are_pass(sound: Path) -> None:

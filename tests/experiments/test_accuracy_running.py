@@ -14,7 +14,7 @@ from questbench.experiments.accuracy import chat
 from questbench.experiments.accuracy.batch import Batch
 from questbench.experiments.accuracy.protocol import Prompt, Steps, shorten, split
 from questbench.experiments.accuracy.scripts import Decoding, converse
-from questbench.experiments.accuracy.time_left import TimeLeft
+from questbench.experiments.costs import Forecast
 from questbench.experiments.failures import out_of_memory
 from questbench.models import hf
 from questbench.tasks import _make
@@ -350,20 +350,22 @@ def test_a_run_with_prompts_that_are_too_long_says_so(uneven, monkeypatch):
 
 def test_time_left():
     now = [0.0]
-    left = TimeLeft([("a", 100, 4), ("b", 200, 2)], clock=lambda: now[0])
+    a, b = ("a", 100), ("b", 200)
+    counts = {a: 4, b: 2}
+    left = Forecast({a: 100, b: 200}, seconds=False, counts=counts, kind=lambda part: part[0], clock=lambda: now[0])
     assert left.words() == "" and left.seconds() is None
     now[0] = 10.0
-    left.finished("a", 100)
+    left.finished(a)
     # Three of 100 tokens at 0.1 s, two of 200 at the same rate for want of a better one.
     assert left.seconds() == pytest.approx(30 + 40)
     assert left.words() == ", about 70 s left"
     now[0] = 50.0
-    left.skip("a", 100, 3)
+    left.skip(a, 3)
     now[0] = 350.0
-    left.finished("b", 200)
+    left.finished(b)
     assert left.seconds() == pytest.approx(300) and left.words() == ", about 5 min left"
     now[0] = 351.0
-    left.finished("b", 200)
+    left.finished(b)
     assert left.words() == ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import pytest
 from questbench import seeding, units
 from questbench.errors import CellError, UsageError
 from questbench.experiments import costs, e2e
-from questbench.experiments.costs import Deadline, Forecast, OutOfTime
+from questbench.experiments.costs import LIBRARY_BYTES, Deadline, Forecast, Model, OutOfTime, need
 from questbench.experiments.e2e import E2EConfig
 from questbench.experiments.e2e.forecast import predicted
 from questbench.measure import memory
+from questbench.methods._base import CacheShape
+from questbench.methods._make import make
 
 
 class Clock:
@@ -41,6 +44,63 @@ def test_what_does_not_fit_is_refused_with_both_numbers(monkeypatch):
         costs.require(3 << 30, "cpu", hint="less", reserved=2 << 30)
 
 
+def model(windows: tuple = (None,) * 3, widest: int = 100, page_size: int = 16) -> Model:
+    return Model(CacheShape(4, 2, 64, page_size, 2), windows, widest=widest)
+
+
+METHODS = {name: make(name, 64) for name in ("dense", "quest", "h2o")}
+
+
+def test_a_step_reads_all_layers_the_sliding_ones_their_windows_and_the_leading_ones_everything():
+    shape = model().cache
+    entry, quest = shape.entry_bytes, METHODS["quest"]
+    assert model((None,)).cache_read(quest, 1000) == quest.bytes_read(1000, shape)
+    mixed = dataclasses.replace(model((None, 100, None)), dense_layers=1)
+    assert mixed.cache_read(quest, 1000, rows=2) == 2 * (1000 * entry + 100 * entry + quest.bytes_read(1000, shape))
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "budget", "ideal"),
+    [(32, 2, 8.0), (32, 4, 16 / 3), (16, 4, 3.2), (8, 4, 16 / 9), (4, 4, 1.0), (1, 4, 1.0)],
+)
+def test_what_quest_must_read_is_the_load_ratio_of_its_paper(seq_len, budget, ideal):
+    """1/S + B/L of dense for pages of S = 16 (section 3 of arXiv 2406.10774); dense where the text fits the budget."""
+    one = model((None,))
+    read = [one.cache_read(make(name, budget << 10), seq_len << 10) for name in ("dense", "quest")]
+    assert read[0] / read[1] == pytest.approx(ideal, rel=1e-3)
+
+
+def test_the_rule_of_memory_for_methods_that_share_a_prompt():
+    size = {"rows": 2, "length": 1000, "room": 24}
+    found = need(model(), METHODS, **size)
+    entry = model().cache.entry_bytes * 2 * 3
+    assert found.shared == entry * 1024 * 17 // 16
+    new = 32 + 2 * 16
+    assert found.own["dense"] == found.own["quest"] == entry * new * 17 // 16
+    gathered = 3 * 2 * 1000 * model().cache.entry_bytes
+    kept = METHODS["h2o"].tokens_resident(1024) + 16
+    assert found.own["h2o"] == entry * (new + kept) * 17 // 16 + gathered
+    slid = 2 * (100 + 1024) * model().cache.entry_bytes
+    more = need(model((None, None, None, 100, 4096)), METHODS, loops=3, **size)
+    assert more.own["dense"] == found.own["dense"] + slid
+    assert more.own["baselines"] == 3 * more.own["dense"] + LIBRARY_BYTES
+    assert found.working == 0 < need(model(), METHODS, part=512, **size).working
+    assert found.total == found.shared + sum(found.own.values())
+    assert found.largest == found.shared + found.own["h2o"]
+
+
+def test_the_rule_of_memory_for_caches_that_take_turns():
+    copies, size = {"dense": 2, "quest": 5, "h2o": 9}, {"rows": 1, "length": 1024, "room": 64}
+    one = model((None,))
+    kept = one.paged(METHODS["h2o"].tokens_resident(1024) + 16, 1)
+    forked = need(one, METHODS, copies=copies, **size)
+    assert forked.shared == 5 * one.paged(1024 + 64, 1), "as many as the arm that reads the least needs"
+    assert forked.own == {"dense": 5 * one.paged(96, 1), "quest": 5 * one.paged(96, 1), "h2o": 9 * kept}
+    apart = need(one, METHODS, copies=copies, forked=False, **size)
+    text = one.paged(1024 + 64, 1)
+    assert apart.shared == 0 and apart.own == {"dense": 2 * text, "quest": 5 * text, "h2o": 9 * kept}
+
+
 def test_a_deadline():
     clock = Clock()
     limit, none = Deadline(100, clock), Deadline(None, clock)
@@ -55,7 +115,7 @@ def test_a_deadline():
 
 def test_a_forecast_learns_from_what_cells_took():
     clock = Clock()
-    forecast = Forecast({"a": 10, "b": 20, "c": 30}, clock)
+    forecast = Forecast({"a": 10, "b": 20, "c": 30}, clock=clock)
     assert forecast.seconds() == 60
     clock.now = 20
     forecast.finished("a")
@@ -64,7 +124,7 @@ def test_a_forecast_learns_from_what_cells_took():
     assert forecast.seconds() == 90 and forecast.words() == ", about 90 s left".replace("90 s", units.duration(90))
     forecast.skip("b")
     assert forecast.seconds() == 60
-    unknown = Forecast({"a": 0, "b": 0}, clock)
+    unknown = Forecast({"a": 0, "b": 0}, clock=clock)
     assert unknown.seconds() is None and unknown.words() == ""
     clock.now = 40
     unknown.finished("a")

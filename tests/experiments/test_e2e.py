@@ -9,15 +9,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from questbench import baselines
+from questbench._noise import Noise
+from questbench.baselines._base import Decode
 from questbench.errors import UsageError
 from questbench.experiments import e2e
 from questbench.experiments.e2e import E2EConfig
-from questbench.experiments.e2e.arms import TransformersArm
-from questbench.experiments.e2e.memory import LIBRARY_BYTES, need
-from questbench.experiments.e2e.noise import Noise
 from questbench.experiments.e2e.session import Session
-from questbench.methods._base import CacheShape
-from questbench.methods._make import make
 from questbench.models.shapes import SHAPES, Shape
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
@@ -182,7 +180,9 @@ def test_windows_of_transformers_keep_their_size(length):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(BASE | extra))).eval()
     heads, dim, tokens = model.config.num_key_value_heads, model.config.head_dim, {}
     for cache in ("static", "dynamic"):
-        arm = TransformersArm(model, cache, Noise(2, heads, dim, torch.float32, "cpu", 0), length, room=10)
+        noise = Noise(2, heads, dim, torch.float32, "cpu", torch.Generator().manual_seed(0))
+        run = Decode(model, "cpu", noise, length, 10, captured=False, fork=None, first=None)
+        arm = baselines.load(f"transformers_{cache}").decode(run).arm
         for _ in range(4):
             arm.setup()
             sizes = {(layer.keys.shape[2], int(layer.cumulative_length)) for layer in arm.cache.layers}
@@ -237,23 +237,6 @@ def test_the_cpu_running_out_all_the_same_is_a_record_too(monkeypatch):
     records = records_of(methods=["quest"], cache_fill="random")
     assert [(r.method, r.status) for r in records] == [("dense", "failed"), ("quest", "failed")]
     assert all(r.reason.startswith("out of memory, although") for r in records)
-
-
-def test_the_rule_of_memory():
-    shape = CacheShape(4, 2, 64, 16, 2)
-    rule = {"layers": 3, "rows": 2, "seq_len": 1000, "room": 24, "widest": 100}
-    methods = {name: make(name, 64) for name in ("dense", "h2o")}
-    found = need(shape, methods, part=0, **rule)
-    entry = shape.entry_bytes * 2 * 3
-    assert found.shared == entry * 1024 * 17 // 16
-    new = 32 + 2 * 16
-    assert found.own["dense"] == entry * new * 17 // 16
-    assert found.own["h2o"] == entry * (new + 64 + 16) * 17 // 16 + 3 * 2 * 1000 * shape.entry_bytes
-    slid = 2 * (100 + 1024) * shape.entry_bytes
-    more = need(shape, methods, part=0, windows=[100, 4096], baselines=3, **rule)
-    assert more.own["dense"] == found.own["dense"] + slid
-    assert more.own["baselines"] == 3 * more.own["dense"] + LIBRARY_BYTES
-    assert found.working == 0 < need(shape, methods, part=512, **rule).working
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 import torch
 from test_e2e import METHODS, SMALL, value
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "baselines"))
 from fake_planned import Device
 
+from questbench.baselines import flashinfer
 from questbench.cache.paging import PagePool
 from questbench.experiments import e2e
 from questbench.experiments.e2e import E2EConfig
-from questbench.kernels import flashinfer
 from questbench.models import graph_loop
 from questbench.models.shapes import SHAPES, Shape
 from questbench.report.tables import tables
@@ -37,8 +37,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     found = Device()
     monkeypatch.setitem(SHAPES, "tiny", Shape("llama", 3, 128, 256, 4, 2, 64, 512, 1e4, 4096))
     monkeypatch.setattr(graph_loop, "capture", found.record)
-    monkeypatch.setattr(flashinfer.FlashInferOps, "device", "cpu")
-    monkeypatch.setattr(flashinfer.FlashInferOps, "unavailable", lambda self: None)
+    monkeypatch.setattr(flashinfer.FlashInfer, "device", "cpu")
+    monkeypatch.setattr(flashinfer.FlashInfer, "unavailable", lambda self: None)
     monkeypatch.setattr(flashinfer, "DTYPES", (torch.float32,))
     monkeypatch.setattr(flashinfer, "WORKSPACE_BYTES", 1 << 10)
     library = found.library()
@@ -90,7 +90,7 @@ def test_a_path_that_fails_is_left_out_with_its_reason(device: Device) -> None:
 
 
 def test_without_flashinfer_its_row_says_why(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flashinfer.FlashInferOps, "unavailable", lambda self: "FlashInfer is not installed")
+    monkeypatch.setattr(flashinfer.FlashInfer, "unavailable", lambda self: "FlashInfer is not installed")
     records = records_of(methods=["quest"])
     assert "not installed" in total(records, "flashinfer").reason
     assert not [r for r in records if r.params.get("baseline") == "flashinfer"]

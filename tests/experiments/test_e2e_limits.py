@@ -6,9 +6,10 @@ import pytest
 import torch
 from test_e2e import SMALL, records_of, value
 
-from questbench.experiments import e2e, torch_ways
-from questbench.experiments.e2e import E2EConfig, torch_step
-from questbench.experiments.e2e.torch_step import OWN, choose
+from questbench.baselines import _ways
+from questbench.baselines._transformers import OWN, choose, register
+from questbench.experiments import e2e
+from questbench.experiments.e2e import E2EConfig
 
 RANDOM = {"cache_fill": "random", "methods": ["quest"], "stages": False}
 
@@ -88,7 +89,7 @@ def test_a_step_of_transformers_by_another_way_gives_the_same_logits(way):
     model = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).eval()
     ids = torch.randint(0, 50, (2, 12))
     logits = []
-    for name in ("sdpa", torch_step.register(way, torch_ways.GROUPED[way])):
+    for name in ("sdpa", register(way, _ways.GROUPED[way])):
         model.set_attn_implementation(name)
         cache = DynamicCache(config=model.config)
         with torch.inference_mode():
@@ -100,8 +101,8 @@ def test_a_step_of_transformers_by_another_way_gives_the_same_logits(way):
 def test_a_wrong_way_is_never_chosen(monkeypatch):
     from test_e2e import tiny
 
-    ways = {"folded": lambda *args: torch_ways.folded(*args) + 1}
-    monkeypatch.setattr(torch_ways, "GROUPED", ways)
+    ways = {"folded": lambda *args: _ways.folded(*args) + 1}
+    monkeypatch.setattr(_ways, "GROUPED", ways)
     k, v = (torch.randn((1, 2, 32, 16)) for _ in "kv")
     chosen = choose(tiny("llama"), [(k, v)], 20, "cpu")
     assert chosen.path == OWN and "off by" in chosen.left_out["folded"]

@@ -1,57 +1,64 @@
-"""Baselines that backends bring: the fastest right way is taken and named, a wrong one is left out, memory decides."""
+"""Baselines in a cell: the fastest right way is taken and named, a wrong one is left out, memory decides."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 from test_kernel import records_of, value
 
-from questbench import kernels
+from questbench import baselines
+from questbench.baselines import _base
+from questbench.baselines._base import Baseline, Ways, right
 from questbench.errors import CellError, UsageError
-from questbench.experiments import costs
-from questbench.experiments.kernel import baselines, cell, memory
-from questbench.experiments.kernel.arms import LayerShape
-from questbench.experiments.kernel.memory import Need, fitting
-from questbench.kernels.reference import ReferenceOps
-from questbench.methods._make import make
+from questbench.experiments import costs, kernel
+from questbench.experiments.costs import Deadline
+from questbench.experiments.engine import Turn
+from questbench.experiments.kernel import KernelConfig, cell
 
 
-class Brought(ReferenceOps):
-    """A backend with three dense ways: one right, one slower, one wrong."""
+class Brought(Baseline):
+    """A library with three ways over our pages: one right, one slower, one wrong."""
 
-    device, baseline = "cpu", True
+    verbs = ("kernel",)
     name = "brought"
-    wrong = ("wrong",)
-
-    def dense_paths(self, q, paged, scale):
-        want = self.attend(q, paged, scale)
-
-        def right(query, keys, values, out):
-            out.copy_(self.attend(query, paged._replace(k=keys, v=values), scale))
-
-        def slow(query, keys, values, out):
-            for _ in range(4):
-                right(query, keys, values, out)
-
-        def wrong(query, keys, values, out):
-            out.copy_(want + 1)
-
-        ways = {"right": right, "slow": slow, "wrong": wrong}
-        return {name: ways[name] for name in ways if name not in self.left}, {"none": "no such chip"}
-
     left: tuple = ()
+    why = None
+
+    def unavailable(self):
+        return self.why
+
+    def ways(self, text):
+        layers = text.pages()
+        want = self.attend(text, layers[0], text.queries[0])
+
+        def good(q, copy):
+            return self.attend(text, layers[copy], q)
+
+        def slow(q, copy):
+            for _ in range(4):
+                out = good(q, copy)
+            return out
+
+        def wrong(q, copy):
+            return want + 1
+
+        ways = {"right": good, "slow": slow, "wrong": wrong}
+        arms = {name: text.arm(ways[name]) for name in ways if name not in self.left}
+        left_out = {"none": "no such chip"}
+        return Ways(right(arms, want, left_out), want, left_out)
+
+    @staticmethod
+    def attend(text, layer, q):
+        return layer.ops.attend(q, layer.paged, text.scale)
 
 
 @pytest.fixture
 def brought(monkeypatch):
     monkeypatch.setattr(Brought, "left", ())
-    monkeypatch.setattr(baselines, "SECONDS", 0.3)
+    monkeypatch.setattr(_base, "SECONDS", 0.3)
     monkeypatch.setattr(cell, "last_level_cache_bytes", lambda device: 1 << 18)
-    real = kernels.load_class, kernels.load, kernels.available
-    monkeypatch.setattr(kernels, "names", lambda: ["cpu", "brought"])
-    monkeypatch.setattr(kernels, "load_class", lambda name: Brought if name == "brought" else real[0](name))
-    monkeypatch.setattr(kernels, "load", lambda name: Brought() if name == "brought" else real[1](name))
-    monkeypatch.setattr(kernels, "available", lambda: {"cpu": None, "brought": None})
+    real = baselines.load
+    monkeypatch.setattr(baselines, "names", lambda: ["torch", "brought"])
+    monkeypatch.setattr(baselines, "load", lambda name: Brought() if name == "brought" else real(name))
     return Brought
 
 
@@ -76,38 +83,29 @@ def test_a_baseline_without_a_way_is_a_skipped_record(brought, monkeypatch):
 
 
 def test_one_that_does_not_work_here_says_why(brought, monkeypatch):
-    monkeypatch.setattr(kernels, "available", lambda: {"cpu": None, "brought": "it has a cold."})
+    monkeypatch.setattr(brought, "why", "it has a cold.")
     (latency,) = [r for r in records_of(methods=["quest"], stages=False) if r.method == "brought"]
     assert (latency.status, latency.reason) == ("skipped", "it has a cold.")
 
 
-def need(device="cuda", shared=True, batch=1, seq_len=32768):
-    shape = LayerShape(32, 8, 128, batch, seq_len, 16, torch.bfloat16, device=device)
-    chosen = {name: make(name, 2048) for name in ("dense", "quest", "h2o")}
-    return Need(shape, chosen, {"dense": 2, "quest": 5, "h2o": 9}, shared, baselines=1)
-
-
-def test_shared_pages_are_counted_once():
-    text, entry = 32768, 2 * 8 * 128 * 2
-    one = need()
-    assert (one.shared_copies, one.forks) == (5, 3)
-    room = 3 * (64 + 32)
-    assert one.own == int(5 * (text + room) * entry * (1 + 1 / 16)) + 9 * 2048 * entry
-    assert one.torch == 2 * text * entry
-    assert need("cpu", shared=False).own == (2 + 5) * text * entry + 9 * 2048 * entry
-    assert need("cpu", shared=False).torch == 2 * text * entry * 5
-
-
 def test_memory_decides_whether_torch_s_attention_or_the_cell_is_left_out(monkeypatch):
-    wanted = need()
-    scratch = memory.SCRATCH["cuda"]
-    for free, outcome in ((wanted.own + wanted.torch, True), (wanted.own, False)):
-        monkeypatch.setattr(costs, "free_bytes", lambda device, free=free: int(1.11 * free) + scratch)
-        reason = fitting(wanted)
-        assert reason is None if outcome else "another" in reason
-    monkeypatch.setattr(costs, "free_bytes", lambda device: wanted.own // 2)
+    """On a GPU, where what stores the text anew is left out first; the cell is not run here."""
+    config = KernelConfig(seq_lens=[32768], budgets=[2048], methods=["quest", "h2o"])
+    monkeypatch.setattr(cell, "last_level_cache_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(cell._Cell, "gpu", property(lambda self: True))
+    turn = Turn({}, print, Deadline(), None)
+    made = cell._Cell(config, kernel.cells(config)[0], turn)
+    own, anew = [], {"torch": baselines.load("torch"), "flashinfer": baselines.load("flashinfer")}
+    monkeypatch.setattr(costs, "require", lambda needed, device, **rest: own.append(needed))
+    monkeypatch.setattr(costs, "free_bytes", lambda device: 1 << 50)
+    assert made._fitting(anew) == {}
+    monkeypatch.setattr(costs, "free_bytes", lambda device: own[0] + 1)
+    left_out = made._fitting(anew)
+    assert set(left_out) == {"torch"} and "another" in left_out["torch"]
+    monkeypatch.undo()
+    monkeypatch.setattr(costs, "free_bytes", lambda device: own[0] // 2)
     with pytest.raises(CellError, match="this cell needs about"):
-        fitting(wanted)
+        cell._Cell(config, kernel.cells(config)[0], turn)._fitting(anew)
 
 
 @pytest.mark.parametrize("changes", [{"timing": "graph"}, {"timing": "sundial"}, {"device": "tpu"}])
@@ -118,4 +116,9 @@ def test_ways_of_timing_that_make_no_sense_are_refused(changes):
 
 def test_a_backend_of_another_device_is_refused():
     with pytest.raises(UsageError, match="works on cuda, not on cpu"):
+        records_of(backend="cuda")
+
+
+def test_a_baseline_is_no_backend():
+    with pytest.raises(UsageError, match="baseline, not a backend"):
         records_of(backend="flashinfer")

@@ -10,7 +10,6 @@ from replaying import record, through_the_dispatcher
 
 from questbench import attention, kernels
 from questbench.experiments.kernel.arms import Inputs, LayerShape, MethodArm, SharedPages
-from questbench.experiments.kernel.baselines import PathArm
 from questbench.experiments.kernel.clock import GraphArm, graph_steps
 from questbench.methods._make import make
 
@@ -129,19 +128,6 @@ def test_a_graph_holds_enough_steps_for_a_millisecond_and_no_more_than_the_arms_
     assert graph_steps(traffic=1 << 20, bandwidth=4e12) == 64
     assert graph_steps(traffic=540_000_000, bandwidth=4e12) == 7
     assert graph_steps(traffic=1 << 36, bandwidth=4e12) == 1
-
-
-def test_a_path_arm_uses_the_copy_and_the_query_of_its_index(ops):
-    inputs = Inputs(SHAPE, 0)
-    dense = arm("dense", ops, inputs, SharedPages([make("dense", 0)], ops, inputs, copies=3, forks=1))
-    calls = []
-    runs = [lambda q, k, v, out, copy=copy: calls.append((copy, q, k)) for copy in range(3)]
-    paths = PathArm(runs, dense.layers, inputs)
-    for index in range(5):
-        paths.step(index)
-    assert [copy for copy, _, _ in calls] == [0, 1, 2, 0, 1]
-    for index, (copy, q, k) in enumerate(calls):
-        assert q is not None and torch.equal(q, inputs.q[index]) and k is dense.layers[copy].paged.k
 
 
 def test_scoring_is_part_of_a_recorded_step(ops):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent.parent
-for _folder in ("kernels", "models", "experiments", "gpu"):
+for _folder in ("kernels", "models", "baselines", "experiments", "gpu"):
     sys.path.insert(0, str(TESTS / _folder))
 
 from gpu_bodies import DEVICE, OnDevice, backend  # noqa: E402

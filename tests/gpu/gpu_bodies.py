@@ -43,19 +43,18 @@ def backend() -> Ops:
         pytest.skip(error.message)
 
 
-def flashinfer(monkeypatch: pytest.MonkeyPatch) -> Ops:
-    """FlashInfer; in a rehearsal the interface that stands for it in tests/kernels."""
-    from questbench.kernels import flashinfer as module
+def flashinfer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """FlashInfer; in a rehearsal the interface that stands for it in tests/baselines."""
+    from questbench.baselines import flashinfer as module
 
     if REHEARSED:
         from fake_flashinfer import LIBRARY
 
         monkeypatch.setattr(module, "library", lambda: LIBRARY)
         monkeypatch.setattr(module, "WORKSPACE_BYTES", 1 << 10)
-        return module.FlashInferOps()
-    if reason := module.FlashInferOps().unavailable():
+    elif reason := module.FlashInfer().unavailable():
         pytest.skip(reason)
-    return kernels.load("flashinfer")
+    return module
 
 
 def load(path: str, **replaced: Any) -> ModuleType:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 from gpu_bodies import DEVICE, backend, flashinfer
 from kernel_cases import Store, make_query, make_store, random_lists
+from lists import attend
 from torch import Tensor
 
-from questbench.kernels._ops import Ops
+from questbench.baselines._steps import Heads
 
 pytestmark = pytest.mark.gpu
 
 LENGTHS = [2000, 1, 17, 640]
 
 
-@pytest.fixture
-def other(monkeypatch: pytest.MonkeyPatch) -> Ops:
+@pytest.fixture(autouse=True)
+def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return flashinfer(monkeypatch)
 
 
@@ -34,39 +37,39 @@ def agree(got: Tensor, want: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("group", "dim", "size"), [(1, 128, 16), (4, 128, 16), (8, 64, 32), (4, 256, 8)])
-def test_dense_and_lists(other: Ops, dtype: torch.dtype, group: int, dim: int, size: int) -> None:
+def test_dense_and_lists(dtype: torch.dtype, group: int, dim: int, size: int) -> None:
     ours = backend()
     store = make_store(LENGTHS, heads=2, dim=dim, page_size=size, dtype=dtype)
     q, there = make_query(store, group).to(DEVICE), on_device(store)
-    agree(ours.attend(q, there.paged, dim**-0.5), other.attend(q, there.paged, dim**-0.5))
+    agree(ours.attend(q, there.paged, dim**-0.5), attend(q, there.paged, dim**-0.5))
     for heads in (2, 2 * group):
         pages, counts = (x.to(DEVICE) for x in random_lists(store, heads, 20))
         lists = {"pages": pages, "counts": counts}
-        agree(ours.attend(q, there.paged, dim**-0.5, **lists), other.attend(q, there.paged, dim**-0.5, **lists))
+        agree(ours.attend(q, there.paged, dim**-0.5, **lists), attend(q, there.paged, dim**-0.5, **lists))
 
 
-def test_lists_that_select_made(other: Ops) -> None:
+def test_lists_that_select_made() -> None:
     ours = backend()
     store = make_store(LENGTHS, heads=2, dim=128, page_size=16, dtype=torch.bfloat16)
     q, there = make_query(store, 4).to(DEVICE), on_device(store)
     scores = ours.score(q, there.paged, skip_newest=True)
     options = {"width": 30, "force_newest": True, "merge": "sum_softmax", "group": 4, "scale": 0.09}
     pages, counts = ours.select(scores, there.lengths, 16, 30, **options)
-    want = other.attend(q, there.paged, 0.09, pages=pages, counts=counts)
+    want = attend(q, there.paged, 0.09, pages=pages, counts=counts)
     agree(ours.attend(q, there.paged, 0.09, pages=pages, counts=counts), want)
     choice = {"count": 30, "width": 30, "force_newest": True, "merge": "sum_softmax"}
     agree(ours.attend_top(q, there.paged, 0.09, **choice), want)
 
 
 @pytest.mark.parametrize("group", [1, 4])
-def test_every_dense_path_of_flashinfer(other: Ops, group: int) -> None:
+def test_every_dense_path_of_flashinfer(library: ModuleType, group: int) -> None:
     ours = backend()
     store = make_store(LENGTHS, heads=8, dim=128, page_size=16, dtype=torch.bfloat16)
     q, there = make_query(store, group).to(DEVICE), on_device(store)
-    paths, reasons = other.dense_paths(q, there.paged, 0.09)
-    assert paths, reasons
+    heads = Heads(8 * group, 8, 128, 16, torch.bfloat16, 0.09)
     want = ours.attend(q, there.paged, 0.09)
-    for path in paths.values():
+    for path in library.names(q.device):
+        steps = library.make(path, there.page_table, heads, LENGTHS)
         out = torch.full_like(q, torch.nan)
-        path(q, there.k_pages, there.v_pages, out)
+        steps.attend(q, there.paged, out)
         agree(out, want)

@@ -10,13 +10,12 @@ from core_helpers import sparse_methods
 from gpu_bodies import DEVICE, REHEARSED, backend, flashinfer
 from test_gpu_models import LENGTHS, PAGE, model_there, prompt
 
+from questbench.baselines._loop import BaselineLoop
 from questbench.experiments import e2e
 from questbench.experiments.e2e import E2EConfig
-from questbench.kernels import _flashinfer_steps
 from questbench.kernels._ops import Ops
 from questbench.methods.dense import Dense
 from questbench.models import hf
-from questbench.models.baseline_loop import BaselineLoop
 from questbench.models.graph_loop import GraphLoop
 from questbench.models.shapes import SHAPES, Shape
 from questbench.models.static_loop import StaticLoop
@@ -59,16 +58,16 @@ def test_replays_go_on_as_steps_do(name: str, method: str, there: Ops) -> None:
 @pytest.mark.parametrize("path", ["cuda-core", "tensor-core", "xqa", "trtllm-gen"])
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_flashinfer_in_the_loop(name: str, path: str, there: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
-    flashinfer(monkeypatch)
+    module = flashinfer(monkeypatch)
     if REHEARSED:
         from fake_planned import Device
 
         library = Device().library()
-        monkeypatch.setattr("questbench.kernels.flashinfer.library", lambda: library)
-    if path not in _flashinfer_steps.names(torch.device(DEVICE)) or (name == "gemma2" and "-core" not in path):
+        monkeypatch.setattr(module, "library", lambda: library)
+    if path not in module.names(torch.device(DEVICE)) or (name == "gemma2" and "-core" not in path):
         pytest.skip(f"{path} does not work here")
     cache, logits, mask = prefilled(name, Dense(), there)
-    make = functools.partial(_flashinfer_steps.make, path)
+    make = functools.partial(module.make, path)
     loop = BaselineLoop(model_there(name), cache, steps=NEW, make=make, mask=mask, **RECORD)
     follows(name, Dense(), there, loop, logits.argmax(-1))
 

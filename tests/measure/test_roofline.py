@@ -13,33 +13,6 @@ from questbench.measure.cautions import Caution
 KIB = 1024
 
 
-@pytest.mark.parametrize(
-    ("seq_len", "budget", "page_size", "ideal"),
-    [
-        (32 * KIB, 2 * KIB, 16, 8.0),
-        (32 * KIB, 4 * KIB, 16, 16 / 3),
-        (16 * KIB, 4 * KIB, 16, 3.2),
-        (8 * KIB, 4 * KIB, 16, 16 / 9),
-        (4 * KIB, 4 * KIB, 16, 1.0),
-        (1 * KIB, 4 * KIB, 16, 1.0),
-        (4 * KIB + 1, 4 * KIB, 16, 1 / (1 / 16 + 4096 / 4097)),  # just beyond the budget bounds cost more than is saved
-    ],
-)
-def test_ideal_speedup(seq_len: int, budget: int, page_size: int, ideal: float) -> None:
-    assert roofline.ideal_speedup(seq_len, budget, page_size) == pytest.approx(ideal)
-    assert roofline.read_fraction(seq_len, budget, page_size) == pytest.approx(1 / ideal)
-
-
-def test_senseless_lengths_are_refused() -> None:
-    for values in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
-        with pytest.raises(UsageError):
-            roofline.read_fraction(*values)
-
-
-def test_bandwidth_fraction() -> None:
-    assert roofline.bandwidth_fraction(18e9, 1.0, 36e9) == 0.5
-
-
 def test_above_the_limit_by_interval() -> None:
     ratios = [8.0, 8.1, 8.2, 7.9, 8.15, 8.1, 8.05, 8.2]
     assert roofline.above_ideal(ratios, 8.0) == [], "8.1 against 8.0, but the interval holds the ideal"

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from questbench import units
 from questbench.errors import CellError, QuestbenchError, UsageError
+from questbench.experiments import costs
 from questbench.experiments.accuracy.config import AccuracyConfig, Cell, Refused, Work, grid
 from questbench.experiments.accuracy.inputs import read
 from questbench.experiments.accuracy.protocol import PROTOCOLS
 from questbench.experiments.accuracy.records import family, refusals, summary
 from questbench.experiments.accuracy.rows import estimate
-from questbench.experiments.accuracy.time_left import TimeLeft
+from questbench.experiments.costs import Forecast
 from questbench.experiments.engine import Progress, Unit
+from questbench.experiments.setup import cost_model
 from questbench.models import reach
 from questbench.tasks._data import DataTask
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from questbench.experiments.accuracy.session import Session
     from questbench.records.schema import ResultRecord
 
+TEXT_BYTES = 200
+"""Of one token of a prompt while it is made: words, their joined text, token numbers as Python objects."""
+PART = 2048
+"""Tokens of a prompt that run through the model at once."""
 FAMILY = "all|holm"
 """Key of the last unit: p values corrected over everything that the run compared."""
 
@@ -74,19 +80,21 @@ def run(
     Raises:
         UsageError, CellError: no sample of a task can be used.
     """
-    from questbench.experiments.accuracy.memory import check as check_memory
     from questbench.experiments.accuracy.session import Session
 
     work = grid(config)
     if {f"{one.key}|summary" for one, _, _ in work} | {FAMILY} <= set(finished):
         return
     session = Session.open(config)
-    small = {one.key: error for one, usable, _ in work if (error := check_memory(session, one, usable)) is not None}
+    small = {one.key: error for one, usable, _ in work if (error := _too_large(session, one, usable)) is not None}
     fitting = [one for one, _, _ in work if one.key not in small]
     total, done = sum(one.samples + 1 for one in fitting), 0
     for one in fitting:
         _check_usable(session, one, finished)
-    left = TimeLeft([(one.spec, one.length, one.samples) for one in fitting])
+    # A sample's cost is taken to grow with its length, and alike in all samples of a task.
+    parts = [(one.spec, one.length) for one in fitting]
+    counts = {part: one.samples for part, one in zip(parts, fitting, strict=True)}
+    left = Forecast({part: part[1] for part in parts}, seconds=False, counts=counts, kind=lambda part: part[0])
     compared: list[ResultRecord] = []
     for one, usable, refused in work:
         if one.key in small:
@@ -102,7 +110,7 @@ def run(
         again = {index: _missing(one.unit(index), usable, rows) for index in _stored(one, finished)}
         skipped = sum(not lacking for lacking in again.values())
         done += skipped
-        left.skip(one.spec, one.length, skipped)
+        left.skip((one.spec, one.length), skipped)
         for indices, lacking in _batches(one.samples, again, tuple(usable), session):
             for index, result in zip(indices, session.samples(one, lacking, indices), strict=True):
                 key = one.unit(index)
@@ -110,7 +118,7 @@ def run(
                 rows |= {(key, str(row["cell"])): row for row in fresh}
                 yield Unit(key, [], fresh, prefills=result.prefills)
                 done += 1
-                left.finished(one.spec, one.length)
+                left.finished((one.spec, one.length))
                 if progress:
                     progress(done, total, f"{estimate(one.spec, rows.values(), usable)}{left.words()}")
         records = summary(session, one, usable, list(rows.values()))
@@ -122,6 +130,28 @@ def run(
             progress(done, total, f"{one.spec} done{left.words()}")
     if FAMILY not in finished:
         yield Unit(FAMILY, family(compared))
+
+
+def _too_large(session: Session, work: Work, cells: Sequence[Cell]) -> CellError | None:
+    """Why a length cannot run for want of memory, or ``None``.
+
+    The text is made whole, also where the model cannot take all of it. Cells run one after the other; one with pages of
+    another size than the prompt's holds a copy of the whole.
+    """
+    tokens = work.length if session.max_length is None else min(work.length, session.max_length)
+    needs = {}
+    for size in dict.fromkeys(cell.page_size for cell in cells):
+        methods = {cell.key: cell.method for cell in cells if cell.page_size == size}
+        model = cost_model(session.loaded.model, size)
+        needs[size] = costs.need(model, methods, rows=1, length=tokens, part=min(tokens, PART))
+    first, *others = needs.values()
+    needed = TEXT_BYTES * work.length + max([first.largest, *(first.shared + other.largest for other in others)])
+    hint = "Use a shorter --seq-len."
+    try:
+        costs.require(needed, session.config.device, beside="beside the weights", hint=hint)
+    except CellError as error:
+        return error
+    return None
 
 
 def _check_usable(session: Session, work: Work, finished: frozenset[str] | set[str]) -> None:

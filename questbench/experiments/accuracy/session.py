@@ -19,10 +19,11 @@ from questbench.experiments.accuracy.config import AccuracyConfig, Cell, Work
 from questbench.experiments.accuracy.protocol import STREAM, Prepared, shorten, split, split_stream
 from questbench.experiments.accuracy.scripts import Decoding, Reply, Taught, converse, teach
 from questbench.experiments.counting import ReadCounter, RowCounters
-from questbench.experiments.failures import apart, out_of_memory, reason
-from questbench.experiments.setup import base_cache, leading_layers, load_ops, thread_count, torch_dtype
+from questbench.experiments.failures import apart, reason
+from questbench.experiments.setup import base_cache, opened, thread_count
 from questbench.kernels._ops import Ops
-from questbench.models import hf, loading
+from questbench.measure.memory import out_of_memory
+from questbench.models import hf
 from questbench.models.loading import LoadedModel
 from questbench.tasks._tokens import spelled
 
@@ -60,22 +61,13 @@ class Session:
         Raises:
             UsageError, PrerequisiteError: the model cannot be used for this run.
         """
-        ops = load_ops(config.device, config.backend)
-        loaded = loading.resolve(
-            config.model,
-            dtype=torch_dtype(config.dtype),
-            device=config.device,
-            seed=config.seed,
-            online=config.online,
-            trust_remote_code=config.trust_remote_code,
-        )
+        ops, loaded, dense_layers = opened(config, config.device, config.dtype)
         if loaded.tokenizer is None:
             raise UsageError(
                 f"Model '{config.model}' has random weights and no tokenizer: its accuracy means nothing.",
                 "Use --model constructed, a local folder or a hub id.",
             )
         text = loaded.model.config.get_text_config(decoder=True)
-        dense_layers = leading_layers(config.dense_layers, loaded.dense_layers, text.num_hidden_layers, config.model)
         longest = getattr(text, "max_position_embeddings", None)
         chat = find(loaded.tokenizer, config.chat_template)
         return cls(config, loaded, ops, dense_layers, stop_ids(loaded), chat, longest)

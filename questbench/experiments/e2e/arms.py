@@ -1,4 +1,4 @@
-"""What the end-to-end experiment times: whole decode steps and whole generations, ours and those of transformers."""
+"""What the end-to-end experiment times besides single steps: whole generations, parts of a step, and a control."""
 
 from __future__ import annotations
 
@@ -9,32 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from questbench._memory import empty
-from questbench.errors import CellError
-from questbench.experiments.e2e.noise import Noise
-from questbench.experiments.e2e.torch_step import choose
+from questbench._noise import Noise
+from questbench.baselines import _ways
+from questbench.baselines._base import Still
+from questbench.baselines._loop import StepArm
 from questbench.experiments.staged import StagedOps
-from questbench.models._forward import cache_argument
 from questbench.models.static_loop import StaticLoop
 
-
-class StepArm:
-    """One decode step of the whole model per call; caches that grow go back before every timing."""
-
-    def __init__(self, loop: StaticLoop) -> None:
-        self.loop = loop
-        self._mark = loop.mark()
-
-    def setup(self) -> None:
-        """Undo the last steps where the method lets us; evicting caches keep their size by themselves."""
-        self.loop.rewind(self._mark)
-
-    def step(self, index: int) -> None:
-        """One token per row."""
-        del index
-        self.loop.step()
+CONTROL_LENGTH = 8192
+"""Longest text of the control."""
 
 
 class GenerateArm(StepArm):
@@ -127,75 +112,14 @@ def _timed_weights(loop: StaticLoop, seconds: dict[str, float], clock: Callable[
             hook.remove()
 
 
-class TransformersArm:
-    """A decode step by transformers alone: its cache, eager, its SDPA attention or a faster one of torch's ways.
+def control(noise: Noise, heads: int, seq_len: int) -> Still:
+    """torch's attention over one layer of random entries, always by the same way.
 
-    Args:
-        kind: ``static`` or ``dynamic``, the class of the cache.
-
-    Raises:
-        CellError: transformers has no SDPA attention for this model.
+    No code of ours, so that it tells how fast the machine is: two runs of different code are compared by it
+    (``report --compare``). It need not be as long as what it is held against.
     """
-
-    def __init__(self, model: PreTrainedModel, kind: str, noise: Noise, seq_len: int, room: int) -> None:
-        self.model, self.kind, self.length = model, kind, seq_len - 1
-        try:
-            model.set_attn_implementation("sdpa")
-        except (ImportError, ValueError) as error:
-            raise CellError(f"transformers runs no SDPA here: {str(error).partition('. ')[0]}.") from None
-        config = model.config
-        if kind == "static":
-            self.cache: Any = StaticCache(config=config, max_cache_len=seq_len + room)
-        else:
-            self.cache = DynamicCache(config=config)
-        device = next(model.parameters()).device
-        self.ids = torch.ones((noise.rows, 1), dtype=torch.long, device=device)
-        self.place = torch.full((noise.rows, 1), self.length, dtype=torch.long, device=device)
-        self._cache_argument = cache_argument(model, self.cache)
-        for layer in self.cache.layers:
-            self._fill(layer, noise)
-        held = [(layer.keys, layer.values) for layer in self.cache.layers]
-        longest = max(k.shape[2] for k, _ in held)
-        full = [(k, v) for k, v in held if k.shape[2] == longest >= self.length]
-        self.attention = choose(model, full, self.length, str(device))
-
-    def _fill(self, layer: Any, noise: Noise) -> None:
-        if self.kind == "static" or layer.is_sliding:  # neither grows beyond what it is made for
-            for k, v in noise.parts(self.length):
-                layer.update(k, v)
-            return
-        first, _ = next(noise.parts(1))
-        shape = (noise.rows, first.shape[1], self.length, first.shape[3])
-        k, v = (empty(shape, first.dtype, first.device) for _ in "kv")
-        done = 0
-        for part_k, part_v in noise.parts(self.length):
-            k[:, :, done : done + part_k.shape[2]], v[:, :, done : done + part_k.shape[2]] = part_k, part_v
-            done += part_k.shape[2]
-        layer.update(k[:, :, :0], v[:, :, :0])
-        layer.keys, layer.values = k, v
-
-    def setup(self) -> None:
-        """Back to the prompt's length; a window that is full keeps its size by itself."""
-        for layer in self.cache.layers:
-            if hasattr(layer, "cumulative_length"):
-                length = layer.cumulative_length
-                length.fill_(self.length) if isinstance(length, Tensor) else setattr(
-                    layer, "cumulative_length", self.length
-                )
-            if hasattr(layer, "cumulative_length_int"):  # the same number, kept twice
-                layer.cumulative_length_int = self.length
-            if self.kind == "dynamic":
-                layer.keys, layer.values = layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
-
-    @torch.no_grad()
-    def step(self, index: int) -> None:
-        """One token per row, greedily."""
-        del index
-        out = self.model(
-            input_ids=self.ids,
-            position_ids=self.place,
-            use_cache=True,
-            logits_to_keep=1,
-            **self._cache_argument,
-        )
-        self.ids = out.logits[:, -1].argmax(-1, keepdim=True)
+    (k, v), *_ = noise.parts(min(seq_len, CONTROL_LENGTH))
+    k, v = (empty(tuple(x.shape), x.dtype, x.device).copy_(x) for x in (k, v))
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn((k.shape[0], heads, k.shape[3]), generator=generator).to(k.device, k.dtype)
+    return Still(lambda index: _ways.folded(q, k, v, float(q.shape[-1]) ** -0.5))

@@ -9,22 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from questbench import baselines
+from questbench.baselines._base import Decode, Fastest
+from questbench.baselines._loop import PATHS, StepArm
 from questbench.errors import CellError
+from questbench.experiments import costs
 from questbench.experiments.costs import OutOfTime
 from questbench.experiments.counting import ReadCounter
-from questbench.experiments.e2e.arms import GenerateArm, StepArm, TransformersArm, stages
-from questbench.experiments.e2e.baselines import baselines
+from questbench.experiments.e2e.arms import GenerateArm, control, stages
 from questbench.experiments.e2e.config import Cell, E2EConfig, methods
 from questbench.experiments.e2e.found import Found
-from questbench.experiments.e2e.memory import need, peak
 from questbench.experiments.e2e.records import Records
-from questbench.experiments.e2e.session import PATHS, Session
-from questbench.experiments.e2e.torch_step import Control
+from questbench.experiments.e2e.session import Session
 from questbench.experiments.engine import Turn
-from questbench.experiments.failures import out_of_memory
 from questbench.experiments.records import READ
 from questbench.experiments.setup import thread_count
 from questbench.measure import bandwidth, busy, timer
+from questbench.measure.memory import out_of_memory
+from questbench.measure.peak import peak
 from questbench.methods._base import Method
 from questbench.models import hf
 from questbench.models.graph_loop import GraphLoop
@@ -52,19 +54,11 @@ def measure(config: E2EConfig, cell: Cell, session: Session, turn: Turn) -> list
     longest = max(config.tokens)
     # Steps between two rewinds: one timing repeats short steps, a generation makes all of its own.
     room = max(timer.CALLS_MAX, longest) + COUNTED + 4
-    required = need(
-        session.shape(cell),
-        chosen,
-        layers=session.windows().count(None),
-        windows=[window for window in session.windows() if window is not None],
-        baselines=PATHS if session.captured else 0,
-        rows=cell.batch,
-        seq_len=cell.seq_len,
-        room=room,
-        part=min(config.prefill_chunk, cell.seq_len) if config.prefills else 0,
-        widest=max(session.text.intermediate_size, session.text.hidden_size),
-    )
-    required.check(cell.device)
+    part = min(config.prefill_chunk, cell.seq_len) if config.prefills else 0
+    size: dict[str, Any] = {"rows": cell.batch, "length": cell.seq_len, "room": room, "part": part}
+    required = costs.need(session.costs(cell), chosen, **size, loops=PATHS if session.captured else 0)
+    hint = "Use a shorter --seq-len, a smaller --batch, fewer methods or --cache-fill random."
+    costs.require(required.total, cell.device, beside="beside the weights", hint=hint)
     session.between = lambda *_: turn.deadline.check()
     found = Found(before=turn.before)
     with torch.inference_mode(), thread_count(cell.threads):
@@ -75,7 +69,7 @@ def measure(config: E2EConfig, cell: Cell, session: Session, turn: Turn) -> list
             for kind in config.rivals:
                 turn.deadline.check()
                 turn.tell(f"transformers, {kind} cache")
-                _time_rival(cell, session, kind, room, found, turn)
+                _time_rival(cell, session, f"transformers_{kind}", session.decode(cell, room), found, turn)
         except OutOfTime:
             found.late = turn.deadline.reason  # what is missing says so
         except Exception as error:
@@ -122,18 +116,18 @@ def _decode(cell: Cell, session: Session, chosen: Mapping[str, Method], room: in
         found.loops[name] = _how(loop)
         loops[name] = loop
     progress("other libraries' dense attention")
-    for name, baseline in baselines(session, base, cell, first, room):
-        found.baselines[name] = baseline
-        if baseline.loop is not None:
-            found.kv[name] = _held_bytes(session, baseline.loop, cell)
-            found.loops[name] = _how(baseline.loop)
-            loops[name] = baseline.loop
+    run = session.decode(cell, room, base, first)
+    for name, baseline, why in baselines.of("e2e", cell.device):
+        best = found.baselines[name] = baseline.decode(run) if why is None else Fastest(why=why)
+        if best.arm is not None:
+            found.kv[name] = _held_bytes(session, best.arm, cell)
+            found.loops[name] = _how(best.arm)
+            loops[name] = best.arm
     deadline.check()
     arms: dict[str, Any] = {name: StepArm(loop) for name, loop in loops.items()}
-    arms["torch"] = Control(session.noise(cell), session.text.num_attention_heads, cell.seq_len)
+    arms["torch"] = control(session.noise(cell), session.text.num_attention_heads, cell.seq_len)
     probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
     found.probe_bytes = probe.bytes
-    watch = timer.CudaEvents(cell.device) if cell.device.startswith("cuda") else None
     neighbours = busy.Watch()
     found.timed = timer.interleave(
         {**arms, READ: probe},
@@ -144,7 +138,7 @@ def _decode(cell: Cell, session: Session, chosen: Mapping[str, Method], room: in
         shuffle_seed=config.seed,
         on_progress=progress,
         floor=TIMING,
-        stopwatch=watch,
+        stopwatch=timer.stopwatch(cell.device),
     )
     neighbours.look()
     found.others = neighbours.others
@@ -191,15 +185,14 @@ def _held_bytes(session: Session, loop: StaticLoop, cell: Cell) -> tuple[int, in
         assert layer.store is not None
         stored, bounded = layer.store.bytes
         kv, bounds = kv + stored, bounds + bounded
-    entry = session.shape(cell).entry_bytes * cell.batch
-    length = cell.seq_len + COUNTED
-    return kv + sum(entry * min(window - 1, length) for window in session.windows() if window is not None), bounds
+    model, length = session.costs(cell), cell.seq_len + COUNTED
+    entry = model.cache.entry_bytes * cell.batch
+    return kv + sum(entry * min(window - 1, length) for window in model.windows if window is not None), bounds
 
 
 def _slope(config: E2EConfig, loop: StaticLoop, seconds: float) -> list[float]:
     """Seconds per token, one sample per round, from two generations: what they share cancels."""
     short, long = config.tokens
-    device = str(loop.tokens.device)
     timed = timer.interleave(
         {"short": GenerateArm(loop, short), "long": GenerateArm(loop, long)},
         rounds_min=SLOPE_ROUNDS,
@@ -209,7 +202,7 @@ def _slope(config: E2EConfig, loop: StaticLoop, seconds: float) -> list[float]:
         shuffle_seed=config.seed,
         floor=0.0,
         warm=True,
-        stopwatch=timer.CudaEvents(device) if device.startswith("cuda") else None,
+        stopwatch=timer.stopwatch(str(loop.tokens.device)),
     )
     pairs = zip(timed["short"].seconds, timed["long"].seconds, strict=True)
     return [(more - less) / (long - short) for less, more in pairs]
@@ -235,24 +228,22 @@ def _stages(session: Session, base: Any, cell: Cell, method: Method, first: Tens
     return found
 
 
-def _time_rival(cell: Cell, session: Session, kind: str, room: int, found: Found, turn: Turn) -> None:
-    """A cache of transformers, alone in memory; reads of memory run in its rounds too."""
+def _time_rival(cell: Cell, session: Session, name: str, run: Decode, found: Found, turn: Turn) -> None:
+    """A step of another library, alone in memory; reads of memory run in its rounds too."""
     config = session.config
     try:
-        arm = TransformersArm(session.loaded.model, kind, session.noise(cell), cell.seq_len, room)
+        rival = found.rivals[name] = baselines.load(name).decode(run)
     except CellError as error:
-        found.no_rivals[kind] = error.message
+        found.rivals[name] = Fastest(why=error.message)
         return
     probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
-    timed = timer.interleave(
-        {kind: arm, READ: probe},
+    found.apart[name] = timer.interleave(
+        {name: rival.arm, READ: probe},
         rounds_min=min(RIVAL_ROUNDS, config.rounds),
         rounds_max=max(RIVAL_ROUNDS, config.rounds),
         target_noise=NOISE_TARGET,
         max_seconds=turn.deadline.within(config.max_seconds),
         shuffle_seed=config.seed,
-        stopwatch=timer.CudaEvents(cell.device) if cell.device.startswith("cuda") else None,
+        stopwatch=timer.stopwatch(cell.device),
     )
-    found.attention[kind] = arm.attention
-    found.rivals[kind] = timed[kind]
-    found.rivals[f"{kind} read"] = timed[READ]
+    rival.arm = None

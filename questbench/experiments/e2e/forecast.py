@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from questbench.experiments.costs import Model, step_seconds
 from questbench.experiments.e2e.config import Cell, E2EConfig, methods
 from questbench.methods._base import CacheShape
 from questbench.models import shapes
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     from questbench.models.shapes import Shape
 
-REACHED = 0.6
-"""Share of a copy's speed that a decode step reaches."""
 ROUNDS, COUNTED, SLOPES, STAGES, RIVAL = 60, 16, 6, 15, 8
 """Rounds until timing settles; steps around them by method; generations of each length; how many times as long as ours
 a step of transformers takes."""
@@ -50,9 +49,9 @@ def _cell(config: E2EConfig, cell: Cell, shape: Shape, layers: int, rate: float,
     width = {"int8": 1.0, "int4": 0.5}.get(cell.weights, element)
     parameters = _weights(shape, layers)
     cache = CacheShape(shape.heads, shape.kv_heads, shape.head_dim, cell.page_size, int(element))
-    chosen = methods(config, cell)
+    model, chosen = Model(cache, [None] * layers), methods(config, cell)
     steps = {
-        name: (parameters * width + cell.batch * layers * method.bytes_read(cell.seq_len, cache)) / (REACHED * rate)
+        name: step_seconds(parameters * width + model.cache_read(method, cell.seq_len, cell.batch), rate)
         for name, method in chosen.items()
     }
     once = sum(steps.values())

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from questbench.baselines._base import Fastest
 from questbench.experiments.counting import ReadCounter
-from questbench.experiments.e2e.baselines import Baseline
-from questbench.experiments.e2e.torch_step import Chosen
 from questbench.measure import timer
 
 
@@ -28,15 +27,14 @@ class Found:
     """Bytes of keys and values, and of bounds, that each method holds."""
     slopes: dict[str, list[float]] = field(default_factory=dict)
     stages: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    rivals: dict[str, timer.Samples] = field(default_factory=dict)
-    no_rivals: dict[str, str] = field(default_factory=dict)
-    """Caches of transformers that do not work with this model, with the reason."""
-    baselines: dict[str, Baseline] = field(default_factory=dict)
+    baselines: dict[str, Fastest] = field(default_factory=dict)
     """Dense attention of other libraries in the same loop, timed in the same rounds."""
+    rivals: dict[str, Fastest] = field(default_factory=dict)
+    """Whole steps of other libraries, timed apart; those that do not work with this model say why."""
+    apart: dict[str, Mapping[str, timer.Samples]] = field(default_factory=dict)
+    """Their rounds: their own step, and ``read``."""
     loops: dict[str, dict[str, Any]] = field(default_factory=dict)
     """How each method's loop ran: path, reason, linear, loop."""
-    attention: dict[str, Chosen] = field(default_factory=dict)
-    """By which of torch's ways a cache of transformers was attended to."""
     before: str | None = None
     """A warning about the machine as it was before the run."""
     others: float | None = None

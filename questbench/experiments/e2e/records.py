@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from questbench.experiments.costs import Need
 from questbench.experiments.e2e.config import Cell, E2EConfig, params
 from questbench.experiments.e2e.found import Found
-from questbench.experiments.e2e.memory import Need
 from questbench.experiments.e2e.session import Session
 from questbench.experiments.records import READ, CellRecords
 from questbench.measure import cautions, roofline, stats
@@ -54,7 +54,7 @@ class Records(CellRecords):
     def step_bytes(self, name: str) -> int:
         """Bytes that a decode step of a method must read: weights, KV entries, bounds."""
         method = self.chosen.get(name, self.chosen["dense"])  # a baseline is dense
-        return self.weights + self.session.cache_bytes(method, self.cell)
+        return self.weights + self.session.costs(self.cell).cache_read(method, self.cell.seq_len + 1, self.cell.batch)
 
     def _of_method(self, name: str) -> list[ResultRecord]:
         found, seconds = self.found, self.timed[name].seconds
@@ -82,12 +82,12 @@ class Records(CellRecords):
         return records
 
     def _timed_baselines(self) -> list[str]:
-        return [name for name, baseline in self.found.baselines.items() if baseline.loop is not None]
+        return [name for name, baseline in self.found.baselines.items() if baseline.arm is not None]
 
     def _of_baseline(self, name: str) -> list[ResultRecord]:
         """Another library's dense attention in the same loop, or why it is not there."""
         baseline = self.found.baselines[name]
-        if baseline.loop is None:
+        if baseline.arm is None:
             return [self.record(name, "tpot", "s", None, status="skipped", reason=baseline.reason, stage="total")]
         seconds, must_read = self.timed[name].seconds, self.step_bytes(name)
         left_out = {"left_out": baseline.reason} if baseline.reason else {}
@@ -187,7 +187,7 @@ class Records(CellRecords):
 
     def _break_even(self, name: str) -> ResultRecord:
         """The shortest text from which on a step must read less than dense; weights are alike and cancel."""
-        shape = self.session.shape(self.cell)
+        shape = self.session.costs(self.cell).cache
         method, dense = self.chosen[name], self.chosen["dense"]
 
         def wins(length: int) -> bool:
@@ -216,23 +216,21 @@ class Records(CellRecords):
     def _of_rival(self, kind: str) -> list[ResultRecord]:
         """transformers' own cache: its time, and our dense against it. The two were not timed in the same rounds."""
         name = f"transformers_{kind}"
-        reason = self.found.no_rivals.get(kind) or (None if kind in self.found.rivals else self.found.late)
-        if reason:
+        rival, rounds = self.found.rivals.get(name), self.found.apart.get(name)
+        if rival is None or rounds is None:
+            reason = self.found.late if rival is None else rival.reason
             about: dict[str, Any] = {"status": "skipped", "reason": reason, "stage": "total", "backend": "torch"}
             return [self.record(name, "tpot", "s", None, **about)]
-        timed, reads = self.found.rivals[kind], self.found.rivals[f"{kind} read"]
+        timed, reads = rounds[name], rounds[READ]
         seconds = timed.seconds
         value = stats.median(seconds)
         bandwidth = self.found.probe_bytes / stats.median(reads.seconds)
-        attention = self.found.attention[kind]
-        reasons = "; ".join(f"{way}: {why}" for way, why in attention.left_out.items())
-        left_out = {"left_out": reasons} if reasons else {}
         about = {
             "bandwidth": bandwidth,
             "paired": False,  # in rounds of its own
-            "path_of_attention": attention.path,
-            "paths": attention.paths,
-            **left_out,
+            "path_of_attention": rival.path,
+            "paths": rival.paths,
+            **({"left_out": rival.reason} if rival.left_out else {}),
         }
         unsteady = cautions.unsteady(reads.seconds, self.found.probe_bytes)
         warnings = [*filter(None, [self.found.before, unsteady]), *stats.warnings(seconds, stopped=timed.stopped)]
@@ -254,7 +252,7 @@ class Records(CellRecords):
     def path(self, name: str) -> dict[str, Any]:
         """See :class:`CellRecords`."""
         baseline = self.found.baselines.get(name)
-        return {} if baseline is None or baseline.loop is None else {"path": baseline.path}
+        return {} if baseline is None or baseline.arm is None else {"path": baseline.path}
 
     def brought_by(self, name: str) -> str:
         """See :class:`CellRecords`."""

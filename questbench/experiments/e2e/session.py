@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,33 +12,30 @@ import torch
 from torch import Tensor
 
 from questbench._memory import empty
+from questbench._noise import Noise
 from questbench.attention import Observer
+from questbench.baselines._base import Decode
+from questbench.baselines._loop import PATHS
 from questbench.errors import CellError, PrerequisiteError
+from questbench.experiments import costs
 from questbench.experiments.e2e.config import Cell, E2EConfig
-from questbench.experiments.e2e.memory import peak
-from questbench.experiments.e2e.noise import Noise
 from questbench.experiments.setup import (
     base_cache,
-    leading_layers,
-    load_ops,
+    cost_model,
     observed,
+    opened,
     thread_count,
-    torch_dtype,
 )
 from questbench.kernels._ops import Ops
-from questbench.methods._base import CacheShape, Method, PromptMass
+from questbench.measure.peak import peak
+from questbench.methods._base import Method, PromptMass
 from questbench.methods._make import make as make_method
-from questbench.models import hf, loading, quantise, static_loop
+from questbench.models import hf, quantise, static_loop
 from questbench.models._projection import weight_bytes
-from questbench.models._shape import cache_shape
-from questbench.models.baseline_loop import BaselineLoop
 from questbench.models.graph_loop import GraphLoop
 from questbench.models.hf_cache import MethodLayer, SparseCache
 from questbench.models.loading import LoadedModel
 from questbench.models.static_loop import StaticLoop
-
-PATHS = 4
-"""Most paths of all baselines together; each needs room for its new entries."""
 
 
 @dataclass
@@ -63,23 +61,13 @@ class Session:
         Raises:
             UsageError, PrerequisiteError: it cannot be used for this run.
         """
-        ops = load_ops(cell.device, config.backend)
         with thread_count(None):
-            loaded = loading.resolve(
-                config.model,
-                dtype=torch_dtype(cell.dtype),
-                device=cell.device,
-                seed=config.seed,
-                online=config.online,
-                trust_remote_code=config.trust_remote_code,
-                layers=config.layers,
-                need_tokenizer=False,
+            ops, loaded, dense_layers = opened(
+                config, cell.device, cell.dtype, layers=config.layers, need_tokenizer=False
             )
             weights = quantise.quantise(loaded.model, cell.weights, head=config.quantise_head)
             _move_to_huge_pages(loaded.model)
         static_loop.forget(loaded.model)
-        layers = loaded.model.config.get_text_config(decoder=True).num_hidden_layers
-        dense_layers = leading_layers(config.dense_layers, loaded.dense_layers, layers, config.model)
         return cls(config, loaded, ops, dense_layers, weights, cell.device)
 
     @property
@@ -98,14 +86,9 @@ class Session:
         names = ("num_local_experts", "num_experts", "n_routed_experts")
         return next((int(number) for name in names if (number := getattr(self.text, name, None))), 0)
 
-    def shape(self, cell: Cell) -> CacheShape:
-        """Of one layer's cache."""
-        return cache_shape(self.loaded.model, cell.page_size)
-
-    def windows(self) -> list[int | None]:
-        """Per layer: the window that it slides, or ``None`` for full attention."""
-        kinds = getattr(self.text, "layer_types", None) or ["full_attention"] * self.text.num_hidden_layers
-        return [self.text.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+    def costs(self, cell: Cell) -> costs.Model:
+        """What decides the bytes of a step and of the caches."""
+        return cost_model(self.loaded.model, cell.page_size, self.dense_layers)
 
     def stored_weights(self) -> int:
         """Bytes of all weights."""
@@ -118,18 +101,6 @@ class Session:
         tied = getattr(model.get_output_embeddings(), "weight", None) is embedding.weight
         row = int(embedding.weight.shape[1]) * int(embedding.weight.element_size())
         return weight_bytes(model) - (0 if tied else weight_bytes(embedding)) + rows * row
-
-    def cache_bytes(self, method: Method, cell: Cell) -> int:
-        """Bytes of cache that one step reads in all layers and rows, at one token behind the prompt."""
-        length, dense, windows = cell.seq_len + 1, make_method("dense", 0), self.windows()
-        total = 0
-        for index, window in enumerate(windows):
-            shape = cache_shape(self.loaded.model, cell.page_size, index, len(windows))
-            if window is not None:
-                total += shape.entry_bytes * min(window, length)
-            else:
-                total += (dense if index < self.dense_layers else method).bytes_read(length, shape)
-        return cell.batch * total
 
     def base(self, cell: Cell, methods: Mapping[str, Method], room: int) -> tuple[SparseCache, Tensor]:
         """A dense cache of the prompts that every method can be forked from, and the first token ``[B]``.
@@ -192,12 +163,13 @@ class Session:
         loop.tokens.copy_(first)
         return loop
 
-    def baseline_loop(self, base: SparseCache, cell: Cell, first: Tensor, steps: int, make: Any) -> StaticLoop:
-        """A captured loop over a dense fork of ``base`` with another library's attention; see ``BaselineLoop``."""
-        cache = hf.fork(base, make_method("dense", 0), dense_layers=0, page_size=cell.page_size)
-        loop = BaselineLoop(self.loaded.model, cache, steps=steps, make=make)
-        loop.tokens.copy_(first)
-        return loop
+    def decode(self, cell: Cell, room: int, base: SparseCache | None = None, first: Tensor | None = None) -> Decode:
+        """What baselines are given: the prompts of ``base`` where they are still there, and ``room`` for steps."""
+        fork = None
+        if base is not None:
+            fork = functools.partial(hf.fork, base, make_method("dense", 0), dense_layers=0, page_size=cell.page_size)
+        noise = self.noise(cell)
+        return Decode(self.loaded.model, self.device, noise, cell.seq_len, room, self.captured, fork, first)
 
     def _fill(self, cache: SparseCache, cell: Cell, collect: frozenset[PromptMass]) -> Tensor:
         """Random entries in place of a prompt's; the mass that methods judge by is random too."""
@@ -208,7 +180,7 @@ class Session:
                 continue
             for k, v in noise.parts(cell.seq_len):
                 if layer.store is None:
-                    layer.query_heads = self.shape(cell).query_heads
+                    layer.query_heads = self.costs(cell).cache.query_heads
                     layer.lazy_initialization(k, v)
                 assert layer.store is not None
                 layer.store.append(k, v)
@@ -220,11 +192,11 @@ class Session:
                     part.prefill_mass[mode] = mass.to(self.device)
         return torch.ones(cell.batch, dtype=torch.long, device=self.device)
 
-    def noise(self, cell: Cell) -> Any:
+    def noise(self, cell: Cell) -> Noise:
         """Random entries of this model's shape."""
-        shape = self.shape(cell)
-        dtype = self.loaded.model.dtype
-        return Noise(cell.batch, shape.kv_heads, shape.head_dim, dtype, self.device, self.config.seed)
+        shape, dtype = self.costs(cell).cache, self.loaded.model.dtype
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return Noise(cell.batch, shape.kv_heads, shape.head_dim, dtype, self.device, generator)
 
     @staticmethod
     def _fill_window(layer: Any, noise: Any, seq_len: int) -> None:

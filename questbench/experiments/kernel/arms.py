@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from questbench import attention
+from questbench._noise import Noise
 from questbench.cache import Layer, LayerCache, fork_layer, make_layer
 from questbench.experiments.counting import ReadCounter
 from questbench.experiments.staged import StageClock, StagedOps
@@ -18,8 +19,6 @@ from questbench.models._rotation import relative
 
 QUERIES = 64
 """Different queries that an arm cycles through, so that no two consecutive steps select the same pages."""
-NOISE_BYTES = 64 << 20
-"""Random entries are drawn once and laid end to end: drawing gigabytes would take longer than measuring them."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +59,14 @@ class Inputs:
         self.q = draw(QUERIES, shape.batch, shape.query_heads, shape.head_dim)
         self.k = draw(QUERIES, shape.batch, shape.kv_heads, 1, shape.head_dim)
         self.v = draw(QUERIES, shape.batch, shape.kv_heads, 1, shape.head_dim)
-        entry = shape.kv_heads * shape.head_dim * shape.dtype.itemsize
-        tokens = max(min(NOISE_BYTES // entry, shape.seq_len), 1)
-        self.noise = draw(1, shape.kv_heads, tokens, shape.head_dim)
-        self._values = self.noise.flip(-1)
+        kind = shape.batch, shape.kv_heads, shape.head_dim, shape.dtype, shape.device
+        self.noise = Noise(*kind, generator, most=shape.seq_len)
 
     def fill(self, layer: Layer, length: int) -> None:
         """Append as many random entries to every row as each part of a layer holds of a text of this length."""
-        for part, *both in zip(layer.parts, layer.split(self.noise), layer.split(self._values), strict=True):
-            done, entries = 0, part.method.tokens_resident(length + 1) - 1
-            while done < entries:
-                count = min(self.noise.shape[2], entries - done)
-                k, v = (x[:, :, :count].expand(self.shape.batch, -1, -1, -1) for x in both)
-                part.append(k, v)
-                done += count
+        for number, part in enumerate(layer.parts):
+            for k, v in self.noise.parts(part.method.tokens_resident(length + 1) - 1):
+                part.append(layer.split(k)[number], layer.split(v)[number])
 
 
 def new_layer(method: Method, ops: Ops, shape: LayerShape, room: int) -> Layer:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
+from questbench import baselines
+from questbench.baselines._base import Baseline, Fastest, Text, fastest
+from questbench.experiments import costs
 from questbench.experiments.engine import Turn
-from questbench.experiments.kernel.arms import Inputs, LayerShape, MethodArm, SharedPages, StageArm
-from questbench.experiments.kernel.baselines import (
-    TORCH,
-    Baseline,
-    backend_baseline,
-    backend_baselines,
-    torch_baseline,
-)
+from questbench.experiments.kernel.arms import QUERIES, Inputs, LayerShape, MethodArm, SharedPages, StageArm
 from questbench.experiments.kernel.clock import Clock, DeviceClock, HostClock
 from questbench.experiments.kernel.config import Cell, KernelConfig, heads, methods
-from questbench.experiments.kernel.memory import Need, fitting
 from questbench.experiments.kernel.records import Found, Records
 from questbench.experiments.records import READ
 from questbench.experiments.setup import load_ops, thread_count, torch_dtype
@@ -26,6 +23,9 @@ from questbench.records.schema import ResultRecord
 REPLAYED = 4
 """Steps of the untimed, counted replay."""
 STAGE_ROUNDS = 20
+SLACK = 1.1
+SCRATCH = {"cpu": 0, "cuda": 3 << 30}
+"""Bandwidth probe, flush buffer, workspaces and the temporaries of recorded graphs."""
 NOISE_TARGET = 0.01
 ROUNDS_LIMIT = 400
 
@@ -50,8 +50,9 @@ class _Cell:
         self.shape = LayerShape(*heads(config), *text, torch_dtype(cell.dtype), device=config.device)
         self.ops = load_ops(config.device, config.backend)
         self.chosen = {name: method for name, method in methods(config, cell).items() if name not in turn.refused}
+        self.model = costs.Model(self.shape.cache)
         self.traffic = {
-            name: cell.batch * method.bytes_read(cell.seq_len, self.shape.cache) for name, method in self.chosen.items()
+            name: self.model.cache_read(method, cell.seq_len, cell.batch) for name, method in self.chosen.items()
         }
         self.cache_bytes = last_level_cache_bytes(config.device)
         cold = config.cache == "cold"
@@ -70,36 +71,40 @@ class _Cell:
     def measure(self, threads: int) -> list[ResultRecord]:
         """Build, time, take apart."""
         config, shape, chosen, turn = self.config, self.shape, self.chosen, self.turn
-        baselines: dict[str, Baseline] = {}
-        brought = list(backend_baselines(config.device))
-        need = Need(shape, chosen, self.copies, shared=self.gpu, baselines=len(brought))
-        left_out = fitting(need)
+        brought = {name: (baseline, why) for name, baseline, why in baselines.of("kernel", config.device)}
+        working = {name: baseline for name, (baseline, why) in brought.items() if why is None}
+        too_large = self._fitting(working)
         inputs = Inputs(shape, config.seed)
-        arms = self._arms(inputs, need)
+        arms = self._arms(inputs, len(working))
         probe = bandwidth.ReadProbe(threads=threads, device=config.device)
         clock = self._clock(probe)
         dense = self.traffic["dense"]
         counted = {name: arm.replay(REPLAYED) for name, arm in arms.items()}
-        if left_out is None:
-            baselines[TORCH] = torch_baseline(
-                inputs, self.copies["dense"], clock, dense, compile_s=config.compile_limit
+        text = Text(
+            inputs.q,
+            inputs.noise,
+            shape.seq_len,
+            self.copies["dense"],
+            functools.partial(self._whole_texts, inputs, arms["dense"]),
+            config.compile_limit,
+        )
+        best: dict[str, Fastest] = {}
+        for name, (baseline, why) in brought.items():
+            if missing := why or too_large.get(name):
+                best[name] = Fastest(why=missing)
+                continue
+            ways = baseline.ways(text)
+            best[name] = fastest(
+                ways.arms, functools.partial(clock.interleave, traffic=dict.fromkeys(ways.arms, dense)), ways.left_out
             )
-        else:
-            baselines[TORCH] = Baseline(reason=left_out)
-        for name, backend, reason in brought:
-            if backend is None:
-                baselines[name] = Baseline(backend=name, reason=reason)
-            else:
-                layers = self._whole_texts(inputs, arms["dense"])
-                baselines[name] = backend_baseline(backend, layers, inputs, clock, dense)
         watch = busy.Watch()
         timed = clock.interleave(
             {
                 **arms,
-                **{name: baseline.arm for name, baseline in baselines.items() if baseline.arm is not None},
+                **{name: found.arm for name, found in best.items() if found.arm is not None},
                 READ: probe,
             },
-            {**self.traffic, **dict.fromkeys(baselines, dense)},
+            {**self.traffic, **dict.fromkeys(best, dense)},
             rounds_min=config.rounds,
             rounds_max=max(ROUNDS_LIMIT, config.rounds),
             target_noise=NOISE_TARGET,
@@ -119,20 +124,53 @@ class _Cell:
             timed=timed,
             probe=probe,
             counted=counted,
-            baselines=baselines,
+            baselines=best,
             copies={name: arm.copies for name, arm in arms.items()},
-            notes={name: [*around, *clock.notes(name)] for name in (*arms, *baselines)},
+            notes={name: [*around, *clock.notes(name)] for name in (*arms, *best)},
             others=watch.others,
         )
         maker = Records(config, self.cell, chosen, self.ops.name, found)
         records = [record for name in chosen for record in maker.of_method(name, staged.get(name, {}))]
-        return records + [record for name in baselines for record in maker.of_baseline(name)]
+        return records + [record for name in best for record in maker.of_baseline(name)]
 
-    def _arms(self, inputs: Inputs, need: Need) -> dict[str, MethodArm]:
+    def _fitting(self, baselines: Mapping[str, Baseline]) -> dict[str, str]:
+        """Refuse a cell that cannot fit, instead of being killed half-way.
+
+        Returns:
+            On a GPU, which baselines must be left out so that all else fits, and why.
+
+        Raises:
+            CellError: it does not fit.
+        """
+        cell, shape, device = self.cell, self.shape, self.config.device
+        size: dict[str, Any] = {
+            "rows": cell.batch,
+            "length": cell.seq_len,
+            "room": QUERIES,
+            "loops": self.gpu * len(baselines),
+        }
+        need = costs.need(self.model, self.chosen, **size, copies=self.copies, forked=self.gpu)
+        text = self.copies["dense"] * cell.batch * cell.seq_len * shape.cache.entry_bytes
+        group = shape.query_heads // shape.kv_heads
+        anew = {name: baseline.stores(group, device) * text for name, baseline in baselines.items()}
+        whole, scratch = int(SLACK * (need.total + sum(anew.values()))), SCRATCH[device.partition(":")[0]]
+        hint = "Use a shorter --seq-len, a smaller --batch or fewer methods."
+        costs.require(int(SLACK * need.total) if self.gpu else whole, device, hint=hint, reserved=scratch)
+        if whole <= costs.left(device, scratch):
+            return {}
+        return {
+            name: f"out of memory: contiguous keys and values need another {costs.gib(SLACK * more)}."
+            for name, more in anew.items()
+            if more
+        }
+
+    def _arms(self, inputs: Inputs, baselines: int) -> dict[str, MethodArm]:
         shared = None
-        if need.shared:
-            keeping = [method for method in self.chosen.values() if method.keeps_all]
-            shared = SharedPages(keeping, self.ops, inputs, need.shared_copies, need.forks)
+        keeping = {name: method for name, method in self.chosen.items() if method.keeps_all}
+        if self.gpu:
+            # As many copies as the arm that reads the least needs.
+            copies = max(self.copies[name] for name in keeping)
+            shared = SharedPages(keeping.values(), self.ops, inputs, copies, len(keeping) + baselines)
         return {
             name: MethodArm(method, self.ops, inputs, self.copies[name], shared) for name, method in self.chosen.items()
         }

@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 import torch
 
-from questbench.experiments.failures import first_line, out_of_memory
+from questbench.errors import first_line
 from questbench.experiments.kernel.arms import QUERIES, LayerShape
 from questbench.experiments.staged import Marks, StageClock
 from questbench.measure import timer
 from questbench.measure.bandwidth import CACHES
 from questbench.measure.cautions import Caution
-from questbench.measure.memory import last_level_cache_bytes
+from questbench.measure.memory import last_level_cache_bytes, out_of_memory
 
 HOST_TIMING = 5e-3
 """Least seconds of one timing on a CPU. A shorter step is repeated, over other cache copies and with other queries:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from questbench import units
+from questbench import baselines, units
 from questbench.experiments.engine import Experiment, Turn, Unit
 from questbench.experiments.kernel.config import Cell, KernelConfig, cells, heads, methods, params, shape_name, timing
 
@@ -46,7 +46,5 @@ def card(config: KernelConfig) -> dict[str, str]:
 
 def _against(config: KernelConfig) -> str:
     """The baselines of this device."""
-    from questbench.experiments.kernel.baselines import backend_baselines
-
-    brought = [name for name, backend, _ in backend_baselines(config.device) if backend is not None]
-    return " and ".join(["torch's fastest way", *brought])
+    found = [name for name, _, why in baselines.of("kernel", config.device) if why is None]
+    return " and ".join(f"{name}'s fastest way" for name in found)

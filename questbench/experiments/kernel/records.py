@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from questbench.experiments.kernel.baselines import TORCH, Baseline
+from questbench.baselines._base import Fastest
 from questbench.experiments.kernel.config import Cell, KernelConfig, params
 from questbench.experiments.records import CellRecords
 from questbench.measure import bandwidth, stats, timer
 from questbench.methods._base import Method
 from questbench.records.schema import ResultRecord
 
+TORCH = "torch"
+"""The baseline whose time stands beside every other one: it tells a slower machine from slower code."""
 WAY = "way: "
 """Begins ``params.stage`` of one way of a baseline, before its name."""
 
@@ -26,7 +28,7 @@ class Found:
     timed: Mapping[str, timer.Samples]
     probe: bandwidth.ReadProbe
     counted: Mapping[str, Any]
-    baselines: Mapping[str, Baseline]
+    baselines: Mapping[str, Fastest]
     copies: Mapping[str, int]
     """Caches that an arm used in turn."""
     notes: Mapping[str, list[str]]
@@ -46,7 +48,7 @@ class Records(CellRecords):
         super().__init__(config, params(config, cell), chosen, backend, found.timed, found.probe.bytes)
         self.found = found
         self.controls = {"probe_bandwidth": self.peak, "others": found.others}
-        """What a comparison of two runs holds against a time: it tells a slower machine from slower code."""
+        """What a comparison of two runs holds against a time."""
         if TORCH in found.timed:
             self.controls["torch"] = stats.median(found.timed[TORCH].seconds)
 
@@ -121,4 +123,4 @@ class Records(CellRecords):
 
     def brought_by(self, name: str) -> str:
         """See :class:`CellRecords`."""
-        return self.found.baselines[name].backend
+        return name

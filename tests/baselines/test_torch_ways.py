@@ -9,11 +9,12 @@ import pytest
 import torch
 from test_kernel import records_of, value
 
-from questbench.experiments import torch_flex, torch_ways
-from questbench.experiments.kernel import baselines
-from questbench.experiments.kernel.arms import Inputs, LayerShape
-from questbench.experiments.kernel.baselines import Stores, torch_baseline
-from questbench.experiments.kernel.clock import HostClock
+from questbench import baselines
+from questbench._noise import Noise
+from questbench.baselines import _flex, _ways
+from questbench.baselines._base import Text, difference, fastest
+from questbench.baselines.torch import stores
+from questbench.measure import timer
 
 SCALE = 0.3
 
@@ -34,57 +35,82 @@ def exact(q, k, v, mask=None):
     return torch.einsum("bht,bhtd->bhd", scores.softmax(-1), v)
 
 
-@pytest.mark.parametrize("name", torch_ways.GROUPED)
+@pytest.mark.parametrize("name", _ways.GROUPED)
 def test_every_way_for_grouped_heads_is_right(name):
     q, k, v = tensors()
     mask = (torch.arange(40) < 33)[None, None, None]
     for masked in (None, mask):
-        got = torch_ways.GROUPED[name](q, k, v, SCALE, masked)
+        got = _ways.GROUPED[name](q, k, v, SCALE, masked)
         assert torch.allclose(got.double(), exact(q, k, v, masked), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", torch_ways.UNGROUPED)
+@pytest.mark.parametrize("name", _ways.UNGROUPED)
 def test_every_way_for_heads_of_their_own_is_right(name):
     q, k, v = tensors(kv_heads=8)
-    assert torch.allclose(torch_ways.UNGROUPED[name](q, k, v, SCALE).double(), exact(q, k, v), atol=1e-5)
+    assert torch.allclose(_ways.UNGROUPED[name](q, k, v, SCALE).double(), exact(q, k, v), atol=1e-5)
 
 
 def test_the_reference_is_right_and_a_difference_is_relative():
     q, k, v = tensors()
-    want = torch_ways.reference(q, k, v, SCALE)
+    want = _ways.reference(q, k, v, SCALE)
     assert torch.allclose(want.double(), exact(q, k, v), atol=1e-5)
-    assert torch_ways.difference(want + 0.1 * want.abs().amax(), want) == pytest.approx(0.1, abs=1e-4)
-    assert torch_ways.difference(want * torch.nan, want) == float("inf")
+    assert difference(want + 0.1 * want.abs().amax(), want) == pytest.approx(0.1, abs=1e-4)
+    assert difference(want * torch.nan, want) == float("inf")
 
 
-def small(kv_heads: int = 2) -> Inputs:
-    return Inputs(LayerShape(4, kv_heads, 16, 1, 256, 16, torch.float32), seed=0)
+def small(kv_heads: int = 2, copies: int = 2) -> Text:
+    noise = Noise(1, kv_heads, 16, torch.float32, "cpu", torch.Generator().manual_seed(0))
+    return Text(torch.randn((8, 1, 4, 16)), noise, 256, copies, list)
 
 
 def test_the_fastest_right_way_is_taken_and_the_others_are_named(monkeypatch):
-    monkeypatch.setattr(baselines, "SECONDS", 0.5)
-
     def slow(*args):
         time.sleep(0.005)
-        return torch_ways.folded(*args)
+        return _ways.folded(*args)
 
     def wrong(*args):
-        return torch_ways.folded(*args) + 1
+        return _ways.folded(*args) + 1
 
     def broken(*args):
         raise RuntimeError("no such kernel\nlong story")
 
-    ways = {"quick": torch_ways.folded, "slow": slow, "wrong": wrong, "broken": broken}
-    found = torch_baseline(small(kv_heads=4), 2, HostClock(), 1 << 15, ways)
-    assert found.path == "quick" and set(found.trial) == {"quick", "slow"}
+    ways = {"quick": _ways.folded, "slow": slow, "wrong": wrong, "broken": broken}
+    monkeypatch.setattr(_ways, "UNGROUPED", ways)
+    made = baselines.load("torch").ways(small(kv_heads=4))
+    found = fastest(made.arms, timer.interleave, made.left_out, max_seconds=0.5)
+    assert found.path == "quick" and set(found.trial) == set(found.paths) == {"quick", "slow"}
+    assert found.arm is made.arms["quick"]
     assert "off by" in found.left_out["wrong"] and found.left_out["broken"] == "no such kernel"
     assert found.left_out["flex_attention"] == "not compiled: --compile-limit is 0"
+    assert "wrong: its result is off by" in found.reason and "; broken: no such kernel" in found.reason
+
+
+def test_want_of_memory_leaves_no_way_out_but_ends_the_cell(monkeypatch):
+    def full(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(_ways, "UNGROUPED", {"full": full})
+    with pytest.raises(RuntimeError, match="allocate"):
+        baselines.load("torch").ways(small(kv_heads=4))
 
 
 def test_copies_take_turns_whoever_asks():
-    stores = Stores(small(), 3, expanded=False)
-    seen = [stores.turn()[0].data_ptr() for _ in range(6)]
-    assert len(set(seen[:3])) == 3 and seen[:3] == seen[3:]
+    text = small(copies=3)
+    seen = []
+    one, other = (text.arm(lambda q, copy: seen.append(copy)) for _ in "ab")
+    for index in range(3):
+        one.step(index)
+        other.step(index)
+    assert seen == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_stored_texts_are_the_noise_whole_and_once_per_query_head(group):
+    text = small(copies=2)
+    (k, v), _ = stores(text, group)
+    parts = list(text.noise.parts(256))
+    want = torch.cat([part for part, _ in parts], 2).repeat_interleave(group, 1)
+    assert torch.equal(k, want) and torch.equal(v, want.flip(-1))
 
 
 def test_the_time_shown_is_none_of_those_that_chose_the_way():
@@ -110,12 +136,12 @@ def test_controls_stand_in_every_cell():
 
 
 def test_a_compilation_ends_at_its_limit(monkeypatch):
-    monkeypatch.setattr(torch_flex, "_too_slow", [])
+    monkeypatch.setattr(_flex, "_too_slow", [])
     began = time.monotonic()
-    why = torch_flex.compile_aside([sys.executable, "-c", "import time; time.sleep(60)"], 0.3)
+    why = _flex.compile_aside([sys.executable, "-c", "import time; time.sleep(60)"], 0.3)
     assert time.monotonic() - began < 20 and why == "compiling took longer than 0.3 s (--compile-limit)"
-    way, again = torch_flex.flex(1, 4, 2, 16, torch.zeros(1), 0.2)
+    way, again = _flex.flex(1, 4, 2, 16, torch.zeros(1), 0.2)
     assert way is None and "0.2 s" in again, "what took too long once is not tried again"
-    assert torch_flex.compile_aside([sys.executable, "-c", ""], 30) == ""
+    assert _flex.compile_aside([sys.executable, "-c", ""], 30) == ""
     broken = [sys.executable, "-c", "raise RuntimeError('no C++ compiler')"]
-    assert torch_flex.compile_aside(broken, 30) == "torch could not compile it here: RuntimeError: no C++ compiler"
+    assert _flex.compile_aside(broken, 30) == "torch could not compile it here: RuntimeError: no C++ compiler"

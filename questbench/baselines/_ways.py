@@ -67,12 +67,6 @@ def reference(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out
 
 
-def difference(got: Tensor, want: Tensor) -> float:
-    """Largest difference, relative to the largest value that is right; infinite where there is NaN."""
-    found = float((got.float() - want).abs().amax() / want.abs().amax())
-    return found if found == found else float("inf")
-
-
 def _groups(q: Tensor, k: Tensor) -> Tensor:
     """``[B, Hq, D]`` as ``[B, Hk, Hq / Hk, D]``."""
     return q.view(q.shape[0], k.shape[1], q.shape[1] // k.shape[1], q.shape[2])

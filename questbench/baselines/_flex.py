@@ -18,7 +18,7 @@ import time
 import torch
 from torch import Tensor
 
-from questbench.experiments.torch_ways import Way
+from questbench.baselines._ways import Way
 
 CHILD = """
 import sys, torch

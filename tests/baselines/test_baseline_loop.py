@@ -13,11 +13,12 @@ from core_helpers import HEAD_DIM, sparse_methods
 from fake_planned import Device
 from tiny import prompts, tiny
 
+from questbench.baselines import flashinfer
+from questbench.baselines._loop import BaselineLoop
+from questbench.baselines._steps import Heads
 from questbench.errors import CellError, PrerequisiteError
-from questbench.kernels import _flashinfer_steps, flashinfer
 from questbench.methods.dense import Dense
 from questbench.models import hf
-from questbench.models.baseline_loop import BaselineLoop
 from questbench.models.graph_loop import FIRST, GraphLoop
 
 LENGTHS, NEW, PAGE = [40, 33, 17], 21, 8
@@ -45,7 +46,7 @@ def prefilled(name: str, lengths: list[int], page_size: int = PAGE, **options):
 
 def loop_of(device: Device, name: str, path: str, lengths: list[int], steps: int = NEW, page_size: int = PAGE):
     cache, logits, mask = prefilled(name, lengths, page_size)
-    make = functools.partial(_flashinfer_steps.make, path)
+    make = functools.partial(flashinfer.make, path)
     loop = BaselineLoop(tiny(name), cache, steps=steps, make=make, record=device.record, mask=mask)
     return loop, logits.argmax(-1)
 
@@ -116,7 +117,7 @@ def test_layers_with_one_page_table_share_a_plan_and_others_have_their_own(devic
     twin = hf.fork(cache, Dense(), dense_layers=0)
     for layer in twin.layers[:2]:
         layer.store._make_room(0, 20)
-    make = functools.partial(_flashinfer_steps.make, "cuda-core")
+    make = functools.partial(flashinfer.make, "cuda-core")
     other = BaselineLoop(tiny("llama"), cache, steps=NEW, make=make, record=device.record)
     want, _ = loop_of(device, "llama", "cuda-core", [40])
     assert other.generate(logits.argmax(-1), NEW) == want.generate(first, NEW)
@@ -158,10 +159,10 @@ def test_only_dense_caches_and_known_kernels() -> None:
     quest = sparse_methods(16)["quest"]
     cache = hf.build_cache(tiny("llama"), quest, ops="cpu", page_size=PAGE, dense_layers=1)
     hf.prefill(tiny("llama"), ids, cache, mask=mask)
-    make = functools.partial(_flashinfer_steps.make, "cuda-core")
+    make = functools.partial(flashinfer.make, "cuda-core")
     with pytest.raises(PrerequisiteError, match="not dense"):
         BaselineLoop(tiny("llama"), cache, steps=4, make=make)
-    heads = _flashinfer_steps.Heads(4, 2, 96, 16, torch.bfloat16, 0.1)
+    heads = Heads(4, 2, 96, 16, torch.bfloat16, 0.1)
     with pytest.raises(CellError, match="no decode kernels"):
-        _flashinfer_steps.make("cuda-core", torch.zeros((1, 1), dtype=torch.int32), heads)
-    assert _flashinfer_steps.names(torch.device("cpu")) == PATHS
+        flashinfer.make("cuda-core", torch.zeros((1, 1), dtype=torch.int32), heads)
+    assert flashinfer.names(torch.device("cpu")) == PATHS

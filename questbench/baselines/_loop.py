@@ -6,26 +6,50 @@ difference between the two is attention alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from questbench.baselines._base import AGREE, Decode, Fastest, difference, fastest, tried
+from questbench.baselines._steps import DenseSteps, Heads
 from questbench.cache import LayerCache
 from questbench.errors import CellError
-from questbench.kernels._flashinfer_steps import DenseSteps, Heads
-from questbench.models import _plan
+from questbench.measure import timer
+from questbench.models import _plan, hf
 from questbench.models.graph_loop import GraphLoop
 from questbench.models.hf_cache import SparseCache
+from questbench.models.static_loop import StaticLoop
 
-AGREE = 0.02
-"""Largest difference to our own dense attention, relative to its largest value. Storage of 16 bits explains a few
-thousandths; a wrong page or a missing entry is far above."""
+PATHS = 4
+"""Most loops that baselines make over one cache, each with room for its new entries."""
+WARM = 4
+"""Steps that every loop makes first: the plain ones, the capture and one replay."""
+SECONDS = 10.0
+
 
 Make = Callable[[Tensor, Heads], DenseSteps]
 """From a page table ``[B, P]`` that spans all steps, and what the heads are like, to the attention over it."""
+
+
+class StepArm:
+    """One decode step of the whole model per call; caches that grow go back before every timing."""
+
+    def __init__(self, loop: StaticLoop) -> None:
+        self.loop = loop
+        self._mark = loop.mark()
+
+    def setup(self) -> None:
+        """Undo the last steps where the method lets us; evicting caches keep their size by themselves."""
+        self.loop.rewind(self._mark)
+
+    def step(self, index: int) -> None:
+        """One token per row."""
+        del index
+        self.loop.step()
 
 
 class BaselineLoop(GraphLoop):
@@ -84,7 +108,8 @@ class BaselineLoop(GraphLoop):
         store.append(k, v)
         if layer.index in self._leaders:
             steps.refresh(store.lengths)
-        out = steps.attend(q, store.paged.k, store.paged.v, store.lengths)
+        out = torch.empty_like(q)
+        steps.attend(q, store.paged, out)
         store.end_step()
         return out.flatten(1)
 
@@ -95,8 +120,46 @@ def _try_out(steps: DenseSteps, store: LayerCache, heads: Heads) -> None:
     q = torch.randn((store.rows, heads.query, heads.dim), generator=generator).to(store.device, heads.dtype)
     steps.prepare([held - 1 for held in store.held])
     steps.refresh(store.lengths)
-    got = steps.attend(q, store.paged.k, store.paged.v, store.lengths).float()
-    want = store.ops.attend(q, store.paged, heads.scale, softcap=heads.softcap).float()
-    difference = float((got - want).abs().amax() / want.abs().amax())
-    if not difference <= AGREE:
-        raise CellError(f"its attention is off by {difference:.1%} of the largest value")
+    got = torch.full_like(q, torch.nan)
+    steps.attend(q, store.paged, got)
+    off = difference(got, store.ops.attend(q, store.paged, heads.scale, softcap=heads.softcap))
+    if off > AGREE:
+        raise CellError(f"its attention is off by {off:.1%} of the largest value")
+
+
+def fastest_loop(run: Decode, made: Mapping[str, Make]) -> Fastest:
+    """The fastest of several ways of attending: each gets a loop of its own over a fork of the same prompts.
+
+    All make the same whole steps and are timed in interleaved rounds; the loop of the fastest is the arm.
+    """
+    if not run.captured:
+        return Fastest(why="it is timed in the captured loop only: leave --loop out.")
+    loops: dict[str, BaselineLoop] = {}
+    left_out: dict[str, str] = {}
+    for path, make in list(made.items())[:PATHS]:
+        with tried(path, left_out):
+            loops[path] = _begun(run, make)
+    watch = timer.stopwatch(run.device)
+    interleave = functools.partial(timer.interleave, stopwatch=watch)
+    found = fastest({path: StepArm(loop) for path, loop in loops.items()}, interleave, left_out, max_seconds=SECONDS)
+    for path, loop in loops.items():
+        if path != found.path:
+            hf.release(loop.cache)
+    found.arm = loops.get(found.path)
+    return found
+
+
+def _begun(run: Decode, make: Make) -> BaselineLoop:
+    assert run.fork is not None and run.first is not None
+    cache = run.fork()
+    try:
+        loop = BaselineLoop(run.model, cache, steps=run.room, make=make)
+        loop.tokens.copy_(run.first)
+        for _ in range(WARM):
+            loop.step()
+        if run.device.startswith("cuda"):
+            torch.cuda.synchronize(run.device)
+    except Exception:
+        hf.release(cache)
+        raise
+    return loop
