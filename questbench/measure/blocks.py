@@ -108,7 +108,7 @@ def compare(
     chosen = _cut([text[:, 0] - text[:, 2] for text in joined], tokens)
     parts = [part for text in joined if len(text) for part in chosen.blocks(text)]
     relative, delta = math.expm1(gap), at_dense * math.expm1(gap)
-    size = round(chosen.length * tokens / sum(map(len, joined)))
+    size = round(tokens / len(parts))
     if len(parts) < correlation.FEWEST:
         none = (-math.inf, math.inf)
         return PerplexityComparison(delta, *none, relative, *none, None, None, len(parts), size)
