@@ -11,7 +11,7 @@ from questbench.attention.scoring import Observer, Scoring
 from questbench.cache import Layer, LayerCache
 from questbench.cache.tail import Tail
 from questbench.errors import CellError
-from questbench.methods._base import Everything, Pages, PromptMass, TopPages
+from questbench.methods._base import Everything, Pages, PromptMass, Tokens, TopPages
 
 
 def decode(
@@ -77,13 +77,14 @@ def _read(
             visits=visits,
         )
     else:
-        listed = selection if isinstance(selection, Pages) else None
+        listed = selection if isinstance(selection, Pages | Tokens) else None
         everything = selection if isinstance(selection, Everything) else Everything()
         out = ops.attend(
             q,
             layer.paged,
             scoring.scale,
-            pages=listed.pages if listed else None,
+            pages=listed.pages if isinstance(listed, Pages) else None,
+            tokens=listed.tokens if isinstance(listed, Tokens) else None,
             counts=listed.counts if listed else None,
             softcap=scoring.softcap,
             sinks=scoring.sinks,
