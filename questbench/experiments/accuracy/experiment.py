@@ -15,6 +15,7 @@ from questbench.experiments.accuracy.rows import estimate
 from questbench.experiments.accuracy.time_left import TimeLeft
 from questbench.experiments.engine import Progress, Unit
 from questbench.models import reach
+from questbench.tasks._base import RequestTask
 from questbench.tasks._data import DataTask
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def run(
         UsageError, CellError: no sample of a task can be used.
     """
     from questbench.experiments.accuracy.memory import check as check_memory
+    from questbench.experiments.accuracy.requests import RequestSession
     from questbench.experiments.accuracy.session import Session
 
     work = grid(config)
@@ -84,8 +86,9 @@ def run(
     small = {one.key: error for one, usable, _ in work if (error := check_memory(session, one, usable)) is not None}
     fitting = [one for one, _, _ in work if one.key not in small]
     total, done = sum(one.samples + 1 for one in fitting), 0
+    own = {one.key: RequestSession.of(session) if isinstance(one.task, RequestTask) else session for one in fitting}
     for one in fitting:
-        _check_usable(session, one, finished)
+        _check_usable(own[one.key], one, finished)
     left = TimeLeft([(one.spec, one.length, one.samples) for one in fitting])
     compared: list[ResultRecord] = []
     for one, usable, refused in work:
@@ -103,8 +106,8 @@ def run(
         skipped = sum(not lacking for lacking in again.values())
         done += skipped
         left.skip(one.spec, one.length, skipped)
-        for indices, lacking in _batches(one.samples, again, tuple(usable), session):
-            for index, result in zip(indices, session.samples(one, lacking, indices), strict=True):
+        for indices, lacking in _batches(one.samples, again, tuple(usable), own[one.key]):
+            for index, result in zip(indices, own[one.key].samples(one, lacking, indices), strict=True):
                 key = one.unit(index)
                 fresh = [{"unit": key, **row} for row in result.rows]
                 rows |= {(key, str(row["cell"])): row for row in fresh}
@@ -136,7 +139,7 @@ def _check_usable(session: Session, work: Work, finished: frozenset[str] | set[s
     if any(work.unit(index) in finished for index in range(min(work.samples, len(finished)))):
         return
     first: QuestbenchError | None = None
-    for index in range(work.samples if isinstance(work.task, DataTask) else 1):
+    for index in range(work.samples if isinstance(work.task, (DataTask, RequestTask)) else 1):
         try:
             session.prepare(work, index)
         except (UsageError, CellError) as error:
