@@ -3,13 +3,10 @@
 Tensors only: a backend sees no cache, method or model. Shapes use B rows of a batch, Hq query heads, Hk KV heads
 (query head h reads KV head h // (Hq // Hk)), D channels, S slots per page, N physical pages, P logical pages per row.
 
-Paged storage, shared by all ops:
-    k_pages, v_pages  [N, Hk, S, D]  fp32, fp16 or bf16; contiguous
-    bounds            per-channel max (index 0) and min (index 1) of the keys of a page, same dtype, in one of two
-                      layouts (see _bounds.py): by page [N, Hk, 2, D], or by channel [ceil(N / 64), Hk, D, 2, 64]
-    page_table        [B, P] int32   logical page -> physical page; last dimension contiguous, rows may be strided;
-                                     entries past a row's last page are never read
-    lengths           [B] int32      entries stored in each row; slot t of row b lies in page_table[b, t // S] at t % S
+The paged storage that they share is one value, :class:`~questbench.kernels._paged.Paged`. The signature of each method
+here, with its ``@operator``, is the only declaration of an op: the torch operators, the methods of compiled backends,
+what is allocated and what is checked follow from it (``_operators.py``), and a test holds the C++ bindings to it.
+
 Two kinds of checks hold callers to this. What a tensor is (type, shape, strides, device) and what a shape allows
 (heads that divide, room in lists, the backend's limits) is checked in every call, by the binding of every compiled
 backend; it is declared once, in ``kernels/include/questbench/contract.h``. What a tensor holds is checked by
@@ -26,18 +23,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
 
 from questbench.kernels._limits import Limits
+from questbench.kernels._operators import operator
+from questbench.kernels._paged import Paged
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    DensePath = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-    """``path(q, k_pages, v_pages, out)`` writes dense attention of ``q`` over planned pages to ``out``."""
-
+DensePath = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""``path(q, k_pages, v_pages, out)`` writes dense attention of ``q`` over planned pages to ``out``."""
 MassMode = Literal["none", "last", "sum"]
 Merge = Literal["none", "sum_softmax", "max"]
+
+
+def _like_query(q: Tensor) -> tuple[Tensor]:
+    return (torch.empty(q.shape, dtype=q.dtype, device=q.device),)
+
+
+def _page_scores(q: Tensor, page_table: Tensor) -> tuple[Tensor]:
+    return (torch.empty((*q.shape[:2], *page_table.shape[1:2]), dtype=torch.float32, device=q.device),)
+
+
+def _page_lists(scores: Tensor, width: int, merge: int, group: int) -> tuple[Tensor, Tensor]:
+    rows, heads = scores.shape[:1], scores.shape[1:2]
+    lists = [number // (1 if merge == 0 else max(group, 1)) for number in heads]
+    pages = torch.empty((*rows, *lists, max(width, 0)), dtype=torch.int32, device=scores.device)
+    return pages, torch.empty((*rows, *lists), dtype=torch.int32, device=scores.device)
 
 
 class Ops(ABC):
@@ -61,38 +74,29 @@ class Ops(ABC):
     def unavailable(self) -> str | None:
         """``None`` if the backend works on this machine, else the reason as one sentence. Never raises."""
 
+    @operator(paged="k_pages v_pages bounds? page_table lengths", writes="k_pages v_pages bounds lengths", rows="k v")
     @abstractmethod
-    def append(
-        self,
-        k: Tensor,
-        v: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        bounds: Tensor | None,
-        page_table: Tensor,
-        lengths: Tensor,
-        new: Tensor | None = None,
-    ) -> None:
+    def append(self, k: Tensor, v: Tensor, paged: Paged, new: Tensor | None = None) -> None:
         """Store new entries, advance ``lengths`` in place and bring the bounds of every touched page up to date.
 
         Args:
             k, v: ``[B, Hk, n, D]`` in storage dtype, any strides with a contiguous last dimension.
-            bounds: ``None`` where no method needs them. Otherwise after the call the bounds of each touched page are
-                exactly the max and min over its valid entries (NaN propagates). By page, open pages included, given
-                that theirs were exact before: whoever cuts a row back brings them up to date. By channel, those
-                of pages that are full; the others' are left alone.
+            paged: its bounds, where it has some, are after the call exactly the max and min over the valid entries
+                of each touched page (NaN propagates). By page, open pages included, given that theirs were exact
+                before: whoever cuts a row back brings them up to date. By channel, those of pages that are full; the
+                others' are left alone.
             new: ``[B]`` int32, entries that row b really appends: the *last* ``new[b]`` of its n (left padding).
-                ``None`` means all n. The pages they need must already stand in ``page_table``.
+                ``None`` means all n. The pages they need must already stand in ``paged.table``.
         """
 
+    @operator(paged="bounds page_table lengths page_size", results="scores", make=_page_scores, strided="q")
     @abstractmethod
-    def score(
-        self, q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, *, skip_newest: bool
-    ) -> Tensor:
+    def score(self, q: Tensor, paged: Paged, *, skip_newest: bool) -> Tensor:
         """Upper bounds of q . k for every page (Quest, section 3.3): ``sum_d max(q_d * max_d, q_d * min_d)``.
 
         Args:
             q: ``[B, Hq, D]`` in storage dtype.
+            paged: it must have bounds.
             skip_newest: leave the page that holds the newest entry unscored. Required with bounds by channel, where
                 an open page has none.
 
@@ -100,6 +104,7 @@ class Ops(ABC):
             ``[B, Hq, P]`` fp32; -inf for unscored pages and pages a row does not have.
         """
 
+    @operator(results="pages counts", make=_page_lists, strided="scores")
     @abstractmethod
     def select(
         self,
@@ -134,14 +139,18 @@ class Ops(ABC):
             ``[B, H]`` int32, with H = Hq for ``none`` and Hq // group otherwise. Ties: lower page first. NaN: first.
         """
 
+    @operator(
+        paged="k_pages v_pages page_table lengths",
+        writes="mass visits",
+        results="out",
+        make=_like_query,
+        strided="q prefix_q",
+    )
     @abstractmethod
     def attend(
         self,
         q: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        page_table: Tensor,
-        lengths: Tensor,
+        paged: Paged,
         scale: float,
         *,
         pages: Tensor | None = None,
@@ -174,14 +183,13 @@ class Ops(ABC):
             -inf, without a sink, give NaN, as softmax does.
         """
 
+    @operator(
+        paged="k_pages v_pages bounds page_table lengths", writes="visits", results="out", make=_like_query, strided="q"
+    )
     def attend_top(
         self,
         q: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        bounds: Tensor,
-        page_table: Tensor,
-        lengths: Tensor,
+        paged: Paged,
         scale: float,
         *,
         count: int | Tensor,
@@ -193,39 +201,26 @@ class Ops(ABC):
         visits: Tensor | None = None,
     ) -> Tensor:
         """Score, select and attend in one call. A backend may fuse it; the result must equal the three ops."""
-        stored = k_pages.shape[0] if bounds.dim() == 4 else -(-k_pages.shape[0] // 64)  # by page, or by channel
-        if bounds.shape[:2] != (stored, k_pages.shape[1]):
-            raise ValueError(f"bounds {tuple(bounds.shape)} are not those of pages {tuple(k_pages.shape)}")
-        page_size, group = k_pages.shape[2], q.shape[1] // k_pages.shape[1]
-        scores = self.score(q, bounds, page_table, lengths, page_size, skip_newest=force_newest)
+        bounds = paged.bounds
+        stored = -(-len(paged.k) // 64) if bounds is not None and bounds.dim() == 5 else len(paged.k)
+        if bounds is None or bounds.shape[:2] != (stored, paged.kv_heads):
+            shown = "none" if bounds is None else tuple(bounds.shape)
+            raise ValueError(f"bounds {shown} are not those of pages {tuple(paged.k.shape)}")
+        scores = self.score(q, paged, skip_newest=force_newest)
         pages, counts = self.select(
             scores,
-            lengths,
-            page_size,
+            paged.lengths,
+            paged.page_size,
             count,
             width=width,
             force_newest=force_newest,
             merge=merge,
-            group=group,
+            group=q.shape[1] // paged.kv_heads,
             scale=scale,
         )
-        return self.attend(
-            q,
-            k_pages,
-            v_pages,
-            page_table,
-            lengths,
-            scale,
-            pages=pages,
-            counts=counts,
-            softcap=softcap,
-            sinks=sinks,
-            visits=visits,
-        )
+        return self.attend(q, paged, scale, pages=pages, counts=counts, softcap=softcap, sinks=sinks, visits=visits)
 
-    def dense_paths(
-        self, q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, scale: float
-    ) -> tuple[dict[str, DensePath], dict[str, str]]:
+    def dense_paths(self, q: Tensor, paged: Paged, scale: float) -> tuple[dict[str, DensePath], dict[str, str]]:
         """Ways to attend densely that a baseline has, planned for these lengths and this page table.
 
         Args:
@@ -234,16 +229,14 @@ class Ops(ABC):
         Returns:
             The paths by name, each ready to run without touching the host, and why others are left out.
         """
-        del q, k_pages, v_pages, page_table, lengths, scale
+        del q, paged, scale
         return {}, {}
 
+    @operator(paged="k_pages v_pages page_table lengths", writes="k_pages v_pages lengths positions mass")
     @abstractmethod
     def evict(
         self,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        page_table: Tensor,
-        lengths: Tensor,
+        paged: Paged,
         positions: Tensor,
         mass: Tensor | None,
         *,

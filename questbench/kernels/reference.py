@@ -17,6 +17,7 @@ from torch import Tensor
 
 from questbench.kernels._bounds import is_by_channel, read_bounds, write_bounds
 from questbench.kernels._ops import MassMode, Merge, Ops
+from questbench.kernels._paged import Paged
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -40,18 +41,9 @@ class ReferenceOps(Ops):
         """Always available where torch is."""
         return None
 
-    def append(
-        self,
-        k: Tensor,
-        v: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        bounds: Tensor | None,
-        page_table: Tensor,
-        lengths: Tensor,
-        new: Tensor | None = None,
-    ) -> None:
+    def append(self, k: Tensor, v: Tensor, paged: Paged, new: Tensor | None = None) -> None:
         """See :meth:`Ops.append`."""
+        k_pages, v_pages, page_table, lengths, bounds = paged
         page_size, incoming = k_pages.shape[2], k.shape[2]
         for row in range(k.shape[0]):
             count = incoming if new is None else int(new[row])
@@ -71,16 +63,17 @@ class ReferenceOps(Ops):
                 keys = k_pages[target, :, :valid]
                 write_bounds(bounds, target, torch.stack([keys.amax(1), keys.amin(1)], dim=1))
 
-    def score(
-        self, q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, *, skip_newest: bool
-    ) -> Tensor:
+    def score(self, q: Tensor, paged: Paged, *, skip_newest: bool) -> Tensor:
         """See :meth:`Ops.score`."""
         rows, query_heads, _ = q.shape
+        _, _, page_table, lengths, bounds = paged
+        if bounds is None:
+            raise ValueError("score: these pages have no bounds")
         group = query_heads // bounds.shape[1]
         wide = _wide(q)
         scores = torch.full((rows, query_heads, page_table.shape[1]), -torch.inf, dtype=wide.dtype, device=q.device)
         for row in range(rows):
-            count = -(-int(lengths[row]) // page_size) - int(skip_newest)
+            count = -(-int(lengths[row]) // paged.page_size) - int(skip_newest)
             if count <= 0:
                 continue
             row_bounds = _wide(read_bounds(bounds, page_table[row, :count].long())).repeat_interleave(group, dim=1)
@@ -125,10 +118,7 @@ class ReferenceOps(Ops):
     def attend(
         self,
         q: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        page_table: Tensor,
-        lengths: Tensor,
+        paged: Paged,
         scale: float,
         *,
         pages: Tensor | None = None,
@@ -143,6 +133,7 @@ class ReferenceOps(Ops):
     ) -> Tensor:
         """See :meth:`Ops.attend`."""
         out = torch.zeros_like(q)
+        k_pages, v_pages, page_table, lengths, _ = paged
         kv_heads, page_size = k_pages.shape[1:3]
         group = q.shape[1] // kv_heads
         for row in range(q.shape[0]):
@@ -176,10 +167,7 @@ class ReferenceOps(Ops):
 
     def evict(
         self,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        page_table: Tensor,
-        lengths: Tensor,
+        paged: Paged,
         positions: Tensor,
         mass: Tensor | None,
         *,
@@ -189,6 +177,7 @@ class ReferenceOps(Ops):
         shared: bool,
     ) -> None:
         """See :meth:`Ops.evict`."""
+        k_pages, v_pages, page_table, lengths, _ = paged
         page_size = k_pages.shape[2]
         for row in range(lengths.shape[0]):
             if int(lengths[row]) != capacity + 1:
