@@ -46,7 +46,7 @@ class LmEval(RequestTask):
     include_path: str = ""
     """Folder with task files of your own."""
     metric: str = ""  # type: ignore[misc]
-    """What a sample scores: ``acc_norm``, or with a filter ``exact_match,strict-match``; its first mean if empty."""
+    """What a sample scores: ``acc_norm``, or with a filter ``exact_match/strict-match``; its first mean if empty."""
     fewshot: int | None = None
     """Examples in front of the question; the task's own number if ``None``."""
     feed: int = 1
@@ -103,7 +103,7 @@ class LmEval(RequestTask):
         """
         means = [name for name, how in self.harness.aggregation().items() if getattr(how, "__name__", "") == "mean"]
         known = [f"{name},{one.name}" for one in self.harness._filters for name in means]
-        wanted = [name for name in known if self.metric in ("", name, name.partition(",")[0])]
+        wanted = [name for name in known if self.metric in ("", name.replace(",", "/"), name.partition(",")[0])]
         if not wanted:
             what = f"metric '{self.metric}'" if self.metric else "metric"
             hint = f"Means of it: {', '.join(known)}. Write --task lm_eval:{self.task}:metric=NAME."

@@ -430,7 +430,7 @@ def test_whole_texts_of_the_harness_become_perplexities(harness: Any, monkeypatc
 
 def test_choosing_a_metric_examples_and_fed_tokens(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     helpers.use(helpers.random_model(), monkeypatch)
-    task = make_task("lm_eval:words:metric=acc_norm:fewshot=2:feed=3")
+    task = make_task("lm_eval:words:metric=acc_norm/none:fewshot=2:feed=3")
     assert (task.scored, task.feed, harness["words"].config.num_fewshot) == ("acc_norm,none", 3, 2)  # type: ignore[attr-defined]
     assert make_task("lm_eval:own:include_path=mine").scored == "acc,none"  # type: ignore[attr-defined]
     records, *_ = helpers.run(tasks=["lm_eval:choice:metric=acc_norm"], samples=1, **SMALL)
@@ -572,7 +572,6 @@ def test_a_real_run_of_lm_eval_on_a_local_task(
         f"lm_eval:{name}:include_path={tmp_path}" for name in ("local_choice", "local_words", "local_text")
     )
     line = ["--task", tasks, "--method", "quest", "--budget", "32", "--threads", "1", "--out", tmp_path / "results"]
-    monkeypatch.setattr("questbench.experiments.accuracy.inputs.model_files", lambda *_, **__: {})
     ended = questbench("accuracy", "--model", "constructed", *line)
     assert ended.code == 0, ended.err
     (run,) = store.runs(tmp_path / "results")
