@@ -69,7 +69,8 @@ class RequestSession(Session):
         for place, one in enumerate(prepared):
             known = [self.known(work, cell, one, len(prepared), first=cell is cells[0]) for cell in cells]
             rows = [row | run.row(cell, place) for row, cell in zip(known, cells, strict=True)]
-            found.append(Finished(rows, prefills))
+            contexts = {asked.ids[: asked.cut] for asked in one.asked}
+            found.append(Finished(rows, prefills - 1 + len(contexts)))
         return found
 
 
