@@ -33,7 +33,7 @@ types: .venv/installed-dev
 	$(BIN)/mypy
 
 pytest: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Slow: the tests of models with the oldest and the newest transformers.
 test-transformers: .venv/installed-dev
