@@ -37,14 +37,6 @@ def is_whole(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 18
 
 
-def parse_counts(text: str, *, what: str = "count") -> list[int]:
-    """``"8k,32k"`` -> ``[8192, 32768]``; commas sweep. Raises as :func:`parse_count`, also for an empty list."""
-    parts = [part for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UsageError(f"No {what} given.", "Write one or more, separated by commas: 4k,8k.")
-    return [parse_count(part, what=what) for part in parts]
-
-
 def count(value: int) -> str:
     """32768 -> ``32k``; numbers that are no multiple of 1024 stay as they are."""
     return f"{value // 1024}k" if value >= 1024 and value % 1024 == 0 else str(value)

@@ -46,7 +46,6 @@ ALLOWED: dict[str, set[str]] = {
         "records",
     },
     "cli": {"experiments", "models", "kernels", "records", "report"},
-    "lm_eval": {"experiments", "models", "methods", "kernels"},
 }
 """Part -> parts it may import, besides itself and the leaves."""
 

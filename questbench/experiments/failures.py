@@ -25,6 +25,22 @@ def reason(error: BaseException) -> str:
     return told(error) if isinstance(error, CellError) else f"Out of memory at batch 1: {first_line(error)}"
 
 
+def spoiled(error: Exception, *, several: bool) -> QuestbenchError | str:
+    """What the rows of a cell say that failed on a batch.
+
+    Args:
+        several: the batch holds more than one sample, which may go through one at a time.
+
+    Raises:
+        Exception: ``error`` itself, where the samples are to be tried apart or the run has to end.
+    """
+    if isinstance(error, CellError) and not isinstance(error, NotFiniteError):
+        return error
+    if several or not apart(error):
+        raise error
+    return reason(error)
+
+
 def no_memory(error: BaseException, device: str) -> CellError:
     """What a cell says that ran out of memory although it seemed to fit."""
     return CellError(f"out of memory on {device}: {first_line(error)}", "Use a shorter --seq-len or a smaller --batch.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -31,6 +31,19 @@ class Turn:
     """Character spans of the sample's context that hold the evidence."""
     answer_prefix: str = ""
     """As ``Sample.answer_prefix``."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing that a :class:`RequestTask` asks of a model."""
+
+    kind: Literal["likelihood", "text", "completion"]
+    """Of ``continuation`` behind ``context``; of the whole ``context``; or what the model writes behind ``context``."""
+    context: str
+    continuation: str = ""
+    stop: tuple[str, ...] = ()
+    """A completion ends before the first of these."""
+    max_new_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,9 @@ class Sample:
     It is fed as the question is. In a chat template it stands behind the assistant's header, where the model goes on
     with it; what separates it from the question belongs to the question's end, and is left out there."""
 
+    requests: tuple[Request, ...] = ()
+    """All that is asked, in a sample of a :class:`RequestTask`; its other texts are empty."""
+
     @property
     def prompt(self) -> str:
         """The whole prompt (of the first turn), without a chat template."""
@@ -96,6 +112,14 @@ class Task(ABC):
     """Whether a model that does the task scores near 1; summaries under ROUGE, for one, never do."""
     protocols: ClassVar[tuple[str, ...]] = ("stepwise", "prefill", "quest-paper")
     """Protocols that make sense for the task; the first is its default."""
+    first: ClassVar[str] = ""
+    """Parameter that a bare word behind the task's name sets."""
+
+    @classmethod
+    def expand(cls, name: str, settings: str, *, online: bool = False) -> list[str]:
+        """Specs of what a spec stands for, where that may be several sets."""
+        del online
+        return [f"{name}:{settings}" if settings else name]
 
     @property
     def name(self) -> str:
@@ -174,3 +198,48 @@ class StreamTask(Task):
         """
         del sample, completion
         raise UsageError(f"{self.name} predicts a given text and has no completion.", "Use --protocol stream.")
+
+
+class RequestTask(Task):
+    """A task that makes its own requests: a sample is a set of them, and is judged by all replies together.
+
+    Contexts are prefilled dense but for their last ``feed`` tokens; from there on the method is active.
+    """
+
+    chat: ClassVar[bool] = False
+    max_new_tokens: ClassVar[int] = 0
+    protocols: ClassVar[tuple[str, ...]] = ("prefill",)
+    feed: int
+    rolling: bool
+    """Whether all that is asked for is the likelihood of whole texts: samples have losses and no score."""
+
+    @abstractmethod
+    def build(self, count: int, seed: int, chat: Callable[..., str] | None) -> Sequence[Sample]:
+        """The first ``count`` samples, with their requests.
+
+        Args:
+            seed: of what is drawn.
+            chat: makes one text of a chat's messages; ``None`` where prompts stay bare.
+        """
+
+    @abstractmethod
+    def judge(self, sample: Sample, replies: Sequence[Any]) -> dict[str, Any]:
+        """Metrics of a sample by name, as JSON holds them.
+
+        Args:
+            replies: one per request: the log-likelihood of a continuation and whether greedy decoding would have
+                written it; that of a text; or a completion.
+        """
+
+    @abstractmethod
+    def score_of(self, metrics: Mapping[str, Any]) -> float:
+        """What a sample with these metrics scores, 0 to 1."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of the data that samples are made of."""
+
+    def summary(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the task makes of the metrics of all samples."""
+        del metrics
+        return {}

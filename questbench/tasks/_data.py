@@ -56,11 +56,11 @@ class DataTask(Task):
     """Published SHA-256 of upstream files -> what that file is; another file is used as well, and says so."""
 
     @classmethod
-    def expand(cls, name: str, settings: str) -> list[str]:
+    def expand(cls, name: str, settings: str, *, online: bool = False) -> list[str]:
         """Specs of single sets, where the task has sets: ``set=a+b`` and groups become several."""
         fields = {field.name: field.default for field in dataclasses.fields(cls)}
         if "set" not in fields:
-            return [f"{name}:{settings}" if settings else name]
+            return super().expand(name, settings, online=online)
         parts = settings.split(":") if settings else []
         chosen = next((part.partition("=")[2] for part in parts if part.startswith("set=")), str(fields["set"]))
         others = [part for part in parts if not part.startswith("set=")]

@@ -28,14 +28,16 @@ def make_task(spec: str, data: Mapping[str, str] | None = None, *, online: bool 
     """
     name, _, settings = spec.partition(":")
     kind = task_class(name.strip())
-    task = _with_settings(kind, name, settings) if settings else kind()
+    task = with_settings(kind, name, settings) if settings else kind()
     if isinstance(task, DataTask):
         where = task.data or data_for(task.name, data or {})
         return dataclasses.replace(task, data=where, online=task.online or online)
+    if online and hasattr(task, "online"):
+        return dataclasses.replace(task, online=True)  # type: ignore[type-var]
     return task
 
 
-def expand(specs: Sequence[str]) -> list[str]:
+def expand(specs: Sequence[str], *, online: bool = False) -> list[str]:
     """Specs of single sets, each once: of ``longbench:set=paper``, or ``longbench`` alone, its six, of ``set=a+b`` two.
 
     Raises:
@@ -45,7 +47,7 @@ def expand(specs: Sequence[str]) -> list[str]:
     for spec in specs:
         name, _, settings = spec.partition(":")
         kind = task_class(name.strip())
-        found += kind.expand(name.strip(), settings) if issubclass(kind, DataTask) else [spec]
+        found += kind.expand(name.strip(), settings, online=online)
     return list(dict.fromkeys(found))
 
 
@@ -65,12 +67,19 @@ def task_class(name: str) -> type[Task]:
     return registry.load(PACKAGE, name, Task, kind="task")  # type: ignore[type-abstract]
 
 
-def _with_settings(kind: type[Task], name: str, settings: str) -> Task:
+def with_settings(kind: type[Task], name: str, settings: str) -> Task:
+    """A task with parameters from a text: ``field=value:field=value``.
+
+    Raises:
+        UsageError: it has no such parameter, or one takes no such value.
+    """
     hints = typing.get_type_hints(kind)
     names: list[str] = [item.name for item in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
     chosen: dict[str, Any] = {}
     for setting in settings.split(":"):
-        key, _, text = setting.partition("=")
+        key, equals, text = setting.partition("=")
+        if kind.first and not equals and not chosen:
+            key, text = kind.first, setting
         if key in names and not text:
             raise UsageError(f"Parameter '{key}' of task '{name}' has no value.", f"Write --task {name}:{key}=VALUE.")
         if key not in names:

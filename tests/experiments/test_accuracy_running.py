@@ -69,7 +69,7 @@ def uneven(monkeypatch):
     helpers.use(helpers.random_model(), monkeypatch)
     kinds = {"uneven": Uneven, "turns": Turns}
     monkeypatch.setattr("questbench.experiments.accuracy.config.make_task", lambda spec, *_, **__: kinds[spec]())
-    monkeypatch.setattr("questbench.experiments.accuracy.config.expand", list)
+    monkeypatch.setattr("questbench.experiments.accuracy.config.expand", lambda specs, **_: list(specs))
     monkeypatch.setattr(Uneven, "binary", False)
 
 

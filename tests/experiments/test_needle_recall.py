@@ -38,7 +38,7 @@ def rows(request, monkeypatch):
     helpers.use(helpers.random_model(), monkeypatch)
     monkeypatch.setattr(Two, "needed", request.param)
     monkeypatch.setattr("questbench.experiments.accuracy.config.make_task", lambda *_, **__: Two())
-    monkeypatch.setattr("questbench.experiments.accuracy.config.expand", list)
+    monkeypatch.setattr("questbench.experiments.accuracy.config.expand", lambda specs, **_: list(specs))
     settings = {"tasks": ["two"], "seq_lens": [300], "budgets": [BUDGET], "samples": 2, "model": "random"}
     _, found, _ = helpers.run(**settings, methods=["dense", "streaming_llm", "quest"])
     return request.param, {method: [r for r in found if r["method"] == method] for method in ("dense", "streaming_llm")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from questbench.errors import QuestbenchError, SkipCell, UsageError
@@ -12,7 +13,7 @@ from questbench.experiments.grid import OneMachine, RunConfig
 from questbench.flags import AXES, SAMPLES, at_least, choice, data_sources, flag, number
 from questbench.methods._base import Method
 from questbench.methods._make import make, make_all
-from questbench.tasks._base import StreamTask, Task
+from questbench.tasks._base import RequestTask, StreamTask, Task
 from questbench.tasks._make import expand, make_task
 
 
@@ -148,7 +149,7 @@ def bare_tasks(config: AccuracyConfig) -> list[Task]:
     Raises:
         UsageError: unknown ones, or parameters that they do not have.
     """
-    return [make_task(spec) for spec in expand(config.tasks)]
+    return [make_task(spec) for spec in expand(config.tasks, online=config.online)]
 
 
 def grid(config: AccuracyConfig) -> list[tuple[Work, list[Cell], list[Refused]]]:
@@ -159,7 +160,7 @@ def grid(config: AccuracyConfig) -> list[tuple[Work, list[Cell], list[Refused]]]
     """
     usable, refused = cells(config)
     found = []
-    for spec in expand(config.tasks):
+    for spec in expand(config.tasks, online=config.online):
         task = make_task(spec, config.data, online=config.online)
         protocol = config.protocol or task.protocols[0]
         if protocol not in task.protocols:
@@ -169,7 +170,12 @@ def grid(config: AccuracyConfig) -> list[tuple[Work, list[Cell], list[Refused]]]
             )
         for length in config.seq_lens or [task.default_length]:
             work = Work(spec, task, length, task.samples(config.samples, length), protocol)
-            found.append(_streamed(work, usable, refused) if isinstance(task, StreamTask) else (work, usable, refused))
+            if isinstance(task, StreamTask):
+                found.append(_streamed(work, usable, refused))
+                continue
+            if isinstance(task, RequestTask) and task.rolling:
+                work = replace(work, behind=_largest(usable))
+            found.append((work, usable, refused))
     return found
 
 
@@ -192,5 +198,9 @@ def _streamed(work: Work, usable: list[Cell], refused: list[Refused]) -> tuple[W
         for cell in usable
         if cell not in fitting
     ]
-    behind = max((cell.method.budget for cell in fitting if cell.method.budgeted), default=0)
-    return replace(work, behind=behind), fitting, refused + skipped
+    return replace(work, behind=_largest(fitting)), fitting, refused + skipped
+
+
+def _largest(cells: Sequence[Cell]) -> int:
+    """Their largest budget; 0 without any."""
+    return max((cell.method.budget for cell in cells if cell.method.budgeted), default=0)

@@ -17,6 +17,7 @@ from questbench.experiments.costs import Forecast
 from questbench.experiments.engine import Progress, Unit
 from questbench.experiments.setup import cost_model
 from questbench.models import reach
+from questbench.tasks._base import RequestTask
 from questbench.tasks._data import DataTask
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def run(
     Raises:
         UsageError, CellError: no sample of a task can be used.
     """
+    from questbench.experiments.accuracy.requests import RequestSession
     from questbench.experiments.accuracy.session import Session
 
     work = grid(config)
@@ -89,8 +91,9 @@ def run(
     small = {one.key: error for one, usable, _ in work if (error := _too_large(session, one, usable)) is not None}
     fitting = [one for one, _, _ in work if one.key not in small]
     total, done = sum(one.samples + 1 for one in fitting), 0
+    own = {one.key: RequestSession.of(session) if isinstance(one.task, RequestTask) else session for one in fitting}
     for one in fitting:
-        _check_usable(session, one, finished)
+        _check_usable(own[one.key], one, finished)
     # A sample's cost is taken to grow with its length, and alike in all samples of a task.
     parts = [(one.spec, one.length) for one in fitting]
     counts = {part: one.samples for part, one in zip(parts, fitting, strict=True)}
@@ -111,8 +114,8 @@ def run(
         skipped = sum(not lacking for lacking in again.values())
         done += skipped
         left.skip((one.spec, one.length), skipped)
-        for indices, lacking in _batches(one.samples, again, tuple(usable), session):
-            for index, result in zip(indices, session.samples(one, lacking, indices), strict=True):
+        for indices, lacking in _batches(one.samples, again, tuple(usable), own[one.key]):
+            for index, result in zip(indices, own[one.key].samples(one, lacking, indices), strict=True):
                 key = one.unit(index)
                 fresh = [{"unit": key, **row} for row in result.rows]
                 rows |= {(key, str(row["cell"])): row for row in fresh}
@@ -166,8 +169,8 @@ def _check_usable(session: Session, work: Work, finished: frozenset[str] | set[s
     if any(work.unit(index) in finished for index in range(min(work.samples, len(finished)))):
         return
     first: QuestbenchError | None = None
-    on_data = isinstance(work.task, DataTask) and work.task.reads
-    for index in range(work.samples if on_data else 1):
+    rows = isinstance(work.task, RequestTask) or (isinstance(work.task, DataTask) and work.task.reads)
+    for index in range(work.samples if rows else 1):
         try:
             session.prepare(work, index)
         except (UsageError, CellError) as error:

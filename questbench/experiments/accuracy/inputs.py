@@ -8,7 +8,7 @@ from typing import Any
 from questbench.experiments.accuracy.chat import find
 from questbench.experiments.accuracy.template import describe
 from questbench.experiments.inputs import model_files
-from questbench.tasks._base import Task
+from questbench.tasks._base import RequestTask, Task
 from questbench.tasks._data import DataTask
 
 
@@ -43,6 +43,8 @@ def data_files(work: Sequence[tuple[str, Task, int]]) -> dict[str, str]:
         if isinstance(task, DataTask) and task.reads:
             place = task.place(length)
             found[f"{spec} at {length}: {place.name}"] = place.sha256
+        elif isinstance(task, RequestTask):
+            found[spec] = task.digest()
     return found
 
 

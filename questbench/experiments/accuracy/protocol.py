@@ -63,6 +63,23 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A request, or a window of a long one: ``ids[:cut]`` is prefilled dense, the rest is fed token by token."""
+
+    request: int
+    """Which of the sample's."""
+    ids: tuple[int, ...]
+    cut: int
+    judged: int
+    """Of how many last tokens the likelihood is asked; 0 where the model is to go on."""
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the prefill's own logits judge more than one token."""
+        return self.judged > len(self.ids) - self.cut
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A sample, tokenised and split."""
 
@@ -71,11 +88,14 @@ class Prepared:
     max_new_tokens: int
     context_tokens: int
     """Tokens of the sample's own context, which a stream's prefill may exceed."""
+    asked: tuple[Asked, ...] = ()
+    """Of a sample that is a set of requests, all of them; ``prompt`` is the first."""
 
     @property
     def hash(self) -> str:
         """Of all token ids: the same prompt has the same hash, whatever the cell."""
         ids = self.prompt.prefill + self.prompt.steps + tuple(turn.tokens for turn in self.prompt.later)
+        ids += tuple(one.ids for one in self.asked)
         return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
 
 

@@ -16,7 +16,7 @@ from questbench.measure import lossless, paired, stats
 from questbench.methods._base import Method
 from questbench.models import reach
 from questbench.records.schema import ResultRecord
-from questbench.tasks._base import Task
+from questbench.tasks._base import RequestTask, Task
 
 if TYPE_CHECKING:
     from questbench.experiments.accuracy.session import Session
@@ -48,7 +48,7 @@ def summary(session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[
                 raise CellError(f"{len(errors)} of {len(own)} samples failed. {errors[0]}")
             if not own:
                 raise CellError(f"None of {len(left_out)} samples can be used. {next(iter(left_out.values()), '')}")
-            details, warnings = _shared(session, cell, own, left_out)
+            details, warnings = _shared(session, work, cell, own, left_out)
             warnings += floor
             against = [] if any("error" in row for row in dense) or not cell.method.budgeted else dense
             if cell.method.budgeted and not against:
@@ -206,13 +206,13 @@ def _by_depth(rows: Sequence[Row]) -> list[list[float]]:
 
 
 def _shared(
-    session: Session, cell: Cell, own: Sequence[Row], left_out: Mapping[str, str]
+    session: Session, work: Work, cell: Cell, own: Sequence[Row], left_out: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
     """Details and warnings that every metric of a cell has."""
     sparse = _sparse_share(own)
     details: dict[str, Any] = {
         "sparse_steps": sparse,
-        "nothing_left_out": cell.method.budgeted and sparse == 0,
+        "nothing_left_out": cell.method.budgeted and not sparse,
         **{name: _mean(own, name) for name in COUNTS},
         "dense_fallback": any(row["dense_fallback"] for row in own),
         "prompt_tokens": _mean(own, "prompt_tokens"),
@@ -224,6 +224,8 @@ def _shared(
         details["layers"] = layers
     if cell.method.yardstick:
         details |= {"yardstick": True, "tokens_scored": _mean(own, "tokens_scored")}
+    if isinstance(work.task, RequestTask):
+        details |= work.task.summary([row["metrics"] for row in own])
     warnings = []
     if details["dense_fallback"]:
         warnings.append("dense fallback: a sparse layer attended the whole text; this is not the method's accuracy.")
@@ -242,9 +244,10 @@ def _shared(
         )
     if cut := [row["removed_tokens"] for row in own if row.get("removed_tokens")]:
         details["truncated"] = len(cut)
-        warnings.append(
-            f"{len(cut)} prompts exceeded the model's {session.max_length} tokens: the middle of their context was cut."
-        )
+        what = f"the model's {session.max_length} tokens: the middle"
+        if isinstance(work.task, RequestTask):
+            what = f"{min(work.length, session.max_length or work.length)} tokens: the beginning"
+        warnings.append(f"{len(cut)} prompts exceeded {what} of their context was cut.")
     return details, warnings
 
 

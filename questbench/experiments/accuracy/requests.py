@@ -1,265 +1,287 @@
-"""Requests of an evaluation harness under one method: log-likelihoods, rolling log-likelihoods, generation.
+"""Requests of an evaluation harness: likelihoods of continuations and of whole texts, and completions.
 
-    context, but its last tokens   one dense prefill, shared by all continuations of the same context
+    context, but its last tokens   one dense prefill, shared by all cells and by all continuations of the same context
     the last tokens of the context }
     the continuation               }  token by token through attention.decode, with the method active
 
 A continuation is judged by the logits behind the token before it. Were the whole context prefilled, an answer of one
-token (multiple choice) would never see the method; so at least the context's last token is fed (``feed``).
+token (multiple choice) would never see the method; so at least the context's last token is fed (``RequestTask.feed``).
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import fields
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from questbench.errors import UsageError
+from questbench.experiments.accuracy import rows as made
 from questbench.experiments.accuracy.batch import Batch, Script
-from questbench.experiments.accuracy.protocol import Steps
-from questbench.experiments.accuracy.scripts import Decoding, Reply, Taught, converse, teach
-from questbench.experiments.accuracy.session import stop_ids
-from questbench.experiments.counting import ReadCounter, RowCounters
+from questbench.experiments.accuracy.config import Cell, Work
+from questbench.experiments.accuracy.protocol import Asked, Prepared, Prompt, Steps
+from questbench.experiments.accuracy.scripts import Decoding, Taught, converse, teach
+from questbench.experiments.accuracy.session import Finished, Session
+from questbench.experiments.accuracy.template import render
+from questbench.experiments.counting import RowCounters
+from questbench.experiments.failures import spoiled
 from questbench.experiments.setup import base_cache
-from questbench.kernels._ops import Ops
-from questbench.methods._base import Method
 from questbench.models import hf
-from questbench.models.loading import LoadedModel
+from questbench.tasks._base import Request, RequestTask, Sample
 from questbench.tasks._tokens import part_ids, prompt_ids
 
 
-@dataclass
-class Proof:
-    """What was really read, counted in the attention op, over all requests so far."""
+class RequestSession(Session):
+    """A session for samples that are sets of requests."""
 
-    requests: int = 0
-    prefills: int = 0
-    """Dense prefills: one per context, not per request."""
-    prefill_tokens: int = 0
-    decode_steps: int = 0
-    """Tokens fed one by one."""
-    limited_steps: int = 0
-    """Decode steps at which the text was longer than the budget, so that the method had something to leave out."""
-    truncated: int = 0
-    """Requests whose context was cut on the left to fit the model."""
-    dense_fallback: bool = False
-    sums: dict[str, float] = field(default_factory=dict)
-    """Per count: sum over steps of the mean over sparse layers."""
+    _samples: Sequence[Sample] | None = None
 
-    def add(self, counter: ReadCounter, budget: int | None) -> None:
-        """One row's steps."""
-        for step in counter.steps:
-            self.decode_steps += 1
-            self.limited_steps += budget is not None and step[0].text > budget
-            for name in ("visible", "read", "resident", "pages"):
-                self.sums[name] = self.sums.get(name, 0.0) + sum(getattr(r, name) for r in step) / len(step)
-        self.dense_fallback |= counter.fallback
+    @classmethod
+    def of(cls, session: Session) -> RequestSession:
+        """The same model, for a task of its own."""
+        return cls(*(getattr(session, field.name) for field in fields(session)))
 
-    def facts(self) -> dict[str, Any]:
-        """For the output."""
-        means = {
-            f"{'pages_read' if name == 'pages' else 'tokens_' + name}": total / self.decode_steps
-            for name, total in self.sums.items()
-        }
-        return {
-            "requests": self.requests,
-            "prefills": self.prefills,
-            "prefill_tokens": self.prefill_tokens,
-            "decode_steps": self.decode_steps,
-            "limited_steps": self.limited_steps,
-            "truncated": self.truncated,
-            "dense_fallback": self.dense_fallback,
-            **means,
-        }
+    def prepare(self, work: Work, index: int) -> Prepared:
+        """The requests of sample ``index``, tokenised and cut to fit.
+
+        Raises:
+            UsageError: one of them cannot be answered.
+        """
+        task = cast(RequestTask, work.task)
+        if self._samples is None:
+            chat = None if self.chat_for(work) is None else functools.partial(_chat, self.loaded.tokenizer)
+            self._samples = task.build(work.samples, self.config.seed, chat)
+        limit = work.length if self.max_length is None else min(work.length, self.max_length)
+        return tokenised(task, self._samples[index], self.loaded.tokenizer, limit, work.behind)
+
+    def _together(
+        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
+    ) -> list[Finished]:
+        run = _Run(self, cast(RequestTask, work.task), cells, prepared)
+        run.play()
+        found = []
+        for place, one in enumerate(prepared):
+            known = [self.known(work, cell, one, len(prepared), first=cell is cells[0]) for cell in cells]
+            rows = [row | run.row(cell, place) for row, cell in zip(known, cells, strict=True)]
+            contexts = {asked.ids[: asked.cut] for asked in one.asked}
+            found.append(Finished(rows, prefills - 1 + len(contexts)))
+        return found
 
 
-class Requests:
-    """Answers requests with one model under one method.
+def tokenised(task: RequestTask, sample: Sample, tokenizer: Any, limit: int, behind: int) -> Prepared:
+    """A sample with its requests in tokens.
 
     Args:
-        loaded: model and tokenizer.
-        method: active from the last ``feed`` tokens of a context on.
-        ops: the backend.
-        dense_layers, page_size: as in ``accuracy``; the model's own by default.
-        feed: tokens at the end of each context that are fed one by one.
-        batch: contexts that run together.
+        limit: tokens of the longest text: contexts lose their beginning, whole texts are judged in windows.
+        behind: the largest budget of the cells, up to which whole texts are prefilled; 0 where there is none.
+
+    Raises:
+        UsageError: a request cannot be answered.
     """
+    asked: list[Asked] = []
+    removed = 0
+    for number, request in enumerate(sample.requests):
+        if request.kind == "text":
+            asked += _windows(number, (_prefix(tokenizer), *part_ids(tokenizer, request.context)), limit, behind)
+            continue
+        head, tail = _pair(tokenizer, request)
+        # The last token of a continuation is judged and never fed.
+        room = limit + 1 - len(tail) if tail else limit - request.max_new_tokens
+        if room < 1 + (not tail):
+            new = f"A continuation of {len(tail):,}" if tail else f"A completion of {request.max_new_tokens:,}"
+            raise UsageError(f"{new} tokens leaves no room for a context in {limit:,}.", "Use a longer --seq-len.")
+        removed += max(len(head) - room, 0)
+        head = head[-room:]
+        asked.append(Asked(number, head + tail, max(len(head) - task.feed, 1), len(tail)))
+    first = asked[0]
+    size = sum(len(request.context.encode()) for request in sample.requests if request.kind == "text")
+    prompt = Prompt(first.ids[: first.cut], first.ids[first.cut :], removed=removed, scored_bytes=size)
+    most = max(request.max_new_tokens for request in sample.requests)
+    return Prepared(sample, prompt, most, 0 if task.rolling else first.cut, tuple(asked))
+
+
+class _Run:
+    """Samples that run together, through all cells."""
 
     def __init__(
-        self,
-        loaded: LoadedModel,
-        method: Method,
-        ops: Ops,
-        *,
-        dense_layers: int | None = None,
-        page_size: int | None = None,
-        feed: int = 1,
-        batch: int = 1,
+        self, session: Session, task: RequestTask, cells: Sequence[Cell], prepared: Sequence[Prepared]
     ) -> None:
-        if feed < 1 or batch < 1:
-            raise UsageError(f"Feeding {feed} tokens, {batch} contexts at a time: both must be 1 or more.")
-        method.check(page_size or loaded.page_size)
-        self.loaded, self.method, self.ops, self.feed, self.batch = loaded, method, ops, feed, batch
-        self.dense_layers = loaded.dense_layers if dense_layers is None else dense_layers
-        self.page_size = page_size or loaded.page_size
-        text = loaded.model.config.get_text_config(decoder=True)
-        self.query_heads = int(text.num_attention_heads)
-        self.max_length = int(getattr(text, "max_position_embeddings", 1 << 20))
-        self.proof = Proof()
-        if loaded.tokenizer is None:
-            raise UsageError(f"Model '{loaded.name}' has no tokenizer.", "Use --model constructed, a folder or an id.")
-        first = loaded.tokenizer.bos_token_id
-        self.prefix = loaded.tokenizer.eos_token_id if first is None else first
-        """The token that an empty context stands for."""
+        self.session, self.task, self.cells, self.prepared = session, task, cells, prepared
+        self.asked = [(owner, one) for owner, sample in enumerate(prepared) for one in sample.asked]
+        self.found: dict[tuple[str, int], Any] = {}
+        """By cell and place in ``asked``."""
+        self.counters = {(cell.key, owner): session.counter() for cell in cells for owner in range(len(prepared))}
+        self.seconds = {cell.key: dict.fromkeys(("prefill", "fork", "decode"), 0.0) for cell in cells}
+        self.failed: dict[str, dict[str, Any]] = {}
 
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation behind its context, and whether greedy decoding would have written it."""
-        encoded = [self._pair(context, continuation) for context, continuation in pairs]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for place, (context, _) in enumerate(encoded):
-            groups.setdefault(context, []).append(place)
+    def play(self) -> None:
+        """Prefill every context once; each cell forks it for each of its continuations."""
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, (_, one) in enumerate(self.asked):
+            places.setdefault(one.ids[: one.cut], []).append(place)
         # Contexts of like length run together, so that little is padded.
-        order = sorted(groups, key=len, reverse=True)
-        results: dict[int, tuple[float, bool]] = {}
-        for start in range(0, len(order), self.batch):
-            contexts = order[start : start + self.batch]
-            cuts = [max(len(context) - self.feed, 1) for context in contexts]
-            batch = self._prefill([context[:cut] for context, cut in zip(contexts, cuts, strict=True)])
-            for number in range(max(len(groups[context]) for context in contexts)):
-                asked = [groups[context][number] if number < len(groups[context]) else None for context in contexts]
-                scripts = [
-                    _nothing()
-                    if place is None
-                    else _judge(context[cut:] + encoded[place][1], batch.logits, row if cut == len(context) else None)
-                    for row, (context, cut, place) in enumerate(zip(contexts, cuts, asked, strict=True))
-                ]
-                for index, taught in zip(asked, self._play(batch, scripts), strict=True):
-                    if index is not None and taught is not None:
-                        own = len(encoded[index][1])
-                        results[index] = -math.fsum(taught.losses[-own:]), all(taught.greedy[-own:])
-            self._release(batch)
-        self.proof.requests += len(pairs)
-        return [results[place] for place in range(len(pairs))]
+        order = sorted(places, key=len, reverse=True)
+        for start in range(0, len(order), len(self.prepared)):
+            self._batch({context: places[context] for context in order[start : start + len(self.prepared)]})
 
-    def rolling(self, texts: Sequence[str]) -> list[float]:
-        """Log-likelihood of whole texts: dense up to the budget, then token by token.
+    def _batch(self, contexts: dict[tuple[int, ...], list[int]]) -> None:
+        session, together = self.session, [self.asked[place][1] for own in contexts.values() for place in own]
+        methods, longest = [cell.method for cell in self.cells], max(len(one.ids) for one in together)
+        size = self.cells[0].page_size
+        base = base_cache(session.loaded.model, session.ops, methods, page_size=size, capacity=longest)
+        start = time.perf_counter()
+        try:
+            early = any(one.ahead for one in together)
+            batch = Batch.prefill(session.loaded.model, list(contexts), base, all_logits=early)
+        except Exception as error:
+            why = made.failed(spoiled(error, several=len(self.prepared) > 1))
+            self.failed = {cell.key: why for cell in self.cells}
+            return
+        spent = time.perf_counter() - start
+        for cell in self.cells:
+            self.seconds[cell.key]["prefill"] += spent
+            if cell.key in self.failed:
+                continue
+            try:
+                for places in itertools.zip_longest(*contexts.values()):
+                    self._fork(cell, batch, places)
+            except Exception as error:
+                self.failed[cell.key] = made.failed(spoiled(error, several=len(self.prepared) > 1))
+        hf.release(base)
 
-        A text longer than the model takes is judged in lm-eval's windows, the last one as full of context as it can be.
-        Its text alone is judged: lm-eval's own model for transformers also judges a BOS that the tokenizer adds.
-        """
-        totals = []
-        for text in texts:
-            ids = (self.prefix, *part_ids(self.loaded.tokenizer, text))
-            losses: list[float] = []
-            start = 0
-            while start < len(ids) - 1:
-                end = min(start + self.max_length, len(ids) - 1)
-                begin = max(0, end - self.max_length)
-                losses += self._window(ids[begin : end + 1], known=start - begin)
-                start = end
-            totals.append(-math.fsum(losses))
-            self.proof.requests += 1
-        return totals
+    def _fork(self, cell: Cell, batch: Batch, places: Sequence[int | None]) -> None:
+        """One continuation of every context that has another one."""
+        session, spent = self.session, self.seconds[cell.key]
+        counters = [session.counter() for _ in places]
+        watch = RowCounters(counters, range(len(places)))
+        start = time.perf_counter()
+        cache = hf.fork(
+            batch.cache, cell.method, dense_layers=session.dense_layers, page_size=cell.page_size, observer=watch
+        )
+        forked = time.perf_counter()
+        scripts = [self._script(place, logits) for place, logits in zip(places, batch.logits, strict=True)]
+        results = batch.on(cache).play(scripts, watch)
+        hf.release(cache)
+        spent["fork"] += forked - start
+        spent["decode"] += time.perf_counter() - forked
+        for place, result, counter in zip(places, results, counters, strict=True):
+            if place is not None:
+                self.found[cell.key, place] = result
+                self.counters[cell.key, self.asked[place][0]].steps += counter.steps
 
-    def generate(self, requests: Sequence[tuple[str, Sequence[str], int]]) -> list[str]:
-        """Greedy completions of (context, stop texts, most tokens); the stop text is cut off."""
-        results = [""] * len(requests)
-        encoded = [self._context(context, room=most) for context, _, most in requests]
-        order = sorted(range(len(requests)), key=lambda place: len(encoded[place]), reverse=True)
-        for start in range(0, len(order), self.batch):
-            places = order[start : start + self.batch]
-            cuts = [max(len(encoded[place]) - self.feed, 1) for place in places]
-            batch = self._prefill([encoded[place][:cut] for place, cut in zip(places, cuts, strict=True)])
-            scripts = []
-            for place, cut in zip(places, cuts, strict=True):
-                _, stop, most = requests[place]
-                decoding = Decoding(self.loaded.tokenizer, stop_ids(self.loaded), stop, most)
-                scripts.append(converse([Steps(encoded[place][cut:])], decoding))
-            replies: list[list[Reply]] = self._play(batch, scripts)
-            for place, reply in zip(places, replies, strict=True):
-                text = reply[0].text
-                for mark in requests[place][1]:
-                    text = text.partition(mark)[0]
-                results[place] = text
-            self._release(batch)
-        self.proof.requests += len(requests)
-        return results
+    def _script(self, place: int | None, logits: Tensor) -> Script[Any]:
+        if place is None:
+            return _nothing()
+        owner, one = self.asked[place]
+        if one.judged:
+            return _judge(one, logits)
+        request = self.prepared[owner].sample.requests[one.request]
+        decoding = Decoding(self.session.loaded.tokenizer, self.session.stop_ids, request.stop, request.max_new_tokens)
+        return converse([Steps(one.ids[one.cut :])], decoding)
 
-    def _pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Tokens of both; they are tokenised together, and white space between them belongs to the continuation."""
-        head: tuple[int, ...]
-        bare = context.rstrip()
-        if not bare:
-            whole = tuple(part_ids(self.loaded.tokenizer, context + continuation))
-            head, tail = (self.prefix,), whole[1:] if whole[:1] == (self.prefix,) else whole
-        else:
-            whole = self._encode(context + continuation)
-            border = len(self._encode(bare))
-            head, tail = whole[:border], whole[border:]
-        if not tail:
-            raise UsageError(f"The continuation '{continuation}' has no tokens of its own.", "Look at the task.")
-        if len(tail) > self.max_length:
-            raise UsageError(f"A continuation of {len(tail):,} tokens does not fit {self.max_length:,}.")
-        # The last token of a continuation is judged and never fed.
-        return self._cut(head, self.max_length + 1 - len(tail)), tail
+    def row(self, cell: Cell, owner: int) -> dict[str, Any]:
+        """What came of a sample in a cell."""
+        if cell.key in self.failed:
+            return self.failed[cell.key]
+        sample, counter = self.prepared[owner].sample, self.counters[cell.key, owner]
+        results: list[list[Any]] = [[] for _ in sample.requests]
+        for place, (whose, one) in enumerate(self.asked):
+            if whose == owner:
+                results[one.request].append(self.found[cell.key, place])
+        replies = [_reply(request, found) for request, found in zip(sample.requests, results, strict=True)]
+        seconds = {name: spent / len(self.prepared) for name, spent in self.seconds[cell.key].items()}
+        behind = {"steps": len(counter.steps), **made.reads(counter), "seconds": seconds}
+        metrics = self.task.judge(sample, replies)
+        if self.task.rolling:
+            whole = [one for found in results for one in found]
+            losses = tuple(loss for one in whole for loss in one.losses)
+            greedy = tuple(hit for one in whole for hit in one.greedy)
+            return made.taught(self.prepared[owner], Taught(losses, greedy)) | {"metrics": metrics} | behind
+        score = self.task.score_of(metrics)
+        if not 0 <= score <= 1:
+            return made.failed(f"{sample.id} scores {score}, which is not between 0 and 1: use another metric.")
+        written = [reply for found in results for each in found if isinstance(each, list) for reply in each]
+        return {
+            "score": score,
+            "metrics": metrics,
+            "completion": "\n".join(reply for reply in replies if isinstance(reply, str)),
+            "new_tokens": sum(len(reply.tokens) for reply in written),
+            "likelihoods": [list(reply) for reply in replies if isinstance(reply, tuple)],
+            **behind,
+        }
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        """Tokens of a prompt; one that begins with the BOS, as a chat template writes it, gets no second one."""
-        ids = tuple(prompt_ids(self.loaded.tokenizer, text))
-        first = self.loaded.tokenizer.bos_token_id
-        return ids[1:] if first is not None and ids[:2] == (first, first) else ids
 
-    def _context(self, context: str, *, room: int) -> tuple[int, ...]:
-        ids = self._encode(context)
-        if len(ids) < 2:
+def _reply(request: Request, found: Sequence[Any]) -> Any:
+    """What the task is told: a text, a log-likelihood, or one and whether greedy decoding would have written it."""
+    if request.kind == "completion":
+        text = str(found[0][0].text)
+        for mark in request.stop:
+            text = text.partition(mark)[0]
+        return text
+    value = -math.fsum(loss for one in found for loss in one.losses)
+    return value if request.kind == "text" else (value, all(found[0].greedy))
+
+
+def _chat(tokenizer: Any, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+    """A chat as the text of one prompt."""
+    generate = add_generation_prompt
+    return render(tokenizer, messages, add_generation_prompt=generate, continue_final_message=not generate)
+
+
+def _prefix(tokenizer: Any) -> int:
+    """The token that an empty context stands for."""
+    first = tokenizer.bos_token_id
+    return int(tokenizer.eos_token_id if first is None else first)
+
+
+def _pair(tokenizer: Any, request: Request) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokens of both; they are tokenised together, and white space between them belongs to the continuation."""
+    if request.kind == "completion":
+        head = _encode(tokenizer, request.context)
+        if len(head) < 2:
             raise UsageError("A context of fewer than two tokens cannot be continued.", "Look at the task's prompt.")
-        if self.max_length - room < 2:
-            raise UsageError(f"{room:,} new tokens leave no room for a context in {self.max_length:,}.")
-        return self._cut(ids, self.max_length - room)
+        return head, ()
+    both, bare = request.context + request.continuation, request.context.rstrip()
+    if bare:
+        whole, border = _encode(tokenizer, both), len(_encode(tokenizer, bare))
+        head, tail = whole[:border], whole[border:]
+    else:
+        head, tail = (_prefix(tokenizer),), tuple(part_ids(tokenizer, both))
+        tail = tail[1:] if tail[:1] == head else tail
+    if not tail:
+        raise UsageError(f"The continuation '{request.continuation}' has no tokens of its own.", "Look at the task.")
+    return head, tail
 
-    def _cut(self, ids: tuple[int, ...], room: int) -> tuple[int, ...]:
-        """The newest ``room`` tokens, as lm-eval cuts."""
-        self.proof.truncated += len(ids) > room
-        return ids[-room:]
 
-    def _window(self, ids: tuple[int, ...], known: int) -> list[float]:
-        """Losses of ``ids[known + 1:]``: a dense prefill up to the budget, then token by token."""
-        budget = self.method.budget if self.method.budgeted else len(ids)
-        dense = min(max(budget, known + 1), len(ids) - 1)
-        batch = self._prefill([ids[:dense]], all_logits=True)
-        judged = batch.logits[0, known:].float()
-        targets = torch.tensor(ids[known + 1 : dense + 1], device=judged.device)
-        losses: list[float] = torch.nn.functional.cross_entropy(judged, targets, reduction="none").tolist()
-        (taught,) = self._play(batch, [teach(ids[dense:])])
-        self._release(batch)
-        return losses + list(taught.losses)
+def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Tokens of a prompt; one that begins with the BOS, as a chat template writes it, gets no second one."""
+    ids = tuple(prompt_ids(tokenizer, text))
+    first = tokenizer.bos_token_id
+    return ids[1:] if first is not None and ids[:2] == (first, first) else ids
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]], *, all_logits: bool = False) -> Batch:
-        base = base_cache(self.loaded.model, self.ops, [self.method], page_size=self.page_size)
-        self.proof.prefills += len(prompts)
-        self.proof.prefill_tokens += sum(map(len, prompts))
-        with torch.inference_mode():
-            return Batch.prefill(self.loaded.model, prompts, base, all_logits=all_logits)
 
-    def _play(self, batch: Batch, scripts: Sequence[Script[Any]]) -> list[Any]:
-        counters = [ReadCounter(self.query_heads, self.dense_layers) for _ in scripts]
-        watch = RowCounters(counters, range(len(scripts)))
-        with torch.inference_mode():
-            cache = hf.fork(
-                batch.cache, self.method, dense_layers=self.dense_layers, page_size=self.page_size, observer=watch
-            )
-            results = batch.on(cache).play(scripts, watch)
-            hf.release(cache)
-        for counter in counters:
-            self.proof.add(counter, self.method.budget if self.method.budgeted else None)
-        return results
+def _windows(number: int, ids: tuple[int, ...], limit: int, behind: int) -> list[Asked]:
+    """A whole text; one longer than ``limit`` in lm-eval's windows, the last one as full of context as it can be.
 
-    def _release(self, batch: Batch) -> None:
-        hf.release(batch.cache)
+    Its text alone is judged: lm-eval's own model for transformers also judges a BOS that the tokenizer adds.
+    """
+    found, start = [], 0
+    while start < len(ids) - 1:
+        end = min(start + limit, len(ids) - 1)
+        begin = max(0, end - limit)
+        window, known = ids[begin : end + 1], start - begin
+        cut = min(max(behind or len(window), known + 1), len(window) - 1)
+        found.append(Asked(number, window, cut, end - start))
+        start = end
+    if not found:
+        raise UsageError("The text is empty.", "Look at the task.")
+    return found
 
 
 def _nothing() -> Script[None]:
@@ -267,12 +289,17 @@ def _nothing() -> Script[None]:
     yield from ()
 
 
-def _judge(tokens: tuple[int, ...], prefilled: Tensor, row: int | None) -> Script[Taught]:
-    """Losses of ``tokens``; the first of them is judged by the prefill's own logits where ``row`` says whose."""
-    if row is None:
-        return (yield from teach(tokens))
-    logits = prefilled[row].float()
-    loss = torch.logsumexp(logits, 0) - logits[tokens[0]]
-    taught = yield from teach(tokens)
-    first = bool(logits.argmax() == tokens[0])
-    return Taught((float(loss), *taught.losses), (first, *taught.greedy))
+def _judge(one: Asked, logits: Tensor) -> Script[Taught]:
+    """Losses of the tokens asked for; those up to the prefill's end by its own logits."""
+    first = len(one.ids) - one.judged
+    losses: list[float] = []
+    greedy: list[bool] = []
+    if first <= one.cut:
+        # The last row judges ids[cut], the one before it ids[cut - 1].
+        seen = torch.atleast_2d(logits)[first - one.cut - 1 :].float()
+        targets = torch.tensor(one.ids[first : one.cut + 1], device=seen.device)
+        losses = torch.nn.functional.cross_entropy(seen, targets, reduction="none").tolist()
+        greedy = (seen.argmax(1) == targets).tolist()
+    taught = yield from teach(one.ids[one.cut :])
+    skip = max(first - one.cut - 1, 0)
+    return Taught((*losses, *taught.losses[skip:]), (*greedy, *taught.greedy[skip:]))

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from questbench import seeding
-from questbench.errors import CellError, NotFiniteError, UsageError
+from questbench.errors import CellError, UsageError
 from questbench.experiments.accuracy import rows as made
 from questbench.experiments.accuracy.batch import Batch, Script
 from questbench.experiments.accuracy.chat import Chat, find
 from questbench.experiments.accuracy.config import AccuracyConfig, Cell, Work
-from questbench.experiments.accuracy.protocol import STREAM, Prepared, shorten, split, split_stream
+from questbench.experiments.accuracy.protocol import STREAM, Needles, Prepared, shorten, split, split_stream
 from questbench.experiments.accuracy.scripts import Decoding, Reply, Taught, converse, teach
 from questbench.experiments.counting import ReadCounter, RowCounters
-from questbench.experiments.failures import apart, reason
+from questbench.experiments.failures import apart, reason, spoiled
 from questbench.experiments.setup import base_cache, opened, thread_count
 from questbench.kernels._ops import Ops
 from questbench.measure.memory import out_of_memory
@@ -172,29 +172,33 @@ class Session:
         for cell in cells:
             found = [made.failed(failure)] * len(prepared) if failure else self._cell(work, cell, batch, prepared)
             for own, one, row in zip(rows, prepared, found, strict=True):
-                known = made.identity(work, cell, one, len(prepared))
-                if self.config.log_samples:
-                    known |= made.logged(one, self.loaded.tokenizer, first=cell is cells[0])
-                row = known | row
+                row = self.known(work, cell, one, len(prepared), first=cell is cells[0]) | row
                 if "seconds" in row:
                     row["seconds"] = {"prefill": prefill / len(prepared), **row["seconds"]}
                 own.append(row)
         hf.release(base)
         return [Finished(own, prefills) for own in rows]
 
+    def known(self, work: Work, cell: Cell, prepared: Prepared, batch: int, *, first: bool) -> dict[str, Any]:
+        """What is known of a row before anything runs; ``first``: its cell is the first of the sample."""
+        row = made.identity(work, cell, prepared, batch)
+        if self.config.log_samples:
+            row |= made.logged(prepared, self.loaded.tokenizer, first=first)
+        return row
+
+    def counter(self, needles: Needles = ()) -> ReadCounter:
+        """Counts what one row of a batch reads."""
+        return ReadCounter(self.query_heads, self.dense_layers, needles)
+
     def _cell(self, work: Work, cell: Cell, batch: Batch, prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
         """All samples of a batch through one cell; the rows' own part."""
         try:
             return self._forked(work, cell, batch, prepared)
         except Exception as error:
-            if isinstance(error, CellError) and not isinstance(error, NotFiniteError):
-                return [made.failed(error)] * len(prepared)
-            if len(prepared) > 1 or not apart(error):
-                raise
-            return [made.failed(reason(error))]
+            return [made.failed(spoiled(error, several=len(prepared) > 1))] * len(prepared)
 
     def _forked(self, work: Work, cell: Cell, batch: Batch, prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
-        counters = [ReadCounter(self.query_heads, self.dense_layers, one.prompt.needles) for one in prepared]
+        counters = [self.counter(one.prompt.needles) for one in prepared]
         watch = RowCounters(counters, range(len(prepared)))
         start = time.perf_counter()
         cache = hf.fork(
