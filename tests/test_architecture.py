@@ -14,20 +14,18 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "questbench").rglob("*.py"), *(ROOT / "tasks").glob("*.py")])
 HEAVY = {"torch", "transformers"}
 
-LEAVES = {"errors", "units", "seeding", "registry", "_paths", "_memory", "_compiling", "_digest", "_coerce"}
+LEAVES = {"errors", "units", "seeding", "registry", "_paths", "_memory", "_compiling", "_digest", "_coerce", "flags"}
 ALLOWED: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     "__init__": {"models", "methods"},
     "__main__": {"cli"},
-    "paging": {"kernels"},
     "kernels": set(),
     # The cache is told what to keep in the methods' words; it knows no method.
-    "eviction": {"methods._base"},
-    "cache": {"kernels", "paging", "eviction", "methods._base"},
+    "cache": {"kernels", "methods._base"},
     "methods": {"cache", "kernels"},
-    "attention": {"methods", "cache", "paging", "kernels"},
+    "attention": {"methods", "cache", "kernels"},
     # How much memory is free, it is told by the same measure as all others.
-    "models": {"attention", "methods", "cache", "paging", "kernels", "measure.memory"},
+    "models": {"attention", "methods", "cache", "kernels", "measure.memory"},
     "tasks": set(),
     "measure": {"records"},
     "records": set(),
@@ -37,7 +35,6 @@ ALLOWED: dict[str, set[str]] = {
         "attention",
         "methods",
         "cache",
-        "paging",
         "kernels",
         "tasks",
         "measure",

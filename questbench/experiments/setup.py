@@ -1,4 +1,4 @@
-"""Checks and settings that the experiments share: numbers, choices, methods, device, backend, dtype, threads."""
+"""Checks and settings that the experiments share: methods, device, backend, dtype, threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from questbench import registry
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.experiments.grid import GridConfig, refusals_of
-from questbench.methods._base import CacheShape, Method
+from questbench.methods._base import Method, PromptMass
 from questbench.methods._make import PACKAGE, check_arguments, make, method_class
 
 if TYPE_CHECKING:
@@ -23,26 +23,6 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DEFAULT_BACKEND = {"cpu": "cpu", "cuda": "cuda"}
 PAGE_SIZES = (4, 8, 16, 32, 64, 128)
-
-
-def check_positive(verb: str, numbers: Mapping[str, Sequence[int | None]]) -> None:
-    """Refuse numbers below 1.
-
-    Args:
-        verb: of the command, for the hint.
-        numbers: by flag; ``None`` where none was given.
-    """
-    for flag, values in numbers.items():
-        for value in values:
-            if value is not None and value < 1:
-                raise UsageError(f"{flag} {value}: must be at least 1.", f"See: questbench {verb} --help ({flag}).")
-
-
-def check_known(what: str, names: Iterable[str | None], choices: Sequence[str]) -> None:
-    """Refuse a name that is none of ``choices``; ``None`` stands for the default."""
-    for name in names:
-        if name is not None and name not in choices:
-            raise registry.unknown(what, name, list(choices))
 
 
 def check_methods(config: GridConfig, cells: Iterable[tuple[Mapping[str, Method], int]]) -> None:
@@ -129,18 +109,9 @@ def load_ops(device: str, backend: str | None) -> Ops:
     return kernels.load(name)
 
 
-def cache_shape(model: PreTrainedModel, page_size: int) -> CacheShape:
-    """The shape of one layer's cache of a model."""
-    text = model.config.get_text_config(decoder=True)
-    heads = int(text.num_attention_heads)
-    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
-    head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    return CacheShape(heads, kv_heads, head_dim, page_size, int(model.dtype.itemsize))
-
-
-def observed(methods: Iterable[Method]) -> frozenset[str]:
+def observed(methods: Iterable[Method]) -> frozenset[PromptMass]:
     """The attention mass of the prompt that any of these methods judges by."""
-    return frozenset(method.prefill_observes for method in methods) - {"nothing"}
+    return frozenset(method.prompt_mass for method in methods) - {0}
 
 
 def base_cache(
