@@ -10,6 +10,9 @@ import pytest
 from data_helpers import books, jsonl, prose
 
 from questbench.errors import PrerequisiteError, QuestbenchError, UsageError
+from questbench.experiments.accuracy.config import AccuracyConfig
+from questbench.experiments.accuracy.experiment import card
+from questbench.experiments.accuracy.inputs import data_files
 from questbench.models.constructed.tokenizer import build_tokenizer
 from questbench.tasks._base import StreamTask
 from questbench.tasks._data import DataTask
@@ -83,6 +86,14 @@ def test_without_data_the_book_is_our_own() -> None:
     assert task.samples(None, 4096) == task.default_samples and task.samples(999, 4096) == 999
     own = task.sample(0, length=600, tokenizer=TOKENIZER, rng=random.Random(0))
     assert own.recalls and "data" not in own.meta
+
+
+def test_a_run_keeps_the_hash_of_the_books_that_it_reads_and_of_no_others(shelf: Path) -> None:
+    assert data_files([("ppl", make_task("ppl"), LENGTH)]) == {}
+    ((name, digest),) = data_files([("ppl", make_task("ppl", {"*": str(shelf)}), LENGTH)]).items()
+    assert name.endswith("a.txt and 1 more") and len(digest) == 64
+    assert "data" not in card(AccuracyConfig(tasks=["ppl"], samples=1, seq_lens=[4096]))
+    assert "a.txt" in card(AccuracyConfig(tasks=["ppl"], samples=1, seq_lens=[LENGTH], data={"*": str(shelf)}))["data"]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".md", ".jsonl"])

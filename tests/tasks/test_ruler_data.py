@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,29 @@ def test_prompt_is_rulers(schema: str, tmp_path: Path) -> None:
     assert got.meta["tokens"] == len(TOKENIZER.encode(got.prompt))
     assert task.score(got, got.answers[0]) == 1.0
     assert task.score(got, f" {own['outputs'][1]}.") == 0.5
+
+
+def test_rows_of_a_folder_per_length_that_end_with_the_beginning_of_the_answer(tmp_path: Path) -> None:
+    """Older generators' rows, as comparison suites publish them: FOLDER/LENGTH/SET.jsonl, answers that are UUIDs."""
+    rng = random.Random(0)
+    pairs = [(str(uuid.UUID(int=rng.getrandbits(128))), str(uuid.UUID(int=rng.getrandbits(128)))) for _ in range(30)]
+    key, value = pairs[11]
+    lines = [f"One of the special magic uuids for {one} is: {other}." for one, other in pairs]
+    prompt = (
+        "A special magic uuid is hidden within the following text. Make sure to memorize it. I will quiz you about the "
+        "uuid afterwards.\n"
+        + "\n".join(lines)
+        + f"\nWhat is the special magic uuid for {key} mentioned in the provided "
+        f"text? The special magic uuid for {key} mentioned in the provided text is"
+    )
+    row = {"index": 0, "input": prompt, "outputs": [value], "length": 900}
+    length = len(TOKENIZER.encode(prompt))
+    jsonl(tmp_path / str(length) / "niah_multikey_3.jsonl", [row])
+    task = make(tmp_path, "ruler:set=niah_multikey_3")
+    got = sample(task, 0, length)
+    assert got.prompt == prompt and got.answer_prefix.strip().startswith("The special magic uuid for")
+    assert [got.context[start:end] for start, end in got.needles] == [value]
+    assert task.score(got, f" {value.upper()}.") == 1.0 and task.score(got, f" {pairs[12][1]}.") == 0.0
 
 
 def test_answer_prefix_is_not_put_twice(tmp_path: Path) -> None:
