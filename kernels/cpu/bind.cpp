@@ -221,6 +221,44 @@ void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, Tensor
   });
 }
 
+void bind_quantize(TensorView k_pages, TensorView table, TensorView lengths, TensorView codes, TensorView ranges,
+                   int64_t incoming, Optional<TensorView> fresh, int64_t threads) {
+  contract::quantize(kBackend, k_pages, table, lengths, codes, ranges, incoming, fresh);
+  with_type(k_pages, [&]<typename T>(T) {
+    quantize(Quantize<T>{paged<T>(k_pages, k_pages, Optional<TensorView>(), table, lengths), data<uint8_t>(codes),
+                         data<float>(ranges), incoming, data<int32_t>(fresh), static_cast<int>(threads)});
+  });
+}
+
+void bind_estimate(TensorView q, TensorView codes, TensorView ranges, TensorView table, TensorView lengths,
+                   TensorView pages, TensorView counts, double scale, double softcap, TensorView logits, int64_t threads) {
+  contract::estimate(kBackend, q, codes, ranges, table, lengths, pages, counts, logits);
+  with_type(q, [&]<typename T>(T) {
+    Estimate<T> job{};
+    job.paged = {nullptr, nullptr, nullptr, false, data<int32_t>(table), table.stride(0), data<int32_t>(lengths),
+                 lengths.size(0), codes.size(1), codes.size(2), q.size(2)};
+    job.codes = data<uint8_t>(codes);
+    job.ranges = data<float>(ranges);
+    job.q = data<T>(q);
+    job.query_heads = q.size(1);
+    job.scale = static_cast<float>(scale), job.softcap = static_cast<float>(softcap);
+    job.pages = data<int32_t>(pages);
+    job.counts = data<int32_t>(counts);
+    job.lists = pages.size(1), job.width = pages.size(2);
+    job.logits = data<float>(logits);
+    job.threads = static_cast<int>(threads);
+    estimate(job);
+  });
+}
+
+void bind_prune(TensorView logits, TensorView lengths, int64_t page_size, TensorView pages, TensorView counts, double p,
+                TensorView tokens, TensorView token_counts, int64_t threads) {
+  contract::prune(kBackend, logits, lengths, page_size, pages, counts, p, tokens, token_counts);
+  prune(Prune{data<float>(logits), data<int32_t>(lengths), data<int32_t>(pages), data<int32_t>(counts), logits.size(0),
+              logits.size(1), pages.size(1), pages.size(2), page_size, p, data<int32_t>(tokens),
+              data<int32_t>(token_counts), static_cast<int>(threads)});
+}
+
 void bind_linear(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView y, int64_t threads) {
   contract::linear(kBackend, x, weight, bias, y);
   with_type(weight, [&]<typename T>(T) {
@@ -238,6 +276,9 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(select, bind_select);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend, bind_attend);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend_top, bind_attend_top);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(evict, bind_evict);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantize, bind_quantize);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(estimate, bind_estimate);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(prune, bind_prune);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, bind_linear);
 
 }  // namespace questbench

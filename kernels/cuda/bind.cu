@@ -261,6 +261,62 @@ void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, Tensor
   });
 }
 
+void bind_quantize(TensorView k_pages, TensorView table, TensorView lengths, TensorView codes, TensorView ranges,
+                   int64_t incoming, Optional<TensorView> fresh) {
+  contract::quantize(kBackend, k_pages, table, lengths, codes, ranges, incoming, fresh);
+  const OnDevice guard(k_pages);
+  check_aligned(codes, "codes");
+  with_type(k_pages, [&](auto kind) {
+    using T = decltype(kind);
+    quantize(QuantizeJob<T>{paged<T>(k_pages, k_pages, Optional<TensorView>(), table, lengths), data<unsigned char>(codes),
+                            data<float>(ranges), int(incoming), data<int32_t>(fresh)},
+             stream_of(k_pages));
+  });
+}
+
+void bind_estimate(TensorView q, TensorView codes, TensorView ranges, TensorView table, TensorView lengths,
+                   TensorView pages, TensorView counts, double scale, double softcap, TensorView logits) {
+  contract::estimate(kBackend, q, codes, ranges, table, lengths, pages, counts, logits);
+  const OnDevice guard(q);
+  check_aligned(q, "q"), check_aligned(codes, "codes");
+  with_type(q, [&](auto kind) {
+    using T = decltype(kind);
+    EstimateJob<T> job{};
+    job.paged = paged<T>(Optional<TensorView>(), Optional<TensorView>(), Optional<TensorView>(), table, lengths,
+                         codes.size(1), codes.size(2), q.size(2));
+    job.codes = data<unsigned char>(codes);
+    job.ranges = data<float>(ranges);
+    job.q = data<T>(q);
+    job.query_heads = int(q.size(1));
+    job.scale = float(scale), job.softcap = float(softcap);
+    job.pages = data<int32_t>(pages);
+    job.counts = data<int32_t>(counts);
+    job.lists = int(pages.size(1)), job.width = int(pages.size(2));
+    job.logits = data<float>(logits);
+    estimate(job, stream_of(q));
+  });
+}
+
+void bind_prune(TensorView logits, TensorView lengths, int64_t page_size, TensorView pages, TensorView counts, double p,
+                TensorView tokens, TensorView token_counts, TensorView masses) {
+  contract::prune(kBackend, logits, lengths, page_size, pages, counts, p, tokens, token_counts);
+  check_page_size(page_size);
+  const OnDevice guard(logits);
+  PruneJob job{};
+  job.logits = data<float>(logits);
+  job.lengths = data<int32_t>(lengths);
+  job.pages = data<int32_t>(pages);
+  job.counts = data<int32_t>(counts);
+  job.rows = int(logits.size(0)), job.query_heads = int(logits.size(1));
+  job.lists = int(pages.size(1)), job.width = int(pages.size(2));
+  while ((1 << job.page_shift) < page_size) ++job.page_shift;
+  job.p = p;
+  job.tokens = data<int32_t>(tokens);
+  job.token_counts = data<int32_t>(token_counts);
+  job.masses = data<unsigned>(masses);
+  prune(job, stream_of(logits));
+}
+
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(append, bind_append);
@@ -268,5 +324,8 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(score, bind_score);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(select, bind_select);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend, bind_attend);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(evict, bind_evict);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantize, bind_quantize);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(estimate, bind_estimate);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(prune, bind_prune);
 
 }  // namespace qb

@@ -24,28 +24,11 @@ inline uint32_t order_key(float score) {
   return score != score ? 0xffffffffu : key;
 }
 
-// Scores of a group's query heads as one list of scores.
-//
-// kSumSoftmax ranks by the sum over heads of the softmax over pages, held as its logarithm: pages far below the best
-// keep their order where the sum itself would have been rounded to zero. One head alone ranks by its raw scores. NaN and
-// +inf become NaN: the page ranks first and the others keep their order. A head that knows only -inf adds nothing.
-inline void merge_scores(const float* scores, int64_t stride, int group, int64_t pages, Merge merge, float scale,
-                         float* out) {
+// log of the sum over heads of the softmax over pages of `scale` times their scores. As a logarithm, pages far below the
+// best keep their order where the sum itself would have been rounded to zero. NaN and +inf become NaN: the page ranks
+// first and the others keep their order. A head that knows only -inf adds nothing.
+inline void sum_softmax(const float* scores, int64_t stride, int group, int64_t pages, float scale, float* out) {
   const float none = -std::numeric_limits<float>::infinity(), unknown = std::numeric_limits<float>::quiet_NaN();
-  if (merge == Merge::kSumSoftmax && group == 1) {
-    for (int64_t p = 0; p < pages; ++p) out[p] = scores[p] * scale < -none ? scores[p] : unknown;
-    return;
-  }
-  if (merge != Merge::kSumSoftmax) {
-    std::copy_n(scores, pages, out);
-    for (int g = 1; g < group; ++g) {
-      for (int64_t p = 0; p < pages; ++p) {
-        const float a = out[p], b = scores[g * stride + p];
-        out[p] = (b > a || b != b) ? b : a;  // NaN wins
-      }
-    }
-    return;
-  }
   // Whole vectors; the tail of a list is read into one that is filled up with -inf.
   const auto scaled = [&](int g, int64_t p) {
     const float* own = scores + g * stride + p;
@@ -88,6 +71,29 @@ inline void merge_scores(const float* scores, int64_t stride, int group, int64_t
       for (int64_t i = p; i < pages; ++i) out[i] = merged[i - p];
     }
   }
+}
+
+// Scores of a group's query heads as one list of scores.
+//
+// kSumSoftmax ranks by `sum_softmax`; one head alone ranks by its raw scores.
+inline void merge_scores(const float* scores, int64_t stride, int group, int64_t pages, Merge merge, float scale,
+                         float* out) {
+  const float none = -std::numeric_limits<float>::infinity(), unknown = std::numeric_limits<float>::quiet_NaN();
+  if (merge == Merge::kSumSoftmax && group == 1) {
+    for (int64_t p = 0; p < pages; ++p) out[p] = scores[p] * scale < -none ? scores[p] : unknown;
+    return;
+  }
+  if (merge != Merge::kSumSoftmax) {
+    std::copy_n(scores, pages, out);
+    for (int g = 1; g < group; ++g) {
+      for (int64_t p = 0; p < pages; ++p) {
+        const float a = out[p], b = scores[g * stride + p];
+        out[p] = (b > a || b != b) ? b : a;  // NaN wins
+      }
+    }
+    return;
+  }
+  sum_softmax(scores, stride, group, pages, scale, out);
 }
 
 // Writes the chosen pages to `out` and returns how many there are, min(wanted, pages).
