@@ -221,33 +221,23 @@ void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, Tensor
   });
 }
 
-void bind_quantize(TensorView k_pages, TensorView table, TensorView lengths, TensorView codes, TensorView ranges,
-                   int64_t incoming, Optional<TensorView> fresh, int64_t threads) {
-  contract::quantize(kBackend, k_pages, table, lengths, codes, ranges, incoming, fresh);
+void bind_quantize(TensorView k_pages, TensorView page_table, TensorView lengths, TensorView codes, TensorView ranges,
+                   int64_t incoming, Optional<TensorView> new_, int64_t threads) {
+  contract::quantize(kBackend, k_pages, page_table, lengths, codes, ranges, incoming, new_);
   with_type(k_pages, [&]<typename T>(T) {
-    quantize(Quantize<T>{paged<T>(k_pages, k_pages, Optional<TensorView>(), table, lengths), data<uint8_t>(codes),
-                         data<float>(ranges), incoming, data<int32_t>(fresh), static_cast<int>(threads)});
+    quantize(Quantize<T>{paged<T>(k_pages, k_pages, Optional<TensorView>(), page_table, lengths), data<uint8_t>(codes),
+                         data<float>(ranges), codes.size(2), incoming, data<int32_t>(new_), static_cast<int>(threads)});
   });
 }
 
-void bind_estimate(TensorView q, TensorView codes, TensorView ranges, TensorView table, TensorView lengths,
+void bind_estimate(TensorView q, TensorView codes, TensorView ranges, TensorView lengths, int64_t page_size,
                    TensorView pages, TensorView counts, double scale, double softcap, TensorView logits, int64_t threads) {
-  contract::estimate(kBackend, q, codes, ranges, table, lengths, pages, counts, logits);
+  contract::estimate(kBackend, q, codes, ranges, lengths, page_size, pages, counts, logits);
   with_type(q, [&]<typename T>(T) {
-    Estimate<T> job{};
-    job.paged = {nullptr, nullptr, nullptr, false, data<int32_t>(table), table.stride(0), data<int32_t>(lengths),
-                 lengths.size(0), codes.size(1), codes.size(2), q.size(2)};
-    job.codes = data<uint8_t>(codes);
-    job.ranges = data<float>(ranges);
-    job.q = data<T>(q);
-    job.query_heads = q.size(1);
-    job.scale = static_cast<float>(scale), job.softcap = static_cast<float>(softcap);
-    job.pages = data<int32_t>(pages);
-    job.counts = data<int32_t>(counts);
-    job.lists = pages.size(1), job.width = pages.size(2);
-    job.logits = data<float>(logits);
-    job.threads = static_cast<int>(threads);
-    estimate(job);
+    estimate(Estimate<T>{data<T>(q), data<uint8_t>(codes), data<float>(ranges), data<int32_t>(lengths), q.size(0),
+                         q.size(1), codes.size(1), q.size(2), codes.size(2), page_size, data<int32_t>(pages),
+                         data<int32_t>(counts), pages.size(1), pages.size(2), static_cast<float>(scale),
+                         static_cast<float>(softcap), data<float>(logits), static_cast<int>(threads)});
   });
 }
 

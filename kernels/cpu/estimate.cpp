@@ -28,15 +28,15 @@ struct Room {
 // The pages [first, last) of one list.
 template <typename T>
 void estimate_pages(const Estimate<T>& job, int64_t row, int64_t list, int64_t first, int64_t last, Room& room) {
-  const Paged<T>& paged = job.paged;
-  const int64_t size = paged.page_size, blocks = code_blocks(paged.head_dim), bytes = code_bytes(paged.head_dim);
+  const int64_t size = job.page_size, blocks = code_blocks(job.head_dim), bytes = code_bytes(job.head_dim);
   const int64_t heads = job.heads(), padded = blocks * kCodeChannels, slots = job.width * size;
-  const int64_t head = list / (job.lists / paged.kv_heads), item = row * job.lists + list;
+  const int64_t head = list / (job.lists / job.kv_heads), item = row * job.lists + list;
+  const int64_t own = (row * job.kv_heads + head) * job.slots;
   const int32_t* pages = job.pages + item * job.width;
   float* logits = job.logits + (row * job.query_heads + list * heads) * slots;
   for (int64_t at = first; at < last; ++at) {
-    const int64_t valid = at < job.counts[item] ? paged.valid(row, pages[at]) : 0;
-    const int64_t entry = valid > 0 ? (paged.physical(row, pages[at]) * paged.kv_heads + head) * size : 0;
+    const int64_t page = at < job.counts[item] ? pages[at] : 0, entry = own + page * size;
+    const int64_t valid = at < job.counts[item] ? std::min(size, job.lengths[row] - page * size) : 0;
     for (int64_t begin = 0; begin < valid; begin += kLanes) {
       const int64_t here = std::min<int64_t>(kLanes, valid - begin);
       float steps[kLanes] = {}, lows[kLanes] = {};
@@ -64,9 +64,9 @@ void estimate_pages(const Estimate<T>& job, int64_t row, int64_t list, int64_t f
 
 template <typename T>
 void estimate(const Estimate<T>& job) {
-  const int64_t dim = job.paged.head_dim, padded = code_blocks(dim) * kCodeChannels, heads = job.heads();
-  const int64_t parts = (job.width + kEstimatePages - 1) / kEstimatePages, items = job.paged.rows * job.lists;
-#pragma omp parallel num_threads(threads_for(job.threads, items * job.width * job.paged.page_size * padded / 2))
+  const int64_t dim = job.head_dim, padded = code_blocks(dim) * kCodeChannels, heads = job.heads();
+  const int64_t parts = (job.width + kEstimatePages - 1) / kEstimatePages, items = job.rows * job.lists;
+#pragma omp parallel num_threads(threads_for(job.threads, items * job.width * job.page_size * padded / 2))
   {
     Room room;
     room.queries.resize(heads * padded), room.sums.resize(heads);

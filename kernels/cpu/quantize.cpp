@@ -19,10 +19,9 @@ void quantize(const Quantize<T>& job) {
       const int64_t row = item / paged.kv_heads, head = item % paged.kv_heads, length = paged.lengths[row];
       const int64_t count = std::min<int64_t>(job.fresh ? job.fresh[row] : job.incoming, length);
       for (int64_t slot = length - count; slot < length; ++slot) {
-        const int64_t page = paged.physical(row, slot / paged.page_size);
-        const int64_t entry = (page * paged.kv_heads + head) * paged.page_size + slot % paged.page_size;
-        quantize_entry(paged.k + entry * paged.head_dim, paged.head_dim, wide.data(), job.codes + entry * bytes,
-                       job.ranges + entry * 2);
+        const T* key = paged.k + paged.tile(row, slot / paged.page_size, head) + slot % paged.page_size * paged.head_dim;
+        const int64_t entry = item * job.slots + slot;
+        quantize_entry(key, paged.head_dim, wide.data(), job.codes + entry * bytes, job.ranges + entry * 2);
       }
     }
   }

@@ -55,15 +55,14 @@ QB_DEVICE unsigned code_pair(unsigned word, int shift) {
 template <class T, int D, int kTiles>
 QB_KERNEL __launch_bounds__(kThreads) estimate_kernel(EstimateJob<T> job) {
   begin_kernel();
-  const Paged<T>& paged = job.paged;
-  const int list = blockIdx.y, row = blockIdx.z, heads = job.query_heads / job.lists;
-  const int head = list / (job.lists / paged.kv_heads), slots = job.width << paged.page_shift;
+  const int list = blockIdx.y, row = blockIdx.z, heads = job.query_heads / job.lists, size = 1 << job.page_shift;
+  const int head = list / (job.lists / job.kv_heads), slots = job.width << job.page_shift;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, quad = lane / 4, part = lane % 4;
   const int first = (blockIdx.x * kWarps + warp) * kTile;
   if (first >= slots) return;
   const int64_t item = int64_t{row} * job.lists + list, queries = int64_t{row} * job.query_heads + int64_t{list} * heads;
   const int32_t* pages = job.pages + item * job.width;
-  const int listed = int(listed_entries(pages, job.counts[item], paged.lengths[row], paged.page_size));
+  const int listed = int(listed_entries(pages, job.counts[item], job.lengths[row], size));
   float* out = job.logits + queries * slots;
   if (first >= listed) {
     for (int i = lane; i < heads * kTile; i += kWarpSize) {
@@ -77,7 +76,8 @@ QB_KERNEL __launch_bounds__(kThreads) estimate_kernel(EstimateJob<T> job) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int at = min(first + quad + 8 * i, listed - 1);
-    const int64_t entry = paged.tile(paged.physical(row, pages[at >> paged.page_shift]), head) + (at & (paged.page_size - 1));
+    const int slot = pages[at >> job.page_shift] << job.page_shift | (at & (size - 1));
+    const int64_t entry = (int64_t{row} * job.kv_heads + head) * job.slots + slot;
     codes[i].load(job.codes + entry * (D / 2), part);
     step[i] = job.ranges[entry * 2], low[i] = job.ranges[entry * 2 + 1];
   }
@@ -117,8 +117,8 @@ QB_KERNEL __launch_bounds__(kThreads) estimate_kernel(EstimateJob<T> job) {
 
 template <class T, int D>
 void launch_tiles(const EstimateJob<T>& job, Stream stream) {
-  const int slots = job.width << job.paged.page_shift;
-  const dim3 grid((slots + kWarps * kTile - 1) / (kWarps * kTile), job.lists, job.paged.rows);
+  const int slots = job.width << job.page_shift;
+  const dim3 grid((slots + kWarps * kTile - 1) / (kWarps * kTile), job.lists, job.rows);
   const auto kernel = job.query_heads / job.lists > 8 ? estimate_kernel<T, D, 2> : estimate_kernel<T, D, 1>;
   launch_dependent(kernel, grid, dim3(kThreads), 0, stream, job);
 }
@@ -126,14 +126,14 @@ void launch_tiles(const EstimateJob<T>& job, Stream stream) {
 }  // namespace
 
 template <class T>
-void estimate(const EstimateJob<T>& job, Stream stream) {
-  if (job.width == 0 || job.paged.rows == 0) return;
-  if (job.paged.head_dim == 64) return launch_tiles<T, 64>(job, stream);
-  if (job.paged.head_dim == 128) return launch_tiles<T, 128>(job, stream);
+void estimate(const EstimateJob<T>& job, int head_dim, Stream stream) {
+  if (job.width == 0 || job.rows == 0) return;
+  if (head_dim == 64) return launch_tiles<T, 64>(job, stream);
+  if (head_dim == 128) return launch_tiles<T, 128>(job, stream);
   launch_tiles<T, 256>(job, stream);
 }
 
-template void estimate(const EstimateJob<half_t>&, Stream);
-template void estimate(const EstimateJob<bfloat16_t>&, Stream);
+template void estimate(const EstimateJob<half_t>&, int, Stream);
+template void estimate(const EstimateJob<bfloat16_t>&, int, Stream);
 
 }  // namespace qb

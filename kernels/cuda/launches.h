@@ -86,9 +86,9 @@ void forget_logits(float* logits, int64_t count, Stream stream);
 template <class T>
 struct QuantizeJob {
   Paged<T> paged;
-  unsigned char* codes;  // [N, kv_heads, page_size, head_dim / 2]
-  float* ranges;         // [N, kv_heads, page_size, 2]: step and least value of each entry
-  int incoming;
+  unsigned char* codes;  // [rows, kv_heads, slots, head_dim / 2]
+  float* ranges;         // [rows, kv_heads, slots, 2]: step and least value of each entry
+  int slots, incoming;
   const int32_t* fresh;  // [rows] or null: how many of the last `incoming` entries count
 };
 template <class T>
@@ -96,19 +96,19 @@ void quantize(const QuantizeJob<T>& job, Stream stream);
 
 template <class T>
 struct EstimateJob {
-  Paged<T> paged;  // without keys and values
-  const unsigned char* codes;
-  const float* ranges;
-  const T* q;  // [rows, query_heads, head_dim]
-  int query_heads;
-  float scale, softcap;
+  const T* q;                  // [rows, query_heads, head_dim]
+  const unsigned char* codes;  // [rows, kv_heads, slots, head_dim / 2]
+  const float* ranges;         // [rows, kv_heads, slots, 2]
+  const int32_t* lengths;
+  int rows, query_heads, kv_heads, slots, page_shift;
   const int32_t* pages;   // [rows, lists, width]
   const int32_t* counts;  // [rows, lists]
   int lists, width;
+  float scale, softcap;
   float* logits;  // [rows, query_heads, width * page_size], -inf past the end of a list
 };
 template <class T>
-void estimate(const EstimateJob<T>& job, Stream stream);
+void estimate(const EstimateJob<T>& job, int head_dim, Stream stream);
 
 struct PruneJob {
   const float* logits;  // [rows, query_heads, width * page_size]

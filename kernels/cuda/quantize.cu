@@ -69,8 +69,8 @@ QB_KERNEL __launch_bounds__(kThreads) quantize_kernel(QuantizeJob<T> job) {
   if (first >= last) return;
   const int64_t tile = paged.tile(paged.physical(row, page), head);
   for (int slot = first + warp; slot < last; slot += kWarps) {
-    const int64_t entry = tile + (slot - page * size);
-    quantize_entry<T, D>(paged.k + entry * D, job.codes + entry * (D / 2), job.ranges + entry * 2);
+    const int64_t entry = (int64_t{row} * paged.kv_heads + head) * job.slots + slot;
+    quantize_entry<T, D>(paged.k + (tile + (slot - page * size)) * D, job.codes + entry * (D / 2), job.ranges + entry * 2);
   }
 }
 

@@ -3,7 +3,7 @@
 //
 // A shape is a word of one letter per dimension. A letter has the same size wherever it stands in one call:
 //   B rows, Q query heads, K KV heads, D channels, S slots per page, N physical pages, P logical pages of a row,
-//   n new entries, H lists, W pages of a list, E their slots, L lanes of bounds by channel, G blocks of them, C bytes of
+//   n new entries, H lists, W pages of a list, E their slots, T slots of a row, L lanes of bounds by channel, G blocks of them, C bytes of
 //   codes, I inputs, O outputs;
 //   a digit is itself, * is any size.
 #pragma once
@@ -90,11 +90,11 @@ class Contract {
     if (given.ndim() == 5 && !skip_newest)
       refuse("bounds by channel have none for an open page: the newest page cannot be scored");
   }
-  // Codes of keys, 32 channels in 16 bytes; the head dim is known.
+  // Codes of keys by slot, 32 channels in 16 bytes; the head dim is known.
   void codes(const TensorView& codes, const TensorView& ranges) {
     sizes_['C' - 'A'] = (size('D') + 31) / 32 * 16;
-    tensor("codes", codes, Type::kByte, "NKSC");
-    tensor("ranges", ranges, Type::kFloat, "NKS2");
+    tensor("codes", codes, Type::kByte, "BKTC");
+    tensor("ranges", ranges, Type::kFloat, "BKT2");
   }
   // Lists of pages that must be there, for all query heads of the call.
   void lists(const TensorView& pages, const TensorView& counts, int64_t page_size) {
@@ -278,16 +278,15 @@ inline void quantize(const Backend& backend, const TensorView& k_pages, const Te
 }
 
 inline void estimate(const Backend& backend, const TensorView& q, const TensorView& codes, const TensorView& ranges,
-                     const TensorView& table, const TensorView& lengths, const TensorView& pages,
-                     const TensorView& counts, const TensorView& logits) {
+                     const TensorView& lengths, int64_t page_size, const TensorView& pages, const TensorView& counts,
+                     const TensorView& logits) {
   Contract is(backend, "estimate", q);
   is.tensor("q", q, Type::kStored, "BQD");
   is.at_least("channels", is.size('D'), 1);
   is.codes(codes, ranges);
-  is.at_least("KV heads", is.size('K'), 1), is.at_least("slots per page", is.size('S'), 1);
   is.group(is.size('Q'), is.size('K'));
-  is.rows(table, lengths);
-  is.lists(pages, counts, is.size('S'));
+  is.tensor("lengths", lengths, Type::kInt, "B");
+  is.lists(pages, counts, page_size);
   if (is.size('H') != is.size('K') && is.size('H') != is.size('Q'))
     is.refuse("lists are per KV head or per query head, not " + std::to_string(is.size('H')) + " of them");
   is.tensor("logits", logits, Type::kFloat, "BQE");

@@ -73,9 +73,9 @@ void evict(const Evict<T>& job);
 template <typename T>
 struct Quantize {
   Paged<T> paged;
-  uint8_t* codes;  // [N, kv_heads, page_size, code_bytes(head_dim)]
-  float* ranges;   // [N, kv_heads, page_size, 2]: step and least value of each entry
-  int64_t incoming;
+  uint8_t* codes;  // [rows, kv_heads, slots, code_bytes(head_dim)]
+  float* ranges;   // [rows, kv_heads, slots, 2]: step and least value of each entry
+  int64_t slots, incoming;
   const int32_t* fresh;  // [rows] or null: how many of the last `incoming` entries count
   int threads;
 };
@@ -84,15 +84,15 @@ void quantize(const Quantize<T>& job);
 
 template <typename T>
 struct Estimate {
-  Paged<T> paged;  // without keys and values
-  const uint8_t* codes;
-  const float* ranges;
-  const T* q;  // [rows, query_heads, head_dim]
-  int64_t query_heads;
-  float scale, softcap;
+  const T* q;            // [rows, query_heads, head_dim]
+  const uint8_t* codes;  // [rows, kv_heads, slots, code_bytes(head_dim)]
+  const float* ranges;   // [rows, kv_heads, slots, 2]
+  const int32_t* lengths;
+  int64_t rows, query_heads, kv_heads, head_dim, slots, page_size;
   const int32_t* pages;   // [rows, lists, width]
   const int32_t* counts;  // [rows, lists]
   int64_t lists, width;
+  float scale, softcap;
   float* logits;  // [rows, query_heads, width * page_size], -inf past the end of a list
   int threads;
 
