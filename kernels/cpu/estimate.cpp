@@ -89,7 +89,6 @@ void prune(const Prune& job) {
   const int64_t slots = job.width * job.page_size, heads = job.query_heads / job.lists;
 #pragma omp parallel num_threads(threads_for(job.threads, job.rows * job.query_heads * slots * 4))
   {
-    std::vector<float> merged(slots + kLanes);
     std::vector<uint32_t> weights(slots + kLanes);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t item = 0; item < job.rows * job.lists; ++item) {
@@ -100,7 +99,7 @@ void prune(const Prune& job) {
       int64_t taken = 0;
       if (n > 0) {
         mass_weights(job.logits + (row * job.query_heads + list * heads) * slots, slots, static_cast<int>(heads), n,
-                     merged.data(), weights.data());
+                     weights.data());
         taken = prune_entries(weights.data(), n, job.p, out);
         for (int64_t i = 0; i < taken; ++i)
           out[i] = static_cast<int32_t>(pages[out[i] / job.page_size] * job.page_size + out[i] % job.page_size);

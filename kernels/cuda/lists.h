@@ -1,5 +1,5 @@
-// What the kernels that choose from a list have in common: one block per list, its heads merged by their softmax, and what
-// is above a threshold written in order.
+// What the kernels that choose from a list have in common: one block per list, the softmax of its heads, and what is
+// above a threshold written in order.
 #pragma once
 
 #include <cmath>
@@ -49,23 +49,6 @@ QB_DEVICE void log_totals(const float* scores, int64_t stride, int heads, int co
     held.log_total[threadIdx.x] = top == -INFINITY ? 0.0f : top + logf(sum);  // only -inf known: adds nothing
   }
   __syncthreads();
-}
-
-// log of the sum over heads of their softmax, at one place: `scores` is the first head's score there.
-QB_DEVICE float sum_softmax(const float* scores, int64_t stride, int heads, float scale, const MergeShared& held) {
-  float top = -INFINITY, sum = 0;
-  bool unknown = false;
-#pragma unroll 4
-  for (int g = 0; g < heads; ++g) {
-    const float x = known(scale * scores[g * stride]);
-    unknown |= x != x;
-    top = fmaxf(top, x - held.log_total[g]);
-  }
-  if (unknown) return NAN;
-  if (top == -INFINITY) return top;
-#pragma unroll 4
-  for (int g = 0; g < heads; ++g) sum += expf(known(scale * scores[g * stride]) - held.log_total[g] - top);
-  return top + logf(sum);
 }
 
 struct ListShared {

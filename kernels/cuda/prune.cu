@@ -53,11 +53,13 @@ QB_KERNEL __launch_bounds__(kListThreads) prune_kernel(PruneJob job) {
                                                : job.masses + item * slots;
     if (threadIdx.x == 0) held.undefined = 0;
     log_totals(logits, slots, heads, count, 1.0f, held.merging);
-    const float log_heads = logf(float(heads));
+    const float share = kWholeMass / float(heads);
     for (int at = threadIdx.x; at < count; at += kListThreads) {
-      const float log_mass = sum_softmax(logits + at, slots, heads, 1.0f, held.merging);
-      const bool defined = log_mass == log_mass;
-      masses[at] = defined ? unsigned(rintf(expf(log_mass - log_heads) * kWholeMass)) : kUndefinedMass;
+      float mass = 0;
+#pragma unroll 4
+      for (int g = 0; g < heads; ++g) mass += expf(known(logits[int64_t{g} * slots + at]) - held.merging.log_total[g]);
+      const bool defined = mass == mass;
+      masses[at] = defined ? unsigned(rintf(mass * share)) : kUndefinedMass;
       if (!defined) held.undefined = 1;
     }
     __syncthreads();

@@ -24,13 +24,28 @@ struct SelectShared {
 };
 
 QB_DEVICE float merged(const SelectJob& job, const float* scores, int heads, int page, const SelectShared& held) {
-  if (job.merge == kSumSoftmax) return sum_softmax(scores + page, job.pages, heads, job.scale, held.merging);
-  float out = scores[page];
-  for (int g = 1; g < heads; ++g) {
-    const float x = scores[int64_t{g} * job.pages + page];
-    out = x > out || x != x ? x : out;
+  if (job.merge == kMax) {
+    float out = scores[page];
+    for (int g = 1; g < heads; ++g) {
+      const float x = scores[int64_t{g} * job.pages + page];
+      out = x > out || x != x ? x : out;
+    }
+    return out;
   }
-  return out;
+  float top = -INFINITY, sum = 0;
+  bool unknown = false;
+#pragma unroll 4
+  for (int g = 0; g < heads; ++g) {
+    const float x = known(job.scale * scores[int64_t{g} * job.pages + page]);
+    unknown |= x != x;
+    top = fmaxf(top, x - held.merging.log_total[g]);
+  }
+  if (unknown) return NAN;
+  if (top == -INFINITY) return top;
+#pragma unroll 4
+  for (int g = 0; g < heads; ++g)
+    sum += expf(known(job.scale * scores[int64_t{g} * job.pages + page]) - held.merging.log_total[g] - top);
+  return top + logf(sum);
 }
 
 // One head alone ranks by its raw scores, with the same exception.

@@ -14,17 +14,20 @@ namespace questbench {
 
 using qb::kUndefinedMass;
 
-// Weights of n entries from the logits of `group` heads; `merged` and `weights` have room for whole vectors.
-inline void mass_weights(const float* logits, int64_t stride, int group, int64_t n, float* merged, uint32_t* weights) {
-  sum_softmax(logits, stride, group, n, 1.0f, merged);
-  std::fill(merged + n, merged + (n + kLanes - 1) / kLanes * kLanes, -std::numeric_limits<float>::infinity());
-  const Vec share = splat(std::log(static_cast<float>(group))), round = splat(8388608.0f);
+// Weights of n entries from the logits of `group` heads; `weights` has room for whole vectors.
+inline void mass_weights(const float* logits, int64_t stride, int group, int64_t n, uint32_t* weights) {
+  float log_totals[kMaxGroup];
+  for (int g = 0; g < group; ++g) log_totals[g] = log_total(logits + g * stride, n, 1.0f);
+  const Vec share = splat(qb::kWholeMass / static_cast<float>(group)), round = splat(8388608.0f);
   for (int64_t at = 0; at < n; at += kLanes) {
-    const Vec log_mass = load(merged + at);
-    Vec mass = exp_of(log_mass - share) * splat(qb::kWholeMass);
-    mass = mass < round ? (mass + round) - round : mass;  // from 2^23 on, floats are whole numbers
-    const IntVec whole = __builtin_convertvector(log_mass == log_mass ? mass : Vec{}, IntVec);
-    const IntVec weight = log_mass == log_mass ? whole : IntVec{} + static_cast<int32_t>(kUndefinedMass);
+    Vec mass = {};
+    for (int g = 0; g < group; ++g)
+      mass += exp_of(known_scores(logits + g * stride, at, n, 1.0f) - splat(log_totals[g]));
+    const IntVec defined = mass == mass;
+    mass = (defined ? mass : Vec{}) * share;
+    mass = mass < round ? (mass + round) - round : mass;  // to whole numbers, which floats from 2^23 on are
+    const IntVec whole = __builtin_convertvector(mass, IntVec);
+    const IntVec weight = defined ? whole : IntVec{} + static_cast<int32_t>(kUndefinedMass);
     std::memcpy(weights + at, &weight, sizeof weight);
   }
 }
