@@ -76,11 +76,7 @@ def decode(
             raise CellError(f"{method.name} needs page bounds, but this cache keeps none.")
         out = ops.attend_top(
             q,
-            layer.k_pages,
-            layer.v_pages,
-            layer.bounds,
-            layer.page_table,
-            layer.lengths,
+            layer.paged,
             scoring.scale,
             count=selection.count,
             width=selection.width,
@@ -95,10 +91,7 @@ def decode(
         everything = selection if isinstance(selection, Everything) else Everything()
         out = ops.attend(
             q,
-            layer.k_pages,
-            layer.v_pages,
-            layer.page_table,
-            layer.lengths,
+            layer.paged,
             scoring.scale,
             pages=listed.pages if listed else None,
             counts=listed.counts if listed else None,

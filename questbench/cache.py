@@ -14,6 +14,7 @@ from torch import Tensor
 
 from questbench.eviction import kept_slots, of_row
 from questbench.kernels._ops import Ops
+from questbench.kernels._paged import Paged
 from questbench.methods._base import Keep, Method
 from questbench.paging import BoundsLayout, PagePool, widened
 
@@ -81,23 +82,13 @@ class LayerCache:
         self._owned: list[list[int]] = [[] for _ in range(rows)]
         self._may_share = False
         self._table = torch.zeros((rows, max(pages, 1)), dtype=torch.int32, device=self.device)
-        self._view: Tensor | None = None
+        self._paged: Paged | None = None
         self._newest: int | None = None
         """Slot that holds the newest entry's position in every row, once every row evicts in every step."""
         evicts = method.forget() is not None
         slots = self._table.shape[1] * page_size
         self.positions = self._slots(slots, torch.int32) if evicts else None
         self.mass = self._slots(slots, torch.float32) if method.observes != "nothing" else None
-
-    @property
-    def k_pages(self) -> Tensor:
-        """``[N, Hk, S, D]``."""
-        return self.pool.k
-
-    @property
-    def v_pages(self) -> Tensor:
-        """``[N, Hk, S, D]``."""
-        return self.pool.v
 
     @property
     def bounds(self) -> Tensor | None:
@@ -107,9 +98,16 @@ class LayerCache:
     @property
     def page_table(self) -> Tensor:
         """``[B, P]`` int32, P the pages of the longest row."""
-        if self._view is None:
-            self._view = self._table[:, : max(map(len, self._owned), default=0)]
-        return self._view
+        return self.paged.table
+
+    @property
+    def paged(self) -> Paged:
+        """What the ops are given. The same value until a page is added or storage moves."""
+        held, pool = self._paged, self.pool
+        if held is None or held.k is not pool.k or held.lengths is not self.lengths:
+            table = self._table[:, : max(map(len, self._owned), default=0)]
+            held = self._paged = Paged(pool.k, pool.v, table, self.lengths, self.bounds)
+        return held
 
     @property
     def slots(self) -> int:
@@ -135,7 +133,7 @@ class LayerCache:
             self._make_room(row, count)
         self._number(counts)
         uneven = None if new is None else torch.tensor(counts, dtype=torch.int32, device=self.device)
-        self.ops.append(k, v, self.k_pages, self.v_pages, self.bounds, self.page_table, self.lengths, uneven)
+        self.ops.append(k, v, self.paged, uneven)
         for row, count in enumerate(counts):
             self.seen[row] += count
             self.held[row] += count
@@ -143,7 +141,7 @@ class LayerCache:
     def gather(self, row: int) -> tuple[Tensor, Tensor]:
         """Resident keys and values of one row in slot order, ``[Hk, held, D]`` each (copies)."""
         pages = self._table[row, : len(self._owned[row])].long()
-        k, v = (x[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]] for x in (self.k_pages, self.v_pages))
+        k, v = (x[pages].transpose(0, 1).flatten(1, 2)[:, : self.held[row]] for x in (self.pool.k, self.pool.v))
         return k, v
 
     def end_prefill(self) -> None:
@@ -178,10 +176,7 @@ class LayerCache:
             self._unshare()
             self._newest = keep.entries if min(self.held) == longest else None
             self.ops.evict(
-                self.k_pages,
-                self.v_pages,
-                self.page_table,
-                self.lengths,
+                self.paged,
                 self.positions,
                 self.mass if keep.by == "mass" else None,
                 capacity=keep.entries,
@@ -250,7 +245,7 @@ class LayerCache:
                 self.mass[row, :, :count] = old_mass[row].gather(1, slots)
         self.held, self.seen = [slots.shape[1] for slots in kept], seen
         counts = torch.tensor(self.held, dtype=torch.int32, device=self.device)
-        self.ops.append(k, v, self.k_pages, self.v_pages, None, self.page_table, self.lengths, counts)
+        self.ops.append(k, v, self.paged, counts)
 
     def fork(self, method: Method, *, page_size: int | None = None) -> LayerCache:
         """A cache of its own for ``method`` that starts from this one's entries.
@@ -282,7 +277,7 @@ class LayerCache:
             twin._owned = [list(pages) for pages in self._owned]
             for pages in twin._owned:
                 self.pool.share(pages)
-            twin._table, twin._view = self._table.clone(), None
+            twin._table, twin._paged = self._table.clone(), None
             twin.lengths, twin.held, twin.seen = self.lengths.clone(), list(self.held), list(self.seen)
             twin._fit_slots()
         else:
@@ -314,7 +309,7 @@ class LayerCache:
             self.pool.share(pages)
         self.release()
         self._owned, self.rows, self._may_share = owned, len(order), True
-        self._table, self._view = self._table[rows], None
+        self._table, self._paged = self._table[rows], None
         self.lengths = self.lengths[rows]
         self.held, self.seen = ([counts[row] for row in order] for counts in (self.held, self.seen))
         self.positions, self.mass = (None if x is None else x[rows] for x in (self.positions, self.mass))
@@ -325,7 +320,7 @@ class LayerCache:
         for pages in self._owned:
             self.pool.release(pages)
         self._owned = [[] for _ in range(self.rows)]
-        self._view = None
+        self._paged = None
 
     def _layout(self, method: Method) -> BoundsLayout:
         return "channel" if self.query_heads == self.kv_heads and not method.scores_newest else "page"
@@ -364,7 +359,7 @@ class LayerCache:
             self._table = wider
         self._table[row, len(owned) : total] = torch.tensor(pages, dtype=torch.int32, device=self.device)
         owned += pages
-        self._view = None
+        self._paged = None
         self._fit_slots()
 
     def _number(self, counts: list[int]) -> None:

@@ -120,8 +120,7 @@ def _append(ops: Ops, case: Case) -> bool:
     left = []
     for backend in (ops, REFERENCE):
         copy = grown.clone()
-        bounds = copy.bounds if bounded else None
-        backend.append(entries[0], entries[1], copy.k_pages, copy.v_pages, bounds, table, copy.lengths, new)
+        backend.append(entries[0], entries[1], copy.paged if bounded else copy.paged._replace(bounds=None), new)
         left.append(copy)
     got, want = left
     same = _equal(got.k_pages, want.k_pages) and _equal(got.v_pages, want.v_pages) and _equal(got.bounds, want.bounds)
@@ -159,13 +158,13 @@ def _score(ops: Ops, case: Case) -> bool:
     if case.special:
         spoil_bounds(case, 4)
         case.spoil(q, case.choose.choice([0, 1]))
-    rest = store.page_table, store.lengths, store.page_size
-    got = ops.score(q, store.bounds, *rest, skip_newest=skip_newest)
-    narrow = REFERENCE.score(q, store.bounds, *rest, skip_newest=skip_newest)
-    want = REFERENCE.score(q.double(), store.bounds.double(), *rest, skip_newest=skip_newest)
+    got = ops.score(q, store.paged, skip_newest=skip_newest)
+    narrow = REFERENCE.score(q, store.paged, skip_newest=skip_newest)
+    want = REFERENCE.score(q.double(), store.wide().paged, skip_newest=skip_newest)
     axis = 3 if store.bounds.dim() == 5 else 2
     largest = _finite(store.bounds.double()).abs().amax(axis, keepdim=True).expand_as(store.bounds).contiguous()
-    magnitude = REFERENCE.score(_finite(q.double()).abs(), largest, *rest, skip_newest=skip_newest)
+    widest = store.paged._replace(bounds=largest)
+    magnitude = REFERENCE.score(_finite(q.double()).abs(), widest, skip_newest=skip_newest)
     return got.dtype == torch.float32 and agrees(got, want, (2 * q.shape[2] + 2) * UNIT * magnitude, narrow)
 
 
@@ -236,9 +235,9 @@ def _attend(ops: Ops, case: Case) -> bool:
     for backend, wide in ((ops, False), (REFERENCE, True), (REFERENCE, False)):
         widen: Callable[[Tensor], Tensor] = (lambda x: x.double()) if wide else (lambda x: x.clone())
         record = {"mass": widen(before), "visits": torch.zeros(before.shape, dtype=torch.int32)}
-        stored = widen(store.k_pages), widen(store.v_pages), store.page_table, store.lengths
+        stored = store.paged._replace(k=widen(store.k_pages), v=widen(store.v_pages))
         extra = {"prefix_q": None if prefix_q is None else widen(prefix_q), "prefix": prefix, "softcap": softcap}
-        out = backend.attend(widen(q), *stored, scale, mass_mode=mode, **record, **extra, **options)
+        out = backend.attend(widen(q), stored, scale, mass_mode=mode, **record, **extra, **options)
         runs.append((out, record["mass"], record["visits"]))
     (got, mass, visits), (want, want_mass, want_visits), (narrow, narrow_mass, _) = runs
     if not torch.equal(visits, want_visits) or got.dtype != q.dtype:
@@ -247,7 +246,7 @@ def _attend(ops: Ops, case: Case) -> bool:
     widest = _finite(q) if prefix_q is None else torch.maximum(_finite(q).abs(), prefix_q.abs())
     relative = weight_error(clean, widest, scale, softcap)
     magnitude = REFERENCE.attend(
-        q.double(), store.k_pages.double(), store.v_pages.double().abs(), store.page_table, store.lengths, scale,
+        q.double(), store.paged._replace(k=store.k_pages.double(), v=store.v_pages.double().abs()), scale,
         prefix_q=None if prefix_q is None else prefix_q.double(), prefix=prefix, softcap=softcap, **options,
     )  # fmt: skip
     rounded = ROUNDOFF[q.dtype] if q.dtype == torch.bfloat16 else 0.0
@@ -274,7 +273,7 @@ def _attend_top(ops: Ops, case: Case) -> bool:
     rule: dict[str, Any] = {"count": count, "width": width, "force_newest": newest}
     rule["merge"] = choose.choice(["none", "max", "sum_softmax"])
     rule["sinks"] = case.normal(q.shape[1]) if choose.random() < 0.3 else None
-    rest = q, store.k_pages, store.v_pages, store.bounds, store.page_table, store.lengths, q.shape[2] ** -0.5
+    rest = q, store.paged, q.shape[2] ** -0.5
     return _equal(ops.attend_top(*rest, **rule), Ops.attend_top(ops, *rest, **rule))
 
 
@@ -301,8 +300,8 @@ def _evict(ops: Ops, case: Case) -> bool:
     left = []
     for backend in (ops, REFERENCE):
         copy, places, weights = store.clone(), positions.clone(), mass.clone() if weighed else None
-        rest = copy.page_table, copy.lengths, places, weights
-        backend.evict(copy.k_pages, copy.v_pages, *rest, capacity=capacity, sinks=sinks, recent=recent, shared=shared)
+        rule = {"capacity": capacity, "sinks": sinks, "recent": recent, "shared": shared}
+        backend.evict(copy.paged, places, weights, **rule)
         left.append((copy, places, weights))
     (got, places, weights), (want, want_places, want_weights) = left
     same = _equal(got.k_pages, want.k_pages) and _equal(got.v_pages, want.v_pages)

@@ -94,6 +94,7 @@ def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, gro
     import torch
 
     from questbench.kernels._bounds import empty_bounds
+    from questbench.kernels._paged import Paged
 
     generator = torch.Generator().manual_seed(dim + size)
     heads, lengths = 2, [3 * size + 1, 0, 1, size, 400]
@@ -109,29 +110,30 @@ def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, gro
     bounds = empty_bounds(rows * pages, heads, dim, dtype, torch.device(device), by_channel=by_channel)
     table = torch.randperm(rows * pages, generator=generator).to(torch.int32).view(rows, pages).to(device)
     held = integers([0] * rows)
-    ops.append(draw(rows, heads, 400, dim), draw(rows, heads, 400, dim), k, v, bounds, table, held, integers(lengths))
-    ops.append(draw(rows, heads, 1, dim), draw(rows, heads, 1, dim), k, v, bounds, table, held)
+    paged = Paged(k, v, table, held, bounds)
+    ops.append(draw(rows, heads, 400, dim), draw(rows, heads, 400, dim), paged, integers(lengths))
+    ops.append(draw(rows, heads, 1, dim), draw(rows, heads, 1, dim), paged)
     q = draw(rows, heads * group, dim)
     capacity = int(held.max())
     mass = torch.zeros((rows, heads, capacity), device=device)
     visits = torch.zeros((rows, heads, capacity), dtype=torch.int32, device=device)
-    scores = ops.score(q, bounds, table, held, size, skip_newest=True)
+    scores = ops.score(q, paged, skip_newest=True)
     options = {"width": 4, "force_newest": True, "group": group, "scale": dim**-0.5}
     for merge in ("none", "max", "sum_softmax"):
         chosen, counts = ops.select(scores, held, size, 4, merge=merge, **options)
         lists = {"pages": chosen, "counts": counts, "visits": visits}
-        ops.attend(q, k, v, table, held, dim**-0.5, **lists)
+        ops.attend(q, paged, dim**-0.5, **lists)
         choice = {"count": 4, "width": 4, "force_newest": True, "merge": merge}
-        ops.attend_top(q, k, v, bounds, table, held, dim**-0.5, **choice)
+        ops.attend_top(q, paged, dim**-0.5, **choice)
     sinks = torch.ones(heads * group, device=device)
-    ops.attend(q, k, v, table, held, dim**-0.5, mass=mass, mass_mode="last", visits=visits)
-    ops.attend(q, k, v, table, held, dim**-0.5, mass=mass, mass_mode="sum", softcap=5.0, sinks=sinks)
-    ops.attend(q, k, v, table, held, dim**-0.5, prefix_q=q.flip(0), prefix=4)
+    ops.attend(q, paged, dim**-0.5, mass=mass, mass_mode="last", visits=visits)
+    ops.attend(q, paged, dim**-0.5, mass=mass, mass_mode="sum", softcap=5.0, sinks=sinks)
+    ops.attend(q, paged, dim**-0.5, prefix_q=q.flip(0), prefix=4)
     positions = torch.arange(capacity, dtype=torch.int32, device=device).expand(rows, heads, -1).contiguous()
     for weights, shared in ((mass, True), (mass, False), (None, False)):
         held.fill_(capacity).sub_(integers([0, 1, 0, 0, 0]))
         rule = {"capacity": capacity - 1, "sinks": 2, "recent": 8, "shared": shared}
-        ops.evict(k, v, table, held, positions, weights, **rule)
+        ops.evict(paged, positions, weights, **rule)
     return 15
 
 

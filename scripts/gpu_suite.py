@@ -288,6 +288,7 @@ def warm_flashinfer(which: str) -> int:
     import torch
 
     from questbench import kernels
+    from questbench.kernels._paged import Paged
 
     if (reason := kernels.available().get(BASELINE)) is not None:
         print(reason)
@@ -301,11 +302,12 @@ def warm_flashinfer(which: str) -> int:
     q = torch.zeros((1, heads * group, dim), dtype=dtype, device="cuda")
     table = torch.arange(16, dtype=torch.int32, device="cuda")[None]
     lengths = torch.tensor([250], dtype=torch.int32, device="cuda")
+    paged = Paged(pages, pages, table, lengths)
     if paths:
-        _, left_out = ops.dense_paths(q, pages, pages, table, lengths, dim**-0.5)
+        _, left_out = ops.dense_paths(q, paged, dim**-0.5)
         print(*(f"{way}: {why}" for way, why in left_out.items()), sep="\n")
     else:
-        ops.attend(q, pages, pages, table, lengths, dim**-0.5)
+        ops.attend(q, paged, dim**-0.5)
     return 0
 
 

@@ -56,17 +56,17 @@ Paged<T> paged(const TensorView& k, const TensorView& v, const Optional<TensorVi
 }
 
 void bind_append(TensorView k, TensorView v, TensorView k_pages, TensorView v_pages, Optional<TensorView> bounds,
-                 TensorView table, TensorView lengths, Optional<TensorView> fresh, int64_t threads) {
-  contract::append(kBackend, k, v, k_pages, v_pages, bounds, table, lengths, fresh);
+                 TensorView page_table, TensorView lengths, Optional<TensorView> new_, int64_t threads) {
+  contract::append(kBackend, k, v, k_pages, v_pages, bounds, page_table, lengths, new_);
   with_type(k_pages, [&]<typename T>(T) {
     Append<T> job;
-    job.paged = paged<T>(k_pages, v_pages, bounds, table, lengths);
+    job.paged = paged<T>(k_pages, v_pages, bounds, page_table, lengths);
     job.k = data<T>(k);
     job.v = data<T>(v);
     job.k_row = k.stride(0), job.k_head = k.stride(1), job.k_entry = k.stride(2);
     job.v_row = v.stride(0), job.v_head = v.stride(1), job.v_entry = v.stride(2);
     job.incoming = k.size(2);
-    job.fresh = data<int32_t>(fresh);
+    job.fresh = data<int32_t>(new_);
     job.threads = static_cast<int>(threads);
     append(job);
   });
@@ -88,11 +88,11 @@ Score<T> score_job(const TensorView& q, const TensorView& bounds, const TensorVi
   return job;
 }
 
-void bind_score(TensorView q, TensorView bounds, TensorView table, TensorView lengths, int64_t page_size,
+void bind_score(TensorView q, TensorView bounds, TensorView page_table, TensorView lengths, int64_t page_size,
                 bool skip_newest, TensorView scores, int64_t threads) {
-  contract::score(kBackend, q, bounds, table, lengths, page_size, skip_newest, scores);
+  contract::score(kBackend, q, bounds, page_table, lengths, page_size, skip_newest, scores);
   with_type(bounds, [&]<typename T>(T) {
-    score(score_job<T>(q, bounds, table, lengths, page_size, skip_newest, data<float>(scores), threads));
+    score(score_job<T>(q, bounds, page_table, lengths, page_size, skip_newest, data<float>(scores), threads));
   });
 }
 
@@ -120,16 +120,16 @@ void check_row_counts(const TensorView& lengths, const Optional<TensorView>& row
 }
 
 void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64_t count,
-                 Optional<TensorView> row_counts, bool force_newest, int64_t merge, int64_t group, double scale,
-                 TensorView pages, TensorView counts, int64_t threads) {
-  contract::select(kBackend, scores, lengths, page_size, count, row_counts, merge, group, pages, counts);
-  check_row_counts(lengths, row_counts, page_size, pages.size(2));
+                 Optional<TensorView> row_counts, int64_t width, bool force_newest, int64_t merge, int64_t group,
+                 double scale, TensorView pages, TensorView counts, int64_t threads) {
+  contract::select(kBackend, scores, lengths, page_size, count, row_counts, width, merge, group, pages, counts);
+  check_row_counts(lengths, row_counts, page_size, width);
   Select job{};
   job.scores = data<float>(scores);
   job.lengths = data<int32_t>(lengths);
   job.rows = scores.size(0), job.query_heads = scores.size(1), job.pages = scores.size(2);
   job.page_size = page_size;
-  job.width = pages.size(2);
+  job.width = width;
   job.out = data<int32_t>(pages);
   job.counts = data<int32_t>(counts);
   set_rule(job, count, row_counts, force_newest, merge, group, scale, threads);
@@ -138,10 +138,10 @@ void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64
 
 template <typename T>
 Attend<T> attend_job(const TensorView& q, const TensorView& k_pages, const TensorView& v_pages,
-                     const TensorView& table, const TensorView& lengths, double scale, double softcap,
+                     const TensorView& page_table, const TensorView& lengths, double scale, double softcap,
                      const Optional<TensorView>& sinks, const Optional<TensorView>& visits, const TensorView& out) {
   Attend<T> job{};
-  job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), table, lengths);
+  job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), page_table, lengths);
   job.q = data<T>(q);
   job.out = data<T>(out);
   job.query_heads = q.size(1);
@@ -154,13 +154,13 @@ Attend<T> attend_job(const TensorView& q, const TensorView& k_pages, const Tenso
   return job;
 }
 
-void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorView table, TensorView lengths,
+void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorView page_table, TensorView lengths,
                  double scale, Optional<TensorView> pages, Optional<TensorView> counts, double softcap,
                  Optional<TensorView> sinks, Optional<TensorView> prefix_q, int64_t prefix, Optional<TensorView> mass,
-                 bool add_mass, Optional<TensorView> visits, TensorView out, int64_t threads) {
-  contract::attend(kBackend, q, k_pages, v_pages, table, lengths, pages, counts, sinks, prefix_q, mass, visits, out);
+                 int64_t mass_mode, Optional<TensorView> visits, TensorView out, int64_t threads) {
+  contract::attend(kBackend, q, k_pages, v_pages, page_table, lengths, pages, counts, sinks, prefix_q, mass, visits, out);
   with_type(k_pages, [&]<typename T>(T) {
-    Attend<T> job = attend_job<T>(q, k_pages, v_pages, table, lengths, scale, softcap, sinks, visits, out);
+    Attend<T> job = attend_job<T>(q, k_pages, v_pages, page_table, lengths, scale, softcap, sinks, visits, out);
     if (pages.has_value()) {
       job.pages = data<int32_t>(pages);
       job.counts = data<int32_t>(counts);
@@ -169,54 +169,55 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
     }
     job.prefix_q = data<T>(prefix_q);
     job.prefix = prefix;
-    job.mass = data<float>(mass);
+    job.mass = mass_mode != contract::kNoMass ? data<float>(mass) : nullptr;
     job.mass_slots = mass.has_value() ? mass.value().size(2) : 0;
-    job.add_mass = add_mass;
+    job.add_mass = mass_mode == contract::kSumMass;
     attend(job, static_cast<int>(threads));
   });
 }
 
-void bind_attend_top(TensorView q, TensorView k_pages, TensorView v_pages, TensorView bounds, TensorView table,
+void bind_attend_top(TensorView q, TensorView k_pages, TensorView v_pages, TensorView bounds, TensorView page_table,
                      TensorView lengths, double scale, int64_t count, Optional<TensorView> row_counts, int64_t width,
                      bool force_newest, int64_t merge, double softcap, Optional<TensorView> sinks,
                      Optional<TensorView> visits, TensorView out, int64_t threads) {
-  contract::attend_top(kBackend, q, k_pages, v_pages, bounds, table, lengths, count, row_counts, width, force_newest,
-                       merge, sinks, visits, out);
+  contract::attend_top(kBackend, q, k_pages, v_pages, bounds, page_table, lengths, count, row_counts, width,
+                       force_newest, merge, sinks, visits, out);
   check_row_counts(lengths, row_counts, k_pages.size(2), width);
   with_type(k_pages, [&]<typename T>(T) {
-    Attend<T> attending = attend_job<T>(q, k_pages, v_pages, table, lengths, scale, softcap, sinks, visits, out);
+    Attend<T> attending = attend_job<T>(q, k_pages, v_pages, page_table, lengths, scale, softcap, sinks, visits, out);
     const Paged<T>& pages = attending.paged;
     // What passes between the stages stays in scratch memory: new memory in every step would cost page faults.
     Select selecting{};
     selecting.lengths = pages.lengths;
-    selecting.rows = pages.rows, selecting.query_heads = q.size(1), selecting.pages = table.size(1);
+    selecting.rows = pages.rows, selecting.query_heads = q.size(1), selecting.pages = page_table.size(1);
     selecting.page_size = pages.page_size;
     selecting.width = width;
     set_rule(selecting, count, row_counts, force_newest, merge, q.size(1) / pages.kv_heads, scale, threads);
-    float* scores = scratch<float>(5, pages.rows * q.size(1) * table.size(1));
+    float* scores = scratch<float>(5, pages.rows * q.size(1) * page_table.size(1));
     selecting.scores = scores;
     selecting.out = scratch<int32_t>(6, pages.rows * selecting.lists() * width);
     selecting.counts = scratch<int32_t>(7, pages.rows * selecting.lists());
     attending.pages = selecting.out, attending.counts = selecting.counts;
     attending.lists = selecting.lists(), attending.width = width;
     const Score<T> scoring =
-        score_job<T>(q, bounds, table, lengths, pages.page_size, force_newest, scores, threads);
+        score_job<T>(q, bounds, page_table, lengths, pages.page_size, force_newest, scores, threads);
     attend_top(scoring, selecting, attending);
   });
 }
 
-void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, TensorView lengths, TensorView positions,
+void bind_evict(TensorView k_pages, TensorView v_pages, TensorView page_table, TensorView lengths, TensorView positions,
                 Optional<TensorView> mass, int64_t capacity, int64_t sinks, int64_t recent, bool shared,
-                int64_t) {
-  contract::evict(kBackend, k_pages, v_pages, table, lengths, positions, mass, capacity, sinks, recent);
+                int64_t threads) {
+  contract::evict(kBackend, k_pages, v_pages, page_table, lengths, positions, mass, capacity, sinks, recent);
   with_type(k_pages, [&]<typename T>(T) {
     Evict<T> job;
-    job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), table, lengths);
+    job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), page_table, lengths);
     job.positions = data<int32_t>(positions);
     job.position_slots = positions.size(2);
     job.mass = data<float>(mass);
     job.mass_slots = mass.has_value() ? mass.value().size(2) : 0;
     job.capacity = capacity, job.sinks = sinks, job.recent = recent, job.shared = shared;
+    (void)threads;  // too little to share
     evict(job);
   });
 }

@@ -129,35 +129,35 @@ unsigned* counters(const TensorView& workspace, int64_t wanted) {
 }
 
 void bind_append(TensorView k, TensorView v, TensorView k_pages, TensorView v_pages, Optional<TensorView> bounds,
-                 TensorView table, TensorView lengths, Optional<TensorView> fresh, TensorView workspace) {
-  contract::append(kBackend, k, v, k_pages, v_pages, bounds, table, lengths, fresh);
+                 TensorView page_table, TensorView lengths, Optional<TensorView> new_, TensorView workspace) {
+  contract::append(kBackend, k, v, k_pages, v_pages, bounds, page_table, lengths, new_);
   const OnDevice guard(k_pages);
   with_type(k_pages, [&](auto kind) {
     using T = decltype(kind);
     AppendJob<T> job{};
-    job.paged = paged<T>(k_pages, v_pages, bounds, table, lengths);
+    job.paged = paged<T>(k_pages, v_pages, bounds, page_table, lengths);
     job.k = data<T>(k);
     job.v = data<T>(v);
     job.k_row = k.stride(0), job.k_head = k.stride(1), job.k_entry = k.stride(2);
     job.v_row = v.stride(0), job.v_head = v.stride(1), job.v_entry = v.stride(2);
     job.incoming = int(k.size(2));
-    job.fresh = data<int32_t>(fresh);
+    job.fresh = data<int32_t>(new_);
     job.counters = counters(workspace, job.paged.rows);
     append(job, stream_of(k_pages));
   });
 }
 
-void bind_score(TensorView q, TensorView bounds, TensorView table, TensorView lengths, int64_t page_size,
+void bind_score(TensorView q, TensorView bounds, TensorView page_table, TensorView lengths, int64_t page_size,
                 bool skip_newest, TensorView scores) {
-  contract::score(kBackend, q, bounds, table, lengths, page_size, skip_newest, scores);
+  contract::score(kBackend, q, bounds, page_table, lengths, page_size, skip_newest, scores);
   const OnDevice guard(bounds);
   check_aligned(q, "q");
   with_type(bounds, [&](auto kind) {
     using T = decltype(kind);
     const bool by_channel = bounds.ndim() == 5;
     ScoreJob<T> job{};
-    job.paged = paged<T>(Optional<TensorView>(), Optional<TensorView>(), Optional<TensorView>(bounds), table, lengths,
-                         bounds.size(1), page_size, bounds.size(by_channel ? 2 : 3));
+    job.paged = paged<T>(Optional<TensorView>(), Optional<TensorView>(), Optional<TensorView>(bounds), page_table,
+                         lengths, bounds.size(1), page_size, bounds.size(by_channel ? 2 : 3));
     job.q = data<T>(q);
     job.query_heads = int(q.size(1));
     job.skip_newest = skip_newest;
@@ -167,9 +167,9 @@ void bind_score(TensorView q, TensorView bounds, TensorView table, TensorView le
 }
 
 void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64_t count,
-                 Optional<TensorView> row_counts, bool force_newest, int64_t merge, int64_t group, double scale,
-                 TensorView pages, TensorView counts, TensorView keys) {
-  contract::select(kBackend, scores, lengths, page_size, count, row_counts, merge, group, pages, counts);
+                 Optional<TensorView> row_counts, int64_t width, bool force_newest, int64_t merge, int64_t group,
+                 double scale, TensorView pages, TensorView counts, TensorView keys) {
+  contract::select(kBackend, scores, lengths, page_size, count, row_counts, width, merge, group, pages, counts);
   check_page_size(page_size);
   const OnDevice guard(scores);
   SelectJob job{};
@@ -179,7 +179,7 @@ void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64
   job.page_shift = shift_of(page_size);
   job.count = int(count < INT32_MAX ? count : INT32_MAX);
   job.row_counts = data<int32_t>(row_counts);
-  job.width = int(pages.size(2));
+  job.width = int(width);
   job.force_newest = force_newest;
   job.merge = int(merge);
   job.group = int(group);
@@ -190,12 +190,12 @@ void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64
   select(job, stream_of(scores));
 }
 
-void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorView table, TensorView lengths,
+void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorView page_table, TensorView lengths,
                  double scale, Optional<TensorView> pages, Optional<TensorView> counts, double softcap,
-                 Optional<TensorView> sinks, Optional<TensorView> prefix_q, int64_t prefix, Optional<TensorView> mass_out,
-                 bool add_mass, Optional<TensorView> visits, TensorView out, TensorView workspace, int64_t splits,
+                 Optional<TensorView> sinks, Optional<TensorView> prefix_q, int64_t prefix, Optional<TensorView> mass,
+                 int64_t mass_mode, Optional<TensorView> visits, TensorView out, TensorView workspace, int64_t splits,
                  Optional<TensorView> logits) {
-  contract::attend(kBackend, q, k_pages, v_pages, table, lengths, pages, counts, sinks, prefix_q, mass_out, visits, out);
+  contract::attend(kBackend, q, k_pages, v_pages, page_table, lengths, pages, counts, sinks, prefix_q, mass, visits, out);
   const OnDevice guard(k_pages);
   const Stream stream = stream_of(k_pages);
   check_aligned(q, "q");
@@ -203,7 +203,7 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
   with_type(k_pages, [&](auto kind) {
     using T = decltype(kind);
     AttendJob<T> job{};
-    job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), table, lengths);
+    job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), page_table, lengths);
     job.q = data<T>(q);
     job.out = data<T>(out);
     job.query_heads = int(q.size(1));
@@ -231,34 +231,35 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
     job.partial_sums = job.partial + queries * splits * job.paged.head_dim;
     if (workspace.size(0) < kCounters + partials + 2 * queries)
       TVM_FFI_THROW(ValueError) << "a workspace of " << workspace.size(0) << " words is too small";
-    if (mass_out.has_value()) {
+    const bool weigh = mass.has_value() && mass_mode != contract::kNoMass;
+    if (weigh) {
       job.logits = data<float>(logits);
       job.logit_slots = int(logits.value().size(2));
       job.weights = job.partial + partials;
       if (pages.has_value()) forget_logits(job.logits, queries * job.logit_slots, stream);
     }
     attend(job, stream);
-    if (!mass_out.has_value()) return;
+    if (!weigh) return;
     MassJob weighed{};
     weighed.logits = job.logits, weighed.weights = job.weights, weighed.lengths = job.paged.lengths;
-    weighed.mass = data<float>(mass_out);
+    weighed.mass = data<float>(mass);
     weighed.rows = job.paged.rows, weighed.kv_heads = job.paged.kv_heads;
     weighed.group = job.query_heads / job.paged.kv_heads;
-    weighed.logit_slots = job.logit_slots, weighed.mass_slots = int(mass_out.value().size(2));
-    weighed.add = add_mass;
-    mass(weighed, stream);
+    weighed.logit_slots = job.logit_slots, weighed.mass_slots = int(mass.value().size(2));
+    weighed.add = mass_mode == contract::kSumMass;
+    qb::mass(weighed, stream);
   });
 }
 
-void bind_evict(TensorView k_pages, TensorView v_pages, TensorView table, TensorView lengths, TensorView positions,
+void bind_evict(TensorView k_pages, TensorView v_pages, TensorView page_table, TensorView lengths, TensorView positions,
                 Optional<TensorView> mass, int64_t capacity, int64_t sinks, int64_t recent, bool shared,
                 TensorView workspace) {
-  contract::evict(kBackend, k_pages, v_pages, table, lengths, positions, mass, capacity, sinks, recent);
+  contract::evict(kBackend, k_pages, v_pages, page_table, lengths, positions, mass, capacity, sinks, recent);
   const OnDevice guard(k_pages);
   with_type(k_pages, [&](auto kind) {
     using T = decltype(kind);
     EvictJob<T> job{};
-    job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), table, lengths);
+    job.paged = paged<T>(k_pages, v_pages, Optional<TensorView>(), page_table, lengths);
     job.positions = data<int32_t>(positions);
     job.position_slots = int(positions.size(2));
     job.mass = data<float>(mass);

@@ -2,9 +2,9 @@
 
     low = min_d k[d]      step = (max_d k[d] - low) / 15      code[d] = round((k[d] - low) / step), half to even
 
-Codes stand by slot: ``codes`` ``[B, Hk, C, bytes]`` uint8 and ``ranges`` ``[B, Hk, C, 2]`` fp32 (step, low). 32 channels
-are 16 bytes: byte i of them holds channel i in its low half and channel 16 + i in its high half; channels past the head
-dim are 0. An entry whose range is no finite number has NaN for both, so that every logit estimated from it is NaN.
+Codes stand by slot: ``codes`` ``[B, Hk, C, bytes]`` uint8 and ``ranges`` ``[B, Hk, C, 2]`` fp32 (step, low). 32
+channels are 16 bytes: byte i of them holds channel i in its low half and channel 16 + i in its high half; channels past
+the head dim are 0. An entry whose range is no finite number has NaN for both, so that every logit estimated from it is NaN.
 """
 
 from __future__ import annotations

@@ -3,13 +3,10 @@
 Tensors only: a backend sees no cache, method or model. Shapes use B rows of a batch, Hq query heads, Hk KV heads
 (query head h reads KV head h // (Hq // Hk)), D channels, S slots per page, N physical pages, P logical pages per row.
 
-Paged storage, shared by all ops:
-    k_pages, v_pages  [N, Hk, S, D]  fp32, fp16 or bf16; contiguous
-    bounds            per-channel max (index 0) and min (index 1) of the keys of a page, same dtype, in one of two
-                      layouts (see _bounds.py): by page [N, Hk, 2, D], or by channel [ceil(N / 64), Hk, D, 2, 64]
-    page_table        [B, P] int32   logical page -> physical page; last dimension contiguous, rows may be strided;
-                                     entries past a row's last page are never read
-    lengths           [B] int32      entries stored in each row; slot t of row b lies in page_table[b, t // S] at t % S
+The paged storage that they share is one value, :class:`~questbench.kernels._paged.Paged`. The signature of each method
+here, with its ``@operator``, is the only declaration of an op: the torch operators, the methods of compiled backends,
+what is allocated and what is checked follow from it (``_operators.py``), and a test holds the C++ bindings to it.
+
 Two kinds of checks hold callers to this. What a tensor is (type, shape, strides, device) and what a shape allows
 (heads that divide, room in lists, the backend's limits) is checked in every call, by the binding of every compiled
 backend; it is declared once, in ``kernels/include/questbench/contract.h``. What a tensor holds is checked by
@@ -26,18 +23,46 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
+import torch
+from torch import Tensor
+
+from questbench.errors import CellError
 from questbench.kernels._limits import Limits
+from questbench.kernels._operators import operator
+from questbench.kernels._paged import Paged
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    DensePath = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-    """``path(q, k_pages, v_pages, out)`` writes dense attention of ``q`` over planned pages to ``out``."""
-
+DensePath = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""``path(q, k_pages, v_pages, out)`` writes dense attention of ``q`` over planned pages to ``out``."""
 MassMode = Literal["none", "last", "sum"]
 Merge = Literal["none", "sum_softmax", "max"]
+
+
+def _like_query(q: Tensor) -> tuple[Tensor]:
+    return (torch.empty(q.shape, dtype=q.dtype, device=q.device),)
+
+
+def _page_scores(q: Tensor, page_table: Tensor) -> tuple[Tensor]:
+    return (torch.empty((*q.shape[:2], *page_table.shape[1:2]), dtype=torch.float32, device=q.device),)
+
+
+def _entry_logits(q: Tensor, page_size: int, pages: Tensor) -> tuple[Tensor]:
+    slots = [width * max(page_size, 0) for width in pages.shape[2:3]]
+    return (torch.empty((*q.shape[:2], *slots), dtype=torch.float32, device=q.device),)
+
+
+def _token_lists(pages: Tensor, page_size: int) -> tuple[Tensor, Tensor]:
+    slots = [width * max(page_size, 0) for width in pages.shape[2:3]]
+    tokens = torch.empty((*pages.shape[:2], *slots), dtype=torch.int32, device=pages.device)
+    return tokens, torch.empty(pages.shape[:2], dtype=torch.int32, device=pages.device)
+
+
+def _page_lists(scores: Tensor, width: int, merge: int, group: int) -> tuple[Tensor, Tensor]:
+    rows, heads = scores.shape[:1], scores.shape[1:2]
+    lists = [number // (1 if merge == 0 else max(group, 1)) for number in heads]
+    pages = torch.empty((*rows, *lists, max(width, 0)), dtype=torch.int32, device=scores.device)
+    return pages, torch.empty((*rows, *lists), dtype=torch.int32, device=scores.device)
 
 
 class Ops(ABC):
@@ -57,42 +82,36 @@ class Ops(ABC):
         """Registered name: the stem of the backend's file."""
         return type(self).__module__.rsplit(".", 1)[-1]
 
+    def _missing(self, op: str) -> CellError:
+        return CellError(f"The {self.name} backend has no kernel for {op}.", "Choose another --backend.")
+
     @abstractmethod
     def unavailable(self) -> str | None:
         """``None`` if the backend works on this machine, else the reason as one sentence. Never raises."""
 
+    @operator(paged="k_pages v_pages bounds? page_table lengths", writes="k_pages v_pages bounds lengths", rows="k v")
     @abstractmethod
-    def append(
-        self,
-        k: Tensor,
-        v: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        bounds: Tensor | None,
-        page_table: Tensor,
-        lengths: Tensor,
-        new: Tensor | None = None,
-    ) -> None:
+    def append(self, k: Tensor, v: Tensor, paged: Paged, new: Tensor | None = None) -> None:
         """Store new entries, advance ``lengths`` in place and bring the bounds of every touched page up to date.
 
         Args:
             k, v: ``[B, Hk, n, D]`` in storage dtype, any strides with a contiguous last dimension.
-            bounds: ``None`` where no method needs them. Otherwise after the call the bounds of each touched page are
-                exactly the max and min over its valid entries (NaN propagates). By page, open pages included, given
-                that theirs were exact before: whoever cuts a row back brings them up to date. By channel, those
-                of pages that are full; the others' are left alone.
+            paged: its bounds, where it has some, are after the call exactly the max and min over the valid entries
+                of each touched page (NaN propagates). By page, open pages included, given that theirs were exact
+                before: whoever cuts a row back brings them up to date. By channel, those of pages that are full; the
+                others' are left alone.
             new: ``[B]`` int32, entries that row b really appends: the *last* ``new[b]`` of its n (left padding).
-                ``None`` means all n. The pages they need must already stand in ``page_table``.
+                ``None`` means all n. The pages they need must already stand in ``paged.table``.
         """
 
+    @operator(paged="bounds page_table lengths page_size", results="scores", make=_page_scores, strided="q")
     @abstractmethod
-    def score(
-        self, q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, *, skip_newest: bool
-    ) -> Tensor:
+    def score(self, q: Tensor, paged: Paged, *, skip_newest: bool) -> Tensor:
         """Upper bounds of q . k for every page (Quest, section 3.3): ``sum_d max(q_d * max_d, q_d * min_d)``.
 
         Args:
             q: ``[B, Hq, D]`` in storage dtype.
+            paged: it must have bounds.
             skip_newest: leave the page that holds the newest entry unscored. Required with bounds by channel, where
                 an open page has none.
 
@@ -100,6 +119,7 @@ class Ops(ABC):
             ``[B, Hq, P]`` fp32; -inf for unscored pages and pages a row does not have.
         """
 
+    @operator(results="pages counts", make=_page_lists, strided="scores")
     @abstractmethod
     def select(
         self,
@@ -134,14 +154,18 @@ class Ops(ABC):
             ``[B, H]`` int32, with H = Hq for ``none`` and Hq // group otherwise. Ties: lower page first. NaN: first.
         """
 
+    @operator(
+        paged="k_pages v_pages page_table lengths",
+        writes="mass visits",
+        results="out",
+        make=_like_query,
+        strided="q prefix_q",
+    )
     @abstractmethod
     def attend(
         self,
         q: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        page_table: Tensor,
-        lengths: Tensor,
+        paged: Paged,
         scale: float,
         *,
         pages: Tensor | None = None,
@@ -174,14 +198,13 @@ class Ops(ABC):
             -inf, without a sink, give NaN, as softmax does.
         """
 
+    @operator(
+        paged="k_pages v_pages bounds page_table lengths", writes="visits", results="out", make=_like_query, strided="q"
+    )
     def attend_top(
         self,
         q: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        bounds: Tensor,
-        page_table: Tensor,
-        lengths: Tensor,
+        paged: Paged,
         scale: float,
         *,
         count: int | Tensor,
@@ -193,39 +216,90 @@ class Ops(ABC):
         visits: Tensor | None = None,
     ) -> Tensor:
         """Score, select and attend in one call. A backend may fuse it; the result must equal the three ops."""
-        stored = k_pages.shape[0] if bounds.dim() == 4 else -(-k_pages.shape[0] // 64)  # by page, or by channel
-        if bounds.shape[:2] != (stored, k_pages.shape[1]):
-            raise ValueError(f"bounds {tuple(bounds.shape)} are not those of pages {tuple(k_pages.shape)}")
-        page_size, group = k_pages.shape[2], q.shape[1] // k_pages.shape[1]
-        scores = self.score(q, bounds, page_table, lengths, page_size, skip_newest=force_newest)
+        bounds = paged.bounds
+        stored = -(-len(paged.k) // 64) if bounds is not None and bounds.dim() == 5 else len(paged.k)
+        if bounds is None or bounds.shape[:2] != (stored, paged.kv_heads):
+            shown = "none" if bounds is None else tuple(bounds.shape)
+            raise ValueError(f"bounds {shown} are not those of pages {tuple(paged.k.shape)}")
+        scores = self.score(q, paged, skip_newest=force_newest)
         pages, counts = self.select(
             scores,
-            lengths,
-            page_size,
+            paged.lengths,
+            paged.page_size,
             count,
             width=width,
             force_newest=force_newest,
             merge=merge,
-            group=group,
+            group=q.shape[1] // paged.kv_heads,
             scale=scale,
         )
-        return self.attend(
-            q,
-            k_pages,
-            v_pages,
-            page_table,
-            lengths,
-            scale,
-            pages=pages,
-            counts=counts,
-            softcap=softcap,
-            sinks=sinks,
-            visits=visits,
-        )
+        return self.attend(q, paged, scale, pages=pages, counts=counts, softcap=softcap, sinks=sinks, visits=visits)
 
-    def dense_paths(
-        self, q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, scale: float
-    ) -> tuple[dict[str, DensePath], dict[str, str]]:
+    @operator(paged="k_pages page_table lengths", writes="codes ranges")
+    def quantize(self, paged: Paged, codes: Tensor, ranges: Tensor, incoming: int, new: Tensor | None = None) -> None:
+        """Four-bit codes of the newest keys, which are in their pages already (layout and equations: ``_codes.py``).
+
+        The arithmetic is fp32 and every operation of it is rounded once, so that all backends write the same bits.
+
+        Args:
+            codes: ``[B, Hk, C, bytes]`` uint8 by slot, C at least the longest row; other slots are left alone.
+            ranges: ``[B, Hk, C, 2]`` fp32: step and least value of each entry.
+            incoming: entries of each row, its newest ones; all of a row that has fewer.
+            new: ``[B]`` int32, up to ``incoming``: what counts instead in row b.
+        """
+        raise self._missing("quantize")
+
+    @operator(results="logits", make=_entry_logits, strided="q")
+    def estimate(
+        self,
+        q: Tensor,
+        codes: Tensor,
+        ranges: Tensor,
+        lengths: Tensor,
+        page_size: int,
+        pages: Tensor,
+        counts: Tensor,
+        scale: float,
+        softcap: float = 0.0,
+    ) -> Tensor:
+        """Logits of the entries of listed pages: ``scale * (step * sum_d q_d code_d + low * sum_d q_d)``.
+
+        Args:
+            q: ``[B, Hq, D]`` in storage dtype.
+            codes, ranges: as :meth:`quantize` leaves them.
+            pages, counts: as :meth:`select` returns them, H = Hk or H = Hq.
+            softcap: as in :meth:`attend`.
+
+        Returns:
+            ``[B, Hq, width * S]`` fp32, slot s of the list's i-th page at ``i * S + s``; -inf behind the list and
+            in slots that its last page does not have yet. NaN where the range of an entry is NaN.
+        """
+        raise self._missing("estimate")
+
+    @operator(results="tokens token_counts", make=_token_lists, strided="logits")
+    def prune(
+        self, logits: Tensor, lengths: Tensor, page_size: int, pages: Tensor, counts: Tensor, p: float
+    ) -> tuple[Tensor, Tensor]:
+        """The smallest set of listed entries that holds a share ``p`` of the attention mass, for every list.
+
+        An entry weighs ``w = rint(2**30 * mean over the query heads of its list of softmax(logits))``, a whole number.
+        Entries are taken by falling weight, the lower slot first among equals, until their sum reaches
+        ``max(1, ceil(p * sum of all))``. So the set is exact for given weights, and two backends can differ in it only
+        where their weights do: by the rounding of an fp32 softmax. An entry whose logit is NaN or +inf in any of the
+        heads is always taken and has no weight; such logits are left out of their head's softmax, and a head that
+        knows only -inf adds nothing. Where nothing has any weight and nothing is undefined, the first entry is taken.
+
+        Args:
+            logits: ``[B, Hq, width * S]`` fp32, as :meth:`estimate` returns them.
+            pages, counts: the lists they were estimated for.
+            p: 0 to 1.
+
+        Returns:
+            ``tokens`` ``[B, H, width * S]`` int32, slots ascending, -1 past the end, and ``token_counts`` ``[B, H]``.
+        """
+        raise self._missing("prune")
+
+    def dense_paths(self, q: Tensor, paged: Paged, scale: float) -> tuple[dict[str, DensePath], dict[str, str]]:
         """Ways to attend densely that a baseline has, planned for these lengths and this page table.
 
         Args:
@@ -234,16 +308,14 @@ class Ops(ABC):
         Returns:
             The paths by name, each ready to run without touching the host, and why others are left out.
         """
-        del q, k_pages, v_pages, page_table, lengths, scale
+        del q, paged, scale
         return {}, {}
 
+    @operator(paged="k_pages v_pages page_table lengths", writes="k_pages v_pages lengths positions mass")
     @abstractmethod
     def evict(
         self,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        page_table: Tensor,
-        lengths: Tensor,
+        paged: Paged,
         positions: Tensor,
         mass: Tensor | None,
         *,

@@ -7,66 +7,60 @@ What tensors are (shapes, types, strides, devices) is checked in every call, by 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from questbench.kernels._bounds import LANES, is_by_channel
+from questbench.kernels._operators import Operator
 
 enabled = os.environ.get("QUESTBENCH_CHECK") == "1"
 """Whether values are checked."""
 
 
-def check(op: str, *arguments: Any) -> None:
-    """Refuse arguments of an operator (see ``_native.py``) whose values break its contract.
+def checker(op: Operator) -> Callable[[Sequence[Any]], None]:
+    """What refuses arguments of an operator whose values break its contract: a ValueError that names the tensor."""
+    values = op.picker(_CHECKS.get(op.name, _nothing))
 
-    Raises:
-        ValueError: which tensor holds what it must not.
-    """
-    if not enabled:
-        return
-    tensors = [given for given in arguments if isinstance(given, Tensor)]
-    if any(given.is_cuda for given in tensors) and torch.cuda.is_current_stream_capturing():
-        return  # nothing can be read back while a graph is captured
-    try:
-        _CHECKS[op](*arguments)
-    except (IndexError, RuntimeError, TypeError):
-        return  # shapes do not fit each other: the binding says which, and why
+    def check(given: Sequence[Any]) -> None:
+        if any(isinstance(one, Tensor) and one.is_cuda for one in given) and torch.cuda.is_current_stream_capturing():
+            return  # nothing can be read back while a graph is captured
+        try:
+            values(given)
+        except (IndexError, RuntimeError, TypeError):
+            return  # shapes do not fit each other: the binding says which, and why
+
+    return check
 
 
-def _append(
-    k: Tensor,
-    v: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    bounds: Tensor | None,
-    table: Tensor,
-    lengths: Tensor,
-    new: Tensor | None,
-) -> None:
-    del v, v_pages, bounds
+# One check per op: it is given the operator's arguments that its parameters are named after.
+
+
+def _nothing() -> None:
+    """The check of an op whose tensors may hold anything."""
+
+
+def _append(k: Tensor, k_pages: Tensor, page_table: Tensor, lengths: Tensor, new: Tensor | None) -> None:
     incoming, size = k.shape[2], k_pages.shape[2]
     added = torch.full_like(lengths, incoming) if new is None else new
     _within("new", added, 0, incoming)
-    _lengths(lengths, table, size)
-    _lengths(lengths + added, table, size, "lengths with the new entries")
-    _ids(table, lengths.long() + added, size, k_pages.shape[0])
+    _lengths(lengths, page_table, size)
+    _lengths(lengths + added, page_table, size, "lengths with the new entries")
+    _ids(page_table, lengths.long() + added, size, k_pages.shape[0])
 
 
-def _score(q: Tensor, bounds: Tensor, table: Tensor, lengths: Tensor, size: int, skip_newest: bool) -> None:
-    del q
-    _lengths(lengths, table, size)
+def _score(bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, skip_newest: bool) -> None:
+    size = page_size
+    _lengths(lengths, page_table, size)
     pool = bounds.shape[0] * (LANES if is_by_channel(bounds) else 1)
     scored = lengths.long() - 1 if skip_newest else lengths.long()
-    _ids(table, scored // size * size if skip_newest else scored, size, pool)
+    _ids(page_table, scored // size * size if skip_newest else scored, size, pool)
 
 
-def _select(
-    scores: Tensor, lengths: Tensor, size: int, count: int, row_counts: Tensor | None, width: int, *_: Any
-) -> None:
-    del count
+def _select(scores: Tensor, lengths: Tensor, page_size: int, row_counts: Tensor | None, width: int) -> None:
+    size = page_size
     _lengths(lengths, scores[0], size)
     if row_counts is not None:
         _within("count", row_counts, 0, None)
@@ -74,87 +68,80 @@ def _select(
 
 
 def _attend(
-    q: Tensor,
     k_pages: Tensor,
-    v_pages: Tensor,
-    table: Tensor,
+    page_table: Tensor,
     lengths: Tensor,
-    scale: float,
     pages: Tensor | None,
     counts: Tensor | None,
-    softcap: float,
-    sinks: Tensor | None,
-    prefix_q: Tensor | None,
-    prefix: int,
     mass: Tensor | None,
-    add_mass: bool,
     visits: Tensor | None,
 ) -> None:
-    del q, v_pages, scale, softcap, sinks, prefix_q, prefix, add_mass
     size = k_pages.shape[2]
-    _lengths(lengths, table, size)
-    _ids(table, lengths.long(), size, k_pages.shape[0])
+    _lengths(lengths, page_table, size)
+    _ids(page_table, lengths.long(), size, k_pages.shape[0])
     _slots(lengths, mass=mass, visits=visits)
     if pages is None or counts is None:
         return
-    _within("counts", counts, 0, pages.shape[2])
-    listed = torch.arange(pages.shape[2], device=pages.device) < counts[:, :, None]
-    last = (_pages(lengths, size) - 1)[:, None, None].expand_as(pages)
-    if (listed & ((pages < 0) | (pages > last))).any():
-        raise ValueError("pages lists a page that its row does not have")
-    if (listed[:, :, 1:] & (pages[:, :, 1:] <= pages[:, :, :-1])).any():
-        raise ValueError("pages is not ascending")
+    _listed(pages, counts, lengths, size)
 
 
 def _attend_top(
-    q: Tensor,
     k_pages: Tensor,
-    v_pages: Tensor,
-    bounds: Tensor,
-    table: Tensor,
+    page_table: Tensor,
     lengths: Tensor,
-    scale: float,
-    count: int,
     row_counts: Tensor | None,
     width: int,
-    force_newest: bool,
-    merge: int,
-    softcap: float,
-    sinks: Tensor | None,
     visits: Tensor | None,
 ) -> None:
-    del q, v_pages, bounds, scale, force_newest, merge, softcap, sinks
     size = k_pages.shape[2]
-    _lengths(lengths, table, size)
-    _ids(table, lengths.long(), size, k_pages.shape[0])
+    _lengths(lengths, page_table, size)
+    _ids(page_table, lengths.long(), size, k_pages.shape[0])
     _slots(lengths, visits=visits)
-    _select(table[:, None], lengths, size, count, row_counts, width)
+    _select(page_table[:, None], lengths, size, row_counts, width)
 
 
 def _evict(
     k_pages: Tensor,
-    v_pages: Tensor,
-    table: Tensor,
+    page_table: Tensor,
     lengths: Tensor,
     positions: Tensor,
     mass: Tensor | None,
     capacity: int,
     sinks: int,
     recent: int,
-    shared: bool,
 ) -> None:
-    del v_pages, shared
     size = k_pages.shape[2]
-    _lengths(lengths, table, size)
+    _lengths(lengths, page_table, size)
     _slots(lengths, positions=positions, mass=mass)
     full = (lengths == capacity + 1).nonzero()[:, 0]
     if full.numel() == 0:
         return
-    _ids(table[full], lengths[full].long(), size, k_pages.shape[0])
+    _ids(page_table[full], lengths[full].long(), size, k_pages.shape[0])
     held = positions[full, :, : capacity + 1]
     candidates = (held >= sinks) & (held <= held.amax(2, keepdim=True) - recent)
     if not candidates.any(2).all():
         raise ValueError("evict: all entries of a row are sinks or recent, none can be dropped")
+
+
+def _quantize(
+    k_pages: Tensor, page_table: Tensor, lengths: Tensor, codes: Tensor, incoming: int, new: Tensor | None
+) -> None:
+    if new is not None:
+        _within("new", new, 0, incoming)
+    _lengths(lengths, page_table, k_pages.shape[2])
+    _ids(page_table, lengths.long(), k_pages.shape[2], k_pages.shape[0])
+    _slots(lengths, codes=codes)
+
+
+def _estimate(codes: Tensor, lengths: Tensor, page_size: int, pages: Tensor, counts: Tensor) -> None:
+    _within("lengths", lengths, 0, None)
+    _slots(lengths, codes=codes)
+    _listed(pages, counts, lengths, page_size)
+
+
+def _prune(lengths: Tensor, page_size: int, pages: Tensor, counts: Tensor) -> None:
+    _within("lengths", lengths, 0, None)
+    _listed(pages, counts, lengths, page_size)
 
 
 _CHECKS: dict[str, Callable[..., None]] = {
@@ -164,7 +151,21 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "attend": _attend,
     "attend_top": _attend_top,
     "evict": _evict,
+    "quantize": _quantize,
+    "estimate": _estimate,
+    "prune": _prune,
 }
+
+
+def _listed(pages: Tensor, counts: Tensor, lengths: Tensor, size: int) -> None:
+    """Lists name pages that their row has, in order."""
+    _within("counts", counts, 0, pages.shape[2])
+    listed = torch.arange(pages.shape[2], device=pages.device) < counts[:, :, None]
+    last = (_pages(lengths, size) - 1)[:, None, None].expand_as(pages)
+    if (listed & ((pages < 0) | (pages > last))).any():
+        raise ValueError("pages lists a page that its row does not have")
+    if (listed[:, :, 1:] & (pages[:, :, 1:] <= pages[:, :, :-1])).any():
+        raise ValueError("pages is not ascending")
 
 
 def _pages(lengths: Tensor, size: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ class _Library:
     def load(self) -> Any:
         return _build.load_cpu()
 
-    def extra(self, op: str, arguments: tuple[Any, ...]) -> tuple[int]:
-        del op, arguments
-        return (torch.get_num_threads(),)
+    def extra(self, op: str) -> Callable[[], tuple[int]]:
+        del op
+        return lambda: (torch.get_num_threads(),)
 
 
 _EAGER = functions(_Library())

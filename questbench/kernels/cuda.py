@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,10 +28,10 @@ SPLITS_MAX = 256
 """Blocks that may share a list (``kMaxSplits``)."""
 SHARED_PAGES = 16384
 """Pages whose keys select holds in shared memory (``kSharedPages``); it has no scratch for shorter texts."""
+SHARED_ENTRIES = 16384
+"""Entries of a list whose mass prune holds in shared memory (``kSharedEntries``), without scratch."""
 STAGES = {64: 4, 128: 3, 256: 2}
 """Head dim -> tiles of a warp of attend in shared memory (``stages_for``)."""
-_MASS = 12
-"""Where ``mass`` stands among the arguments of ``attend``."""
 
 
 class CudaLibrary:
@@ -48,27 +49,29 @@ class CudaLibrary:
         """The module for this machine's device; compiles on first use."""
         return _build_cuda.load_cuda()
 
-    def extra(self, op: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    def extra(self, op: str) -> Callable[..., tuple[Any, ...]]:
         """Counters and partial results for the ops whose blocks meet, scratch for long lists and for the mass."""
-        if op == "score":
-            return ()
-        if op == "select":
-            (scores,) = arguments
-            room = scores.shape if scores.shape[-1:] > (SHARED_PAGES,) else (0,)
-            return (torch.empty(room, dtype=torch.int32, device=scores.device),)
-        if op != "attend":
-            return (self._workspace(arguments[0], 0),)
-        q, k_pages, _, table, _, _, pages = arguments[:7]
+        of_op: dict[str, Callable[..., tuple[Any, ...]]]
+        of_op = {"select": _keys, "attend": self._room, "prune": _masses}
+        of_op |= dict.fromkeys(("score", "quantize", "estimate"), lambda: ())
+        return of_op.get(op, self._counters)
+
+    def _counters(self, k_pages: Tensor) -> tuple[Tensor]:
+        return (self._workspace(k_pages, 0),)
+
+    def _room(
+        self, q: Tensor, k_pages: Tensor, page_table: Tensor, pages: Tensor | None, mass: Tensor | None, mass_mode: int
+    ) -> tuple[Tensor, int, Tensor | None]:
         try:
             rows, heads, dim = q.shape
             lists = k_pages.shape[1] if pages is None else pages.shape[1]
-            width = table.shape[1] if pages is None else pages.shape[2]
-            slots = width_of(table, k_pages)
-            splits = self.splits(q.device, rows * lists, width * k_pages.shape[2], dim)
+            slots = page_table.shape[1] * k_pages.shape[2]
+            entries = slots if pages is None else pages.shape[2] * k_pages.shape[2]
+            splits = self.splits(q.device, rows * lists, entries, dim)
         except (IndexError, ValueError):  # a tensor of another rank, which the binding refuses by name
             return self._workspace(q, 0), 1, None
         logits = None
-        if arguments[_MASS] is not None:
+        if mass is not None and mass_mode:
             logits = torch.empty((rows, heads, slots), dtype=torch.float32, device=q.device)
         return self._workspace(q, rows * heads * ((dim + 2) * splits + 2)), splits, logits
 
@@ -125,9 +128,14 @@ def best_splits(lists: int, entries: int, places: int) -> int:
     return next(at for at, spent in enumerate(seconds, start=1) if spent <= 1.05 * min(seconds))
 
 
-def width_of(table: Tensor, k_pages: Tensor) -> int:
-    """Slots that the page table spans."""
-    return int(table.shape[1] * k_pages.shape[2])
+def _masses(logits: Tensor, pages: Tensor) -> tuple[Tensor]:
+    room = (*pages.shape[:2], *logits.shape[2:]) if logits.shape[-1:] > (SHARED_ENTRIES,) else (0,)
+    return (torch.empty(room, dtype=torch.int32, device=logits.device),)
+
+
+def _keys(scores: Tensor) -> tuple[Tensor]:
+    room = scores.shape if scores.shape[-1:] > (SHARED_PAGES,) else (0,)
+    return (torch.empty(room, dtype=torch.int32, device=scores.device),)
 
 
 def eager(library: Library) -> dict[str, Any]:

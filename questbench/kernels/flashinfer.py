@@ -25,6 +25,7 @@ from torch import Tensor
 from questbench.errors import CellError
 from questbench.kernels import _build_cuda
 from questbench.kernels._ops import MassMode, Merge, Ops
+from questbench.kernels._paged import Paged
 
 if TYPE_CHECKING:
     from questbench.kernels._ops import DensePath
@@ -76,11 +77,10 @@ class FlashInferOps(Ops):
             return f"FlashInfer cannot be imported ({type(error).__name__}: {_first_line(error)}): {INSTALL}."
         return None
 
-    def dense_paths(
-        self, q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, scale: float
-    ) -> tuple[dict[str, DensePath], dict[str, str]]:
+    def dense_paths(self, q: Tensor, paged: Paged, scale: float) -> tuple[dict[str, DensePath], dict[str, str]]:
         """See :meth:`Ops.dense_paths`. Each path runs once here, so that what must be compiled is."""
         check(q)
+        k_pages, v_pages, page_table, lengths, _ = paged
         paths: dict[str, DensePath] = {}
         reasons: dict[str, str] = {}
         out = torch.empty_like(q)
@@ -101,10 +101,7 @@ class FlashInferOps(Ops):
     def attend(
         self,
         q: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        page_table: Tensor,
-        lengths: Tensor,
+        paged: Paged,
         scale: float,
         *,
         pages: Tensor | None = None,
@@ -122,10 +119,7 @@ class FlashInferOps(Ops):
         if twice or visits is not None or (mass is not None and mass_mode != "none"):
             out = _specification().attend(
                 q,
-                k_pages,
-                v_pages,
-                page_table,
-                lengths,
+                paged,
                 scale,
                 pages=pages,
                 counts=counts,
@@ -141,6 +135,7 @@ class FlashInferOps(Ops):
                 return out
         check(q)
         rows, query_heads, dim = q.shape
+        k_pages, v_pages, page_table, lengths, _ = paged
         kv_heads, page_size = k_pages.shape[1:3]
         if pages is None or counts is None:
             heads, shape = query_heads, (rows, query_heads)
@@ -167,25 +162,13 @@ class FlashInferOps(Ops):
         out[some] = attended.to(q.dtype)
         return out.view_as(q)
 
-    def append(
-        self,
-        k: Tensor,
-        v: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        bounds: Tensor | None,
-        page_table: Tensor,
-        lengths: Tensor,
-        new: Tensor | None = None,
-    ) -> None:
+    def append(self, k: Tensor, v: Tensor, paged: Paged, new: Tensor | None = None) -> None:
         """The specification's."""
-        _specification().append(k, v, k_pages, v_pages, bounds, page_table, lengths, new)
+        _specification().append(k, v, paged, new)
 
-    def score(
-        self, q: Tensor, bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, *, skip_newest: bool
-    ) -> Tensor:
+    def score(self, q: Tensor, paged: Paged, *, skip_newest: bool) -> Tensor:
         """The specification's."""
-        return _specification().score(q, bounds, page_table, lengths, page_size, skip_newest=skip_newest)
+        return _specification().score(q, paged, skip_newest=skip_newest)
 
     def select(
         self,
@@ -206,10 +189,7 @@ class FlashInferOps(Ops):
 
     def evict(
         self,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        page_table: Tensor,
-        lengths: Tensor,
+        paged: Paged,
         positions: Tensor,
         mass: Tensor | None,
         *,
@@ -220,7 +200,7 @@ class FlashInferOps(Ops):
     ) -> None:
         """The specification's."""
         options: dict[str, Any] = {"capacity": capacity, "sinks": sinks, "recent": recent, "shared": shared}
-        _specification().evict(k_pages, v_pages, page_table, lengths, positions, mass, **options)
+        _specification().evict(paged, positions, mass, **options)
 
 
 def _specification() -> Ops:

@@ -55,7 +55,7 @@ class StaticLayer(LayerCache):
             self.positions.scatter_(2, slot, self.now[:, None, None].expand(-1, self.kv_heads, 1))
         if self.mass is not None:
             self.mass.scatter_(2, slot, 0.0)
-        self.ops.append(k, v, self.k_pages, self.v_pages, self.bounds, self.page_table, self.lengths, None)
+        self.ops.append(k, v, self.paged)
         self.now += 1
 
     def forget(self) -> None:
@@ -64,10 +64,7 @@ class StaticLayer(LayerCache):
         if keep is None or self.positions is None:
             return
         self.ops.evict(
-            self.k_pages,
-            self.v_pages,
-            self.page_table,
-            self.lengths,
+            self.paged,
             self.positions,
             self.mass if keep.by == "mass" else None,
             capacity=keep.entries,

@@ -84,7 +84,7 @@ class BaselineLoop(GraphLoop):
         store.append(k, v)
         if layer.index in self._leaders:
             steps.refresh(store.lengths)
-        out = steps.attend(q, store.k_pages, store.v_pages, store.lengths)
+        out = steps.attend(q, store.paged.k, store.paged.v, store.lengths)
         store.forget()
         return out.flatten(1)
 
@@ -95,9 +95,8 @@ def _try_out(steps: DenseSteps, store: StaticLayer, heads: Heads) -> None:
     q = torch.randn((store.rows, heads.query, heads.dim), generator=generator).to(store.device, heads.dtype)
     steps.prepare([held - 1 for held in store.held])
     steps.refresh(store.lengths)
-    got = steps.attend(q, store.k_pages, store.v_pages, store.lengths).float()
-    paged = store.k_pages, store.v_pages, store.page_table, store.lengths
-    want = store.ops.attend(q, *paged, heads.scale, softcap=heads.softcap).float()
+    got = steps.attend(q, store.paged.k, store.paged.v, store.lengths).float()
+    want = store.ops.attend(q, store.paged, heads.scale, softcap=heads.softcap).float()
     difference = float((got - want).abs().amax() / want.abs().amax())
     if not difference <= AGREE:
         raise CellError(f"its attention is off by {difference:.1%} of the largest value")

@@ -47,7 +47,7 @@ def test_a_page_s_score_bounds_every_product_in_it(ops):
     for _ in range(5):
         driver.step()
         layer, q = driver.layer, driver.entries(1)[0][:, :, 0].contiguous()
-        scores = ops.score(q, layer.bounds, layer.page_table, layer.lengths, PAGE, skip_newest=False)
+        scores = ops.score(q, layer.paged, skip_newest=False)
         for row in range(3):
             keys = layer.gather(row)[0].repeat_interleave(HEADS // KV_HEADS, dim=0)
             products = (keys @ q[row][..., None])[..., 0]

@@ -31,7 +31,7 @@ def test_outputs_do_not_depend_on_the_layout(ops, lengths):
     """The second case grows past one block of pages in a pool that started small."""
     by_channel, by_page = (Driver(Quest(24), ops, 3, **MHA, by_channel=flag) for flag in (True, False))
     torch.testing.assert_close(play(by_channel, lengths, 20), play(by_page, lengths, 20), rtol=1e-5, atol=1e-6)
-    assert by_channel.layer.bounds.shape[0] == -(-by_channel.layer.k_pages.shape[0] // LANES)
+    assert by_channel.layer.bounds.shape[0] == -(-by_channel.layer.paged.k.shape[0] // LANES)
     assert by_channel.layer.pool.in_use == by_page.layer.pool.in_use
 
 

@@ -194,8 +194,7 @@ def test_a_fork_that_needs_no_bounds_keeps_none_and_one_of_it_that_does_has_its_
     assert quest.bounds is not None and quest.pool is not dense.pool
     q = base.entries(1)[0][:, :, 0].contiguous()
     options = {"width": 3, "force_newest": True, "merge": "none", "group": 2}
-    rest = quest.page_table, quest.lengths
-    scores = ops.score(q, quest.bounds, *rest, PAGE, skip_newest=True)
+    scores = ops.score(q, quest.paged, skip_newest=True)
     for row in range(2):
         keys = quest.gather(row)[0].repeat_interleave(2, dim=0)
         best = (keys @ q[row][..., None])[..., 0]

@@ -25,10 +25,7 @@ def test_positions_are_those_of_the_text(name, lengths, ops):
         driver.layer.steps += 1
         driver.layer.ops.attend(
             q[:, :, 0].contiguous(),
-            layer.k_pages,
-            layer.v_pages,
-            layer.page_table,
-            layer.lengths,
+            layer.paged,
             0.1,
             mass=layer.mass,
             mass_mode="none" if layer.method.observes == "nothing" else layer.method.observes,

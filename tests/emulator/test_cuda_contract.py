@@ -8,6 +8,7 @@ import pytest
 import torch
 from contract_cases import CASES, broken, calls
 from emulated import watched
+from kernel_cases import make_store
 
 from questbench.kernels import _build_cuda
 
@@ -35,5 +36,7 @@ def test_shapes_beyond_the_kernels_are_refused(once: Any) -> None:
     group["q"] = torch.zeros((2, 34, 64), dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="the CUDA kernels have groups of 1 to 16"):
         once.score(**group)
+    thirds = make_store([40, 20], heads=2, dim=64, page_size=48, dtype=torch.bfloat16)
+    thirds.page_table.clamp_(max=1)
     with pytest.raises(ValueError, match="page sizes 4, 8"):
-        once.score(**{**calls()["score"], "page_size": 48})
+        once.attend(**{**calls()["attend"], "paged": thirds.paged})

@@ -75,13 +75,12 @@ def test_every_kernel_begins_after_the_one_ahead_and_is_launched_so(source: Any)
 def test_queries_of_another_type_or_place_are_refused(ops: Any) -> None:
     store = make_store([20], heads=2, dim=64, page_size=16, dtype=torch.bfloat16)
     q = make_query(store, 1)
-    rest = store.page_table, store.lengths
     shifted = torch.cat([q.flatten(), q.flatten()[:8]])[1 : 1 + q.numel()].view(q.shape)
     for wrong, error in ((q.half(), "float16 where bfloat16"), (shifted, "multiple of 16 bytes")):
         with pytest.raises((TypeError, ValueError), match=error):
-            ops.attend(wrong, store.k_pages, store.v_pages, *rest, 0.1)
+            ops.attend(wrong, store.paged, 0.1)
         with pytest.raises((TypeError, ValueError), match=error):
-            ops.score(wrong, store.bounds, *rest, 16, skip_newest=True)
+            ops.score(wrong, store.paged, skip_newest=True)
 
 
 def test_entries_of_another_type_are_refused(ops: Any) -> None:
@@ -89,7 +88,7 @@ def test_entries_of_another_type_are_refused(ops: Any) -> None:
     k = torch.zeros((1, 2, 1, 64), dtype=torch.bfloat16)
     for wrong in ((k.half(), k), (k, k.float())):
         with pytest.raises(TypeError, match="is stored"):
-            ops.append(*wrong, store.k_pages, store.v_pages, store.bounds, store.page_table, store.lengths)
+            ops.append(*wrong, store.paged)
 
 
 def test_without_the_binding_the_backends_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

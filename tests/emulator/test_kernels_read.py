@@ -52,9 +52,8 @@ def test_scores_from_bounds_by_channel(ops: Any, dtype: torch.dtype, dim: int) -
     shape = {"heads": 2, "dim": dim, "page_size": 8, "dtype": dtype, "seed": dim}
     store, plain = make_store(lengths, **shape, by_channel=True), make_store(lengths, **shape)
     q = make_query(store, 1)
-    rest = store.page_table, store.lengths, 8
-    got = ops.score(q, store.bounds, *rest, skip_newest=True)
-    want = REFERENCE.score(q.double(), plain.bounds.double(), *rest, skip_newest=True)
+    got = ops.score(q, store.paged, skip_newest=True)
+    want = REFERENCE.score(q.double(), plain.wide().paged, skip_newest=True)
     scored = want > -torch.inf
     assert torch.equal(got > -torch.inf, scored)
     assert ((got[scored].double() - want[scored]).abs() <= 2e-5 * want[scored].abs().max()).all()
@@ -67,14 +66,14 @@ def test_scores_from_bounds_by_channel_of_neighbours(ops: Any, start: int, dim: 
     shape = {"heads": 2, "dim": dim, "page_size": 8, "dtype": HALVES[start % 2]}
     plain = make_store([150 * 8], **shape)
     q, used = make_query(plain, 1), plain.page_table[0, :150].long()
-    want = REFERENCE.score(q.double(), plain.bounds.double(), plain.page_table, plain.lengths, 8, skip_newest=True)
+    want = REFERENCE.score(q.double(), plain.wide().paged, skip_newest=True)
     for gap in (0, 1):
         where = torch.arange(start, start + 150, dtype=torch.int32)
         where[100:] += gap
         bounds = empty_bounds(320, 2, dim, q.dtype, q.device, by_channel=True).fill_(torch.nan)
         for page, target in zip(used.tolist(), where.tolist(), strict=True):
             write_bounds(bounds, target, plain.bounds[page])
-        got = ops.score(q, bounds, where[None], plain.lengths, 8, skip_newest=True)
+        got = ops.score(q, plain.paged._replace(bounds=bounds, table=where[None]), skip_newest=True)
         scored = want[:, :, :150] > -torch.inf
         error = (got.double() - want[:, :, :150])[scored].abs()
         assert torch.equal(got > -torch.inf, scored) and (error <= 2e-5 * want[:, :, :149].abs().max()).all()
@@ -89,8 +88,8 @@ def test_every_width_of_the_page_table(ops: Any, pages: int, by_channel: bool) -
     store = make_store([long * 8, 3], **shape, by_channel=by_channel)
     plain = make_store([long * 8, 3], **shape)
     q, table = make_query(store, 1), store.page_table[:, :pages]
-    got = ops.score(q, store.bounds, table, store.lengths, 8, skip_newest=True)
-    want = REFERENCE.score(q, plain.bounds, table, store.lengths, 8, skip_newest=True)
+    got = ops.score(q, store.paged._replace(table=table), skip_newest=True)
+    want = REFERENCE.score(q, plain.paged._replace(table=table), skip_newest=True)
     assert got.shape == (2, 1, pages)
     assert torch.equal(got > -torch.inf, want > -torch.inf) and torch.allclose(got, want, rtol=1e-5, atol=1e-5)
 
@@ -103,8 +102,8 @@ def test_infinity_and_nan_in_bounds_and_queries(ops: Any, group: int) -> None:
     store.bounds[int(store.page_table[2, 1]), 0, 0, 9] = torch.inf
     q[1, 0, 7] = torch.nan
     q[2, :, 9] = 1.0
-    got = ops.score(q, store.bounds, store.page_table, store.lengths, 8, skip_newest=False)
-    want = REFERENCE.score(q, store.bounds, store.page_table, store.lengths, 8, skip_newest=False)
+    got = ops.score(q, store.paged, skip_newest=False)
+    want = REFERENCE.score(q, store.paged, skip_newest=False)
     assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isposinf(), want.isposinf())
 
 
@@ -257,8 +256,8 @@ def test_nan_and_infinity_leak_only_from_entries_that_are_read(
     q, options = make_query(store, 4), records.lists(store, listed)
     page = int(options["pages"][0, 0, 2])
     store.v_pages[int(store.page_table[0, page]), :, 3, 5] = value
-    got = ops.attend(q, *store.paged, 0.125, **options)
-    want = REFERENCE.attend(q, *store.paged, 0.125, **options)
+    got = ops.attend(q, store.paged, 0.125, **options)
+    want = REFERENCE.attend(q, store.paged, 0.125, **options)
     assert torch.equal(got.isfinite(), want.isfinite())
 
 
@@ -279,8 +278,8 @@ def test_logits_that_are_all_minus_infinity(ops: Any) -> None:
     q = make_query(store, 1)
     q[0, :, 0] = 1.0
     store.k_pages[int(store.page_table[0, 0]), 0, :3, 0] = -torch.inf
-    assert ops.attend(q, *store.paged, 0.125).isnan().all()
-    assert (ops.attend(q, *store.paged, 0.125, sinks=torch.zeros(1)) == 0).all()
+    assert ops.attend(q, store.paged, 0.125).isnan().all()
+    assert (ops.attend(q, store.paged, 0.125, sinks=torch.zeros(1)) == 0).all()
 
 
 def test_empty_rows_give_zeros_whatever_else_is_asked(ops: Any) -> None:
@@ -288,7 +287,7 @@ def test_empty_rows_give_zeros_whatever_else_is_asked(ops: Any) -> None:
     q = make_query(store, 2)
     pages, counts = random_lists(store, 2, 3)
     for options in ({}, {"pages": pages, "counts": counts}, {"sinks": torch.ones(4)}):
-        assert torch.equal(ops.attend(q, *store.paged, 0.125, **options), torch.zeros_like(q))
+        assert torch.equal(ops.attend(q, store.paged, 0.125, **options), torch.zeros_like(q))
 
 
 @pytest.mark.parametrize("merge", ["none", "max", "sum_softmax"])
@@ -301,7 +300,6 @@ def test_the_fused_step_equals_the_three_ops(ops: Any, merge: Merge, group: int,
         visits = torch.zeros((6, 2, 33 * size), dtype=torch.int32)
         want_visits = visits.clone()
         choice = {"count": count, "width": 100, "force_newest": force_newest, "merge": merge}
-        rest = store.bounds, store.page_table, store.lengths, 0.125
-        got = ops.attend_top(q, store.k_pages, store.v_pages, *rest, **choice, visits=visits)
-        want = Ops.attend_top(ops, q, store.k_pages, store.v_pages, *rest, **choice, visits=want_visits)
+        got = ops.attend_top(q, store.paged, 0.125, **choice, visits=visits)
+        want = Ops.attend_top(ops, q, store.paged, 0.125, **choice, visits=want_visits)
         assert torch.equal(got, want) and torch.equal(visits, want_visits)

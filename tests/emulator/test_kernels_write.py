@@ -105,7 +105,6 @@ def test_a_large_store_is_evicted_from(ops: Any) -> None:
     want = store.clone()
     got_rest, want_rest = ([positions.clone(), mass.clone()] for _ in range(2))
     for backend, held, rest in ((ops, store, got_rest), (REFERENCE, want, want_rest)):
-        paged = held.k_pages, held.v_pages, held.page_table, held.lengths
-        backend.evict(*paged, *rest, capacity=capacity, sinks=4, recent=0, shared=False)
+        backend.evict(held.paged, *rest, capacity=capacity, sinks=4, recent=0, shared=False)
     assert torch.equal(got_rest[0], want_rest[0]) and torch.equal(got_rest[1], want_rest[1])
     assert torch.equal(store.entries(store.k_pages, 0), want.entries(want.k_pages, 0))

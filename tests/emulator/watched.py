@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,26 +10,11 @@ import torch
 from guarded import GuardedRoom
 from torch import Tensor
 
+from questbench.kernels._operators import OPERATORS, PARTS
 from questbench.kernels._ops import Ops
 
-WRITTEN = {
-    "append": ("k_pages", "v_pages", "bounds", "lengths"),
-    "score": (),
-    "select": (),
-    "attend": ("mass", "visits"),
-    "attend_top": ("visits",),
-    "evict": ("k_pages", "v_pages", "lengths", "positions", "mass"),
-}
-"""Arguments that each op writes into."""
-ORDER = {
-    "append": ("k", "v", "k_pages", "v_pages", "bounds", "page_table", "lengths", "new"),
-    "score": ("q", "bounds", "page_table", "lengths", "page_size"),
-    "select": ("scores", "lengths", "page_size", "count"),
-    "attend": ("q", "k_pages", "v_pages", "page_table", "lengths", "scale"),
-    "attend_top": ("q", "k_pages", "v_pages", "bounds", "page_table", "lengths", "scale"),
-    "evict": ("k_pages", "v_pages", "page_table", "lengths", "positions", "mass"),
-}
-"""The arguments that may be given by place."""
+FIELDS = {name: value.removeprefix("{}.") for name, value in PARTS.items()}
+"""Fields of the paged store, by the names of the operators."""
 
 
 class ScheduleError(AssertionError):
@@ -68,18 +54,19 @@ class Watched:
         self._inner, self._set_seed, self._seeds, self._rest = inner, set_seed, seeds, rest
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
-        if op not in WRITTEN:
+        if op not in OPERATORS:
             raise AttributeError(op)
-        return lambda *given, **named: self._call(op, {**dict(zip(ORDER[op], given, strict=False)), **named})
+        return lambda *given, **named: self._call(op, given, named)
 
-    def _call(self, op: str, arguments: dict[str, Any]) -> Any:
-        written = [name for name in WRITTEN[op] if isinstance(arguments.get(name), Tensor)]
+    def _call(self, op: str, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        arguments = inspect.signature(getattr(self._inner, op)).bind(*given, **named).arguments
+        written = [name for name in OPERATORS[op].writes if isinstance(_held(arguments, name), Tensor)]
         first: tuple[Any, list[Tensor]] | None = None
         for seed in self._seeds:
-            copies = {name: arguments[name].clone() for name in written}
+            copies = {name: _held(arguments, name).clone() for name in written}
             self._set_seed(seed)
             with GuardedRoom() as room:
-                result = getattr(self._inner, op)(**{**arguments, **copies})
+                result = getattr(self._inner, op)(**_with(arguments, copies))
             room.check()
             self._rest()
             left = [*_tensors(result), *copies.values()]
@@ -89,8 +76,19 @@ class Watched:
                 raise ScheduleError(f"{op}: schedule {seed} leaves other results than schedule {self._seeds[0]}")
         assert first is not None
         for name, copy in zip(written, first[1][len(_tensors(first[0])) :], strict=True):
-            arguments[name].copy_(copy)
+            _held(arguments, name).copy_(copy)
         return first[0]
+
+
+def _held(arguments: dict[str, Any], name: str) -> Any:
+    """An argument of the operator, found among those of the method."""
+    return getattr(arguments["paged"], FIELDS[name]) if name in FIELDS else arguments.get(name)
+
+
+def _with(arguments: dict[str, Any], copies: dict[str, Tensor]) -> dict[str, Any]:
+    fields = {FIELDS[name]: copy for name, copy in copies.items() if name in FIELDS}
+    paged = {"paged": arguments["paged"]._replace(**fields)} if "paged" in arguments else {}
+    return {**arguments, **paged, **{name: copy for name, copy in copies.items() if name not in FIELDS}}
 
 
 def _tensors(result: Any) -> list[Tensor]:

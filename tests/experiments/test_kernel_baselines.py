@@ -23,11 +23,11 @@ class Brought(ReferenceOps):
     name = "brought"
     wrong = ("wrong",)
 
-    def dense_paths(self, q, k_pages, v_pages, page_table, lengths, scale):
-        want = self.attend(q, k_pages, v_pages, page_table, lengths, scale)
+    def dense_paths(self, q, paged, scale):
+        want = self.attend(q, paged, scale)
 
         def right(query, keys, values, out):
-            out.copy_(self.attend(query, keys, values, page_table, lengths, scale))
+            out.copy_(self.attend(query, paged._replace(k=keys, v=values), scale))
 
         def slow(query, keys, values, out):
             for _ in range(4):

@@ -44,7 +44,7 @@ def state(layer):
     used = int(layer.lengths[0])
     for row in range(layer.rows):
         pages = layer.page_table[row].long()
-        kept += [x[pages].transpose(0, 1).flatten(1, 2)[:, :used].clone() for x in (layer.k_pages, layer.v_pages)]
+        kept += [x[pages].transpose(0, 1).flatten(1, 2)[:, :used].clone() for x in (layer.paged.k, layer.paged.v)]
     kept += [x[:, :, :used].clone() for x in (layer.positions, layer.mass) if x is not None]
     return kept
 
@@ -141,7 +141,7 @@ def test_a_path_arm_uses_the_copy_and_the_query_of_its_index(ops):
         paths.step(index)
     assert [copy for copy, _, _ in calls] == [0, 1, 2, 0, 1]
     for index, (copy, q, k) in enumerate(calls):
-        assert q is not None and torch.equal(q, inputs.q[index]) and k is dense.layers[copy].k_pages
+        assert q is not None and torch.equal(q, inputs.q[index]) and k is dense.layers[copy].paged.k
 
 
 def test_scoring_is_part_of_a_recorded_step(ops):

@@ -20,6 +20,7 @@ from torch import Tensor
 from questbench import kernels, registry
 from questbench.errors import QuestbenchError
 from questbench.kernels._ops import Ops
+from questbench.kernels._paged import Paged
 
 TESTS = Path(__file__).resolve().parent.parent
 DEVICE = os.environ.get("QUESTBENCH_GPU_TESTS", "cuda")
@@ -94,15 +95,13 @@ class OnDevice(Ops):
     def unavailable(self) -> str | None:
         return self.inner.unavailable()
 
-    def append(self, k: Tensor, v: Tensor, k_pages: Tensor, *rest: Any, **options: Any) -> None:
-        promised(k_pages)
-        self._there("append", k, v, k_pages, *rest, **options)
+    def append(self, k: Tensor, v: Tensor, paged: Paged, new: Tensor | None = None) -> None:
+        promised(paged)
+        self._there("append", k, v, paged, new)
 
-    def score(
-        self, q: Tensor, bounds: Tensor, table: Tensor, lengths: Tensor, page_size: int, **options: Any
-    ) -> Tensor:
-        promised(dtype=q.dtype, dim=q.shape[2], page_size=page_size, group=q.shape[1] // bounds.shape[1])
-        out: Tensor = self._there("score", q, bounds, table, lengths, page_size, **options)
+    def score(self, q: Tensor, paged: Paged, **options: Any) -> Tensor:
+        promised(paged, group=q.shape[1] // paged.kv_heads)
+        out: Tensor = self._there("score", q, paged, **options)
         return out
 
     def select(self, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -110,24 +109,26 @@ class OnDevice(Ops):
         lists: tuple[Tensor, Tensor] = self._there("select", *arguments, **options)
         return lists
 
-    def attend(self, q: Tensor, k_pages: Tensor, *rest: Any, **options: Any) -> Tensor:
-        promised(k_pages, group=q.shape[1] // k_pages.shape[1])
-        out: Tensor = self._there("attend", q, k_pages, *rest, **options)
+    def attend(self, q: Tensor, paged: Paged, scale: float, **options: Any) -> Tensor:
+        promised(paged, group=q.shape[1] // paged.kv_heads)
+        out: Tensor = self._there("attend", q, paged, scale, **options)
         return out
 
-    def attend_top(self, q: Tensor, k_pages: Tensor, *rest: Any, **options: Any) -> Tensor:
-        promised(k_pages, group=q.shape[1] // k_pages.shape[1])
-        out: Tensor = self._there("attend_top", q, k_pages, *rest, **options)
+    def attend_top(self, q: Tensor, paged: Paged, scale: float, **options: Any) -> Tensor:
+        promised(paged, group=q.shape[1] // paged.kv_heads)
+        out: Tensor = self._there("attend_top", q, paged, scale, **options)
         return out
 
-    def evict(self, k_pages: Tensor, *rest: Any, **options: Any) -> None:
-        promised(k_pages)
-        self._there("evict", k_pages, *rest, **options)
+    def evict(self, paged: Paged, *rest: Any, **options: Any) -> None:
+        promised(paged)
+        self._there("evict", paged, *rest, **options)
 
     def _there(self, op: str, *arguments: Any, **options: Any) -> Any:
         moved: dict[int, tuple[Tensor, Tensor]] = {}
 
         def there(value: Any) -> Any:
+            if isinstance(value, Paged):
+                return Paged(*map(there, value))
             if not isinstance(value, Tensor):
                 return value
             storage = value.untyped_storage()
@@ -144,7 +145,7 @@ class OnDevice(Ops):
 
 
 def promised(
-    pages: Tensor | None = None,
+    paged: Paged | None = None,
     *,
     dtype: torch.dtype | None = None,
     dim: int | None = None,
@@ -152,8 +153,8 @@ def promised(
     group: int = 1,
 ) -> None:
     """Skip what the kernels do not promise."""
-    if pages is not None:
-        dtype, dim, page_size = pages.dtype, pages.shape[3], pages.shape[2]
+    if paged is not None:
+        dtype, dim, page_size = paged.k.dtype, paged.head_dim, paged.page_size
     beyond = [
         str(value)
         for value, known in ((dtype, DTYPES), (dim, HEAD_DIMS), (page_size, PAGE_SIZES))

@@ -38,25 +38,24 @@ def test_dense_and_lists(other: Ops, dtype: torch.dtype, group: int, dim: int, s
     ours = backend()
     store = make_store(LENGTHS, heads=2, dim=dim, page_size=size, dtype=dtype)
     q, there = make_query(store, group).to(DEVICE), on_device(store)
-    agree(ours.attend(q, *there.paged, dim**-0.5), other.attend(q, *there.paged, dim**-0.5))
+    agree(ours.attend(q, there.paged, dim**-0.5), other.attend(q, there.paged, dim**-0.5))
     for heads in (2, 2 * group):
         pages, counts = (x.to(DEVICE) for x in random_lists(store, heads, 20))
         lists = {"pages": pages, "counts": counts}
-        agree(ours.attend(q, *there.paged, dim**-0.5, **lists), other.attend(q, *there.paged, dim**-0.5, **lists))
+        agree(ours.attend(q, there.paged, dim**-0.5, **lists), other.attend(q, there.paged, dim**-0.5, **lists))
 
 
 def test_lists_that_select_made(other: Ops) -> None:
     ours = backend()
     store = make_store(LENGTHS, heads=2, dim=128, page_size=16, dtype=torch.bfloat16)
     q, there = make_query(store, 4).to(DEVICE), on_device(store)
-    rest = there.page_table, there.lengths
-    scores = ours.score(q, there.bounds, *rest, 16, skip_newest=True)
+    scores = ours.score(q, there.paged, skip_newest=True)
     options = {"width": 30, "force_newest": True, "merge": "sum_softmax", "group": 4, "scale": 0.09}
     pages, counts = ours.select(scores, there.lengths, 16, 30, **options)
-    want = other.attend(q, *there.paged, 0.09, pages=pages, counts=counts)
-    agree(ours.attend(q, *there.paged, 0.09, pages=pages, counts=counts), want)
+    want = other.attend(q, there.paged, 0.09, pages=pages, counts=counts)
+    agree(ours.attend(q, there.paged, 0.09, pages=pages, counts=counts), want)
     choice = {"count": 30, "width": 30, "force_newest": True, "merge": "sum_softmax"}
-    agree(ours.attend_top(q, there.k_pages, there.v_pages, there.bounds, *rest, 0.09, **choice), want)
+    agree(ours.attend_top(q, there.paged, 0.09, **choice), want)
 
 
 @pytest.mark.parametrize("group", [1, 4])
@@ -64,10 +63,9 @@ def test_every_dense_path_of_flashinfer(other: Ops, group: int) -> None:
     ours = backend()
     store = make_store(LENGTHS, heads=8, dim=128, page_size=16, dtype=torch.bfloat16)
     q, there = make_query(store, group).to(DEVICE), on_device(store)
-    rest = there.k_pages, there.v_pages, there.page_table, there.lengths
-    paths, reasons = other.dense_paths(q, *rest, 0.09)
+    paths, reasons = other.dense_paths(q, there.paged, 0.09)
     assert paths, reasons
-    want = ours.attend(q, *there.paged, 0.09)
+    want = ours.attend(q, there.paged, 0.09)
     for path in paths.values():
         out = torch.full_like(q, torch.nan)
         path(q, there.k_pages, there.v_pages, out)

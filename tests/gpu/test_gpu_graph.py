@@ -13,6 +13,7 @@ from replaying import through_the_dispatcher
 
 from questbench.experiments.kernel.arms import LayerShape
 from questbench.kernels._ops import Ops
+from questbench.kernels._paged import Paged
 
 pytestmark = pytest.mark.gpu
 
@@ -63,6 +64,10 @@ globals().update(
 )
 
 
+def moved(paged: Paged) -> Paged:
+    return Paged(*(x.to(DEVICE) for x in paged))
+
+
 @pytest.mark.parametrize("group", [1, 4])
 def test_lengths_tables_and_queries_may_change_in_place(ops: Ops, group: int) -> None:
     store = make_store([300, 0, 1, 65], heads=2, dim=64, page_size=16, dtype=torch.float16)
@@ -70,23 +75,22 @@ def test_lengths_tables_and_queries_may_change_in_place(ops: Ops, group: int) ->
     for stored in (store.k_pages, store.v_pages, store.bounds):
         stored.nan_to_num_(0.0)
     q = make_query(store, group).to(DEVICE)
-    k, v, bounds, table, lengths = (
-        x.to(DEVICE) for x in (store.k_pages, store.v_pages, store.bounds, store.page_table, store.lengths)
-    )
+    paged = moved(store.paged)
+    table, lengths = paged.table, paged.lengths
     choice = {"count": 5, "width": 5, "force_newest": True, "merge": "sum_softmax"}
     row_counts = torch.tensor([3, 1, 1, 2], dtype=torch.int32, device=DEVICE)
     outputs: list[torch.Tensor] = []
 
     def step() -> None:
         outputs.clear()
-        scores = ops.score(q, bounds, table, lengths, 16, skip_newest=True)
+        scores = ops.score(q, paged, skip_newest=True)
         options = {"width": 6, "force_newest": True, "merge": "none", "group": group}
         pages, counts = ops.select(scores, lengths, 16, row_counts, **options)
         outputs.extend(
             [
-                ops.attend(q, k, v, table, lengths, 0.125),
-                ops.attend(q, k, v, table, lengths, 0.125, pages=pages, counts=counts),
-                ops.attend_top(q, k, v, bounds, table, lengths, 0.125, **choice),
+                ops.attend(q, paged, 0.125),
+                ops.attend(q, paged, 0.125, pages=pages, counts=counts),
+                ops.attend_top(q, paged, 0.125, **choice),
                 pages,
                 counts,
             ]
@@ -112,10 +116,10 @@ def test_a_replay_twice_gives_the_same(ops: Ops) -> None:
     """Counters and scratch that kernels keep between launches are put back by the launch itself."""
     store = make_store([5000, 17, 2048], heads=2, dim=128, page_size=16, dtype=torch.bfloat16)
     q = make_query(store, 4).to(DEVICE)
-    k, v, table, lengths = (x.to(DEVICE) for x in store.paged)
+    paged = moved(store.paged)
     outputs: list[torch.Tensor] = []
-    ops.attend(q, k, v, table, lengths, 0.1)
-    replay = record(lambda: outputs.append(ops.attend(q, k, v, table, lengths, 0.1)))
+    ops.attend(q, paged, 0.1)
+    replay = record(lambda: outputs.append(ops.attend(q, paged, 0.1)))
     first = outputs[0].clone()
     for _ in range(20):
         outputs[0].fill_(torch.nan)

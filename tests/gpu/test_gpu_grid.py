@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from gpu_bodies import DTYPES, GROUP_MAX, HEAD_DIMS, PAGE_SIZES, REHEARSED
-from kernel_cases import Store, check_attend, empty_store, generator, make_query, make_store, random_lists
+from kernel_cases import check_attend, empty_store, generator, make_query, make_store, random_lists
 from test_append import both as append_both
 from test_append import entries
 from test_evict import CAPACITY, LENGTHS, shuffled_positions
@@ -69,9 +69,8 @@ def test_the_whole_step_equals_its_ops(ops: Ops, group: int, merge: str) -> None
     for force_newest, count in itertools.product((False, True), (1, 5, 10_000)):
         width = min(count, store.page_table.shape[1])
         choice = {"count": count, "width": width, "force_newest": force_newest, "merge": merge}
-        rest = store.bounds, store.page_table, store.lengths, 0.125
-        got = ops.attend_top(q, store.k_pages, store.v_pages, *rest, **choice)
-        want = Ops.attend_top(ops, q, store.k_pages, store.v_pages, *rest, **choice)
+        got = ops.attend_top(q, store.paged, 0.125, **choice)
+        want = Ops.attend_top(ops, q, store.paged, 0.125, **choice)
         assert torch.equal(got, want)
 
 
@@ -101,19 +100,14 @@ def test_bounds_by_channel(ops: Ops, dtype: torch.dtype, dim: int, size: int) ->
     k, v = entries(store, max(lengths))
     new = torch.tensor(lengths, dtype=torch.int32)
     for target in (store, by_page):
-        ops.append(k, v, target.k_pages, target.v_pages, target.bounds, target.page_table, target.lengths, new)
-        ops.append(k[:, :, :1], v[:, :, :1], *_stored(target))
+        ops.append(k, v, target.paged, new)
+        ops.append(k[:, :, :1], v[:, :, :1], target.paged)
     full = torch.cat([store.page_table[row, : (n + 1) // size] for row, n in enumerate(lengths)]).long()
     assert torch.equal(read_bounds(store.bounds, full), by_page.bounds[full])
     q = make_query(store, 1)
-    rest = store.page_table, store.lengths, size
-    got = ops.score(q, store.bounds, *rest, skip_newest=True)
+    got = ops.score(q, store.paged, skip_newest=True)
     want = check_score(ops, by_page, q, True)
     scored = want > -torch.inf
     assert torch.equal(got > -torch.inf, scored)
     magnitude = float(q.abs().double().max() * by_page.k_pages[full].abs().double().max())
     assert (got[scored].double() - want[scored].double()).abs().max() <= 4 * dim * 2.0**-24 * dim * magnitude
-
-
-def _stored(store: Store) -> tuple[torch.Tensor, ...]:
-    return store.k_pages, store.v_pages, store.bounds, store.page_table, store.lengths

@@ -13,6 +13,7 @@ from gpu_bodies import DEVICE, REHEARSED, backend
 from torch import Tensor
 
 from questbench.kernels._ops import Ops
+from questbench.kernels._paged import Paged
 
 pytestmark = pytest.mark.gpu
 
@@ -57,9 +58,10 @@ def test_a_needle_is_scored_selected_and_read_wherever_it_lies(there: Ops, pool:
     bounds[page, :, 0, 0] = LOGIT
     try:
         q = query()
-        out = there.attend(q, k, v, table, lengths, 1.0)
+        paged = Paged(k, v, table, lengths, bounds)
+        out = there.attend(q, paged, 1.0)
         torch.testing.assert_close(out, torch.ones_like(out), rtol=1e-2, atol=1e-2)
-        scores = there.score(q, bounds, table, lengths, SIZE, skip_newest=True)
+        scores = there.score(q, paged, skip_newest=True)
         scored = torch.zeros(TOKENS // SIZE, device=DEVICE)
         scored[place // SIZE] = LOGIT
         scored[-1] = -torch.inf
@@ -71,7 +73,7 @@ def test_a_needle_is_scored_selected_and_read_wherever_it_lies(there: Ops, pool:
         want = sorted([*best, *others[: 3 - len(best)], TOKENS // SIZE - 1])
         assert pages[0].tolist() == [want] * HEADS and counts.tolist() == [[4] * HEADS]
         choice = {"count": 4, "width": 4, "force_newest": True, "merge": "max"}
-        top = there.attend_top(q, k, v, bounds, table, lengths, 1.0, **choice)
+        top = there.attend_top(q, paged, 1.0, **choice)
         torch.testing.assert_close(top, torch.ones_like(top), rtol=1e-2, atol=1e-2)
     finally:
         k[page], v[page], bounds[page] = 0.0, 0.0, 0.0
@@ -82,13 +84,14 @@ def test_the_last_entry_is_appended_and_the_first_is_evicted(there: Ops, pool: t
     lengths = torch.tensor([TOKENS - 1], dtype=torch.int32, device=DEVICE)
     entry = torch.full((1, HEADS, 1, DIM), 2.0, dtype=torch.bfloat16, device=DEVICE)
     first, last = int(table[0, 0]), int(table[0, -1])
-    there.append(entry, -entry, k, v, bounds, table, lengths)
+    paged = Paged(k, v, table, lengths, bounds)
+    there.append(entry, -entry, paged)
     assert lengths.tolist() == [TOKENS]
     assert (k[last, :, -1] == 2.0).all() and (v[last, :, -1] == -2.0).all() and (k[last, :, :-1] == 0).all()
     assert (bounds[last, :, 0] == 2.0).all() and (bounds[last, :, 1] == 0.0).all()
     positions = torch.arange(TOKENS, dtype=torch.int32, device=DEVICE).expand(1, HEADS, -1).contiguous()
     rule = {"capacity": TOKENS - 1, "sinks": 0, "recent": 5, "shared": False}
-    there.evict(k, v, table, lengths, positions, None, **rule)
+    there.evict(paged, positions, None, **rule)
     assert lengths.tolist() == [TOKENS - 1] and (positions[0, :, 0] == TOKENS - 1).all()
     assert (k[first, :, 0] == 2.0).all() and (v[first, :, 0] == -2.0).all() and (k[first, :, 1:] == 0).all()
     for page in (first, last):

@@ -8,6 +8,7 @@ from gpu_bodies import DEVICE, REHEARSED
 from kernel_cases import generator, make_query, make_store
 
 from questbench.kernels._ops import Ops
+from questbench.kernels._paged import Paged
 
 pytestmark = pytest.mark.gpu
 
@@ -30,6 +31,7 @@ def decoded(ops: Ops, group: int, dim: int, *, pausing: bool) -> list[torch.Tens
         used, there = store.page_table[row, : -(-length // SIZE)].long(), table[row, : -(-length // SIZE)].long()
         k[there], v[there], bounds[there] = store.k_pages[used], store.v_pages[used], store.bounds[used]
     k, v, bounds, table, lengths = (x.to(DEVICE) for x in (k, v, bounds, table, store.lengths))
+    paged = Paged(k, v, table, lengths, bounds)
     positions = torch.arange(pages * SIZE, dtype=torch.int32, device=DEVICE).expand(rows, 2, -1).contiguous()
     mass = torch.zeros((rows, 2, pages * SIZE), device=DEVICE)
     entries = torch.randn((STEPS, 2, rows, 2, 1, dim), generator=generator(3)).bfloat16().to(DEVICE)
@@ -44,17 +46,17 @@ def decoded(ops: Ops, group: int, dim: int, *, pausing: bool) -> list[torch.Tens
     out: list[torch.Tensor] = []
     for step in range(STEPS):
         q = queries[step]
-        ops.append(*entries[step], k, v, bounds, table, lengths)
+        ops.append(*entries[step], paged)
         rest()
-        scores = ops.score(q, bounds, table, lengths, SIZE, skip_newest=True)
+        scores = ops.score(q, paged, skip_newest=True)
         rest()
         chosen, counts = ops.select(scores, lengths, SIZE, 9, **choice)
         rest()
-        read = ops.attend(q, k, v, table, lengths, dim**-0.5, pages=chosen, counts=counts)
+        read = ops.attend(q, paged, dim**-0.5, pages=chosen, counts=counts)
         rest()
-        seen = ops.attend(q, k, v, table, lengths, dim**-0.5, mass=mass, mass_mode="sum")
+        seen = ops.attend(q, paged, dim**-0.5, mass=mass, mass_mode="sum")
         rest()
-        ops.evict(k, v, table, lengths, positions, mass, **rule)
+        ops.evict(paged, positions, mass, **rule)
         rest()
         out += [scores, chosen, counts, read, seen, lengths.clone(), mass.clone()]
     return [*out, k, v, bounds, positions]

@@ -35,8 +35,8 @@ def test_views_travel_with_what_they_are_views_of(ops: Ops) -> None:
     visits, mass = torch.zeros((2, 2, 80), dtype=torch.int32), torch.zeros((2, 2, 80))
     pages, counts = random_lists(store, 2, 2)
     record = {"mass": mass, "mass_mode": "sum", "visits": visits, "pages": pages, "counts": counts}
-    out = ops.attend(q, *store.paged, 0.1, **record)
-    assert torch.equal(out, ReferenceOps().attend(q, *store.paged, 0.1, pages=pages, counts=counts))
+    out = ops.attend(q, store.paged, 0.1, **record)
+    assert torch.equal(out, ReferenceOps().attend(q, store.paged, 0.1, pages=pages, counts=counts))
     assert visits.sum() > 0 and mass.sum() > 0
     check_attend(ops, store, make_query(store, 2), 0.1)
 
@@ -45,13 +45,13 @@ def test_one_tensor_given_twice_is_one_tensor_there() -> None:
     seen = []
 
     class Look(ReferenceOps):
-        def attend(self, q, k_pages, v_pages, *rest, **options):
-            seen.append(k_pages.data_ptr() == v_pages.data_ptr())
-            return super().attend(q, k_pages, v_pages, *rest, **options)
+        def attend(self, q, paged, *rest, **options):
+            seen.append(paged.k.data_ptr() == paged.v.data_ptr())
+            return super().attend(q, paged, *rest, **options)
 
     store = make_store([20], heads=2, dim=64, page_size=8, dtype=torch.float16)
     look = OnDevice(Look(), "cpu")
-    look.attend(make_query(store, 1), store.k_pages, store.k_pages, store.page_table, store.lengths, 0.1)
+    look.attend(make_query(store, 1), store.paged._replace(v=store.k_pages), 0.1)
     assert seen == [True]
 
 
@@ -59,7 +59,7 @@ def test_evict_comes_back_too(ops: Ops) -> None:
     store = make_store([38, 37, 5, 38], heads=2, dim=64, page_size=8, dtype=torch.float16)
     positions = shuffled_positions(True, 1)
     rule = {"capacity": 37, "sinks": 0, "recent": 0, "shared": True}
-    ops.evict(store.k_pages, store.v_pages, store.page_table, store.lengths, positions, None, **rule)
+    ops.evict(store.paged, positions, None, **rule)
     assert store.lengths.tolist() == [37, 37, 5, 37]
 
 

@@ -33,21 +33,20 @@ def _slots(dtype: torch.dtype) -> Tensor:
 def calls() -> dict[str, Call]:
     """One right call of every op, by its arguments' names."""
     held, channel = store(), store(by_channel=True)
-    stored: Call = {"k_pages": held.k_pages, "v_pages": held.v_pages}
-    rows: Call = {"page_table": held.page_table, "lengths": held.lengths}
+    stored: Call = {"paged": held.paged}
     new = torch.ones((ROWS, HEADS, 1, DIM), dtype=torch.bfloat16)
     q, (pages, counts) = make_query(held, GROUP), random_lists(held, HEADS, 2)
     positions = torch.arange(SLOTS, dtype=torch.int32).expand(ROWS, HEADS, -1).contiguous()
     choice: Call = {"count": 2, "width": 2, "force_newest": True, "merge": "sum_softmax"}
-    attended: Call = {"q": q, **stored, **rows, "scale": 0.1}
+    attended: Call = {"q": q, **stored, "scale": 0.1}
     listed: Call = {**attended, "pages": pages, "counts": counts}
     recorded: Call = {"mass": _slots(torch.float32), "mass_mode": "sum", "visits": _slots(torch.int32)}
     per_row = torch.tensor([2, 1], dtype=torch.int32)
     scores = torch.randn((ROWS, HEADS * GROUP, held.page_table.shape[1]))
     return {
-        "append": {"k": new, "v": new.clone(), **stored, "bounds": held.bounds, **rows, "new": per_row.clamp(max=1)},
-        "score": {"q": q, "bounds": held.bounds, **rows, "page_size": SIZE, "skip_newest": True},
-        "score by channel": {"q": q, "bounds": channel.bounds, **rows, "page_size": SIZE, "skip_newest": True},
+        "append": {"k": new, "v": new.clone(), **stored, "new": per_row.clamp(max=1)},
+        "score": {"q": q, **stored, "skip_newest": True},
+        "score by channel": {"q": q, "paged": channel.paged, "skip_newest": True},
         "select": {
             "scores": scores,
             "lengths": held.lengths,
@@ -58,10 +57,9 @@ def calls() -> dict[str, Call]:
         "select per row": {"scores": scores, "lengths": held.lengths, "page_size": SIZE, **choice, "count": per_row},
         "attend": {**attended, **recorded, "sinks": torch.zeros(HEADS * GROUP), "prefix_q": q.clone(), "prefix": 3},
         "attend lists": {**listed, **recorded},
-        "attend_top": {**attended, "bounds": held.bounds, **choice, "visits": _slots(torch.int32)},
+        "attend_top": {**attended, **choice, "visits": _slots(torch.int32)},
         "evict": {
             **stored,
-            **rows,
             "positions": positions,
             "mass": _slots(torch.float32),
             "capacity": LENGTHS[0] - 1,
@@ -125,7 +123,6 @@ FAULTS: dict[str, dict[str, list[Fault]]] = {
         "bounds": [to(torch.float32), wider, short(2), short(3), flat],
         "page_table": [to(torch.int64), wider, short(0), flat, holding(1 << 20)],
         "lengths": [to(torch.int64), wider, short(0), holding(1 << 20)],
-        "page_size": [instead(0), instead(-16)],
     },
     "score by channel": {
         "bounds": [to(torch.float16), wider, short(2), short(3), short(4)],
@@ -180,6 +177,8 @@ FAULTS: dict[str, dict[str, list[Fault]]] = {
 }
 """Call -> argument -> what is done to it."""
 
+FIELDS = {"k_pages": "k", "v_pages": "v", "page_table": "table", "lengths": "lengths", "bounds": "bounds"}
+"""What messages call the tensors of a store."""
 CASES = [
     (call, name, index)
     for call, named in FAULTS.items()
@@ -190,5 +189,8 @@ CASES = [
 
 def broken(call: str, name: str, index: int) -> Call:
     """The arguments of a call with one fault in them."""
-    right = calls()[call]
-    return {**right, name: FAULTS[call][name][index](right[name])}
+    right, fault = calls()[call], FAULTS[call][name][index]
+    if name not in FIELDS or "paged" not in right:
+        return {**right, name: fault(right[name])}
+    paged = right["paged"]
+    return {**right, "paged": paged._replace(**{FIELDS[name]: fault(getattr(paged, FIELDS[name]))})}

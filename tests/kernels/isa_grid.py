@@ -42,7 +42,7 @@ def main() -> None:
         store = make_store([1], heads=1, dim=64, page_size=16, dtype=dtype)
         store.v_pages[int(store.page_table[0, 0]), 0, 0] = odd.to(dtype)
         q = make_query(store, 1)
-        got, want = ops.attend(q, *store.paged, 0.1), REFERENCE.attend(q, *store.paged, 0.1)
+        got, want = ops.attend(q, store.paged, 0.1), REFERENCE.attend(q, store.paged, 0.1)
         assert torch.allclose(got, want, rtol=0, atol=0, equal_nan=True)
     for dtype in DTYPES:
         test_error_budget(dtype, 3)

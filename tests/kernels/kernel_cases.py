@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from questbench.kernels._bounds import empty_bounds
+from questbench.kernels._paged import Paged
 from questbench.kernels.reference import ReferenceOps, _merge
 
 REFERENCE = ReferenceOps()
@@ -39,9 +40,9 @@ class Store:
         return self.k_pages.shape[2]
 
     @property
-    def paged(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What ``attend`` takes after the query."""
-        return self.k_pages, self.v_pages, self.page_table, self.lengths
+    def paged(self) -> Paged:
+        """What the ops are given, bounds included."""
+        return Paged(self.k_pages, self.v_pages, self.page_table, self.lengths, self.bounds)
 
     def wide(self) -> Store:
         """The same values in float64."""
@@ -109,8 +110,8 @@ def make_store(
     source = generator(seed)
     for row, length in enumerate(lengths):
         entries = torch.randn((2, 1, heads, length, dim), generator=source).to(dtype)
-        one = store.page_table[row : row + 1], store.lengths[row : row + 1]
-        REFERENCE.append(entries[0], entries[1], store.k_pages, store.v_pages, store.bounds, *one)
+        one = store.paged._replace(table=store.page_table[row : row + 1], lengths=store.lengths[row : row + 1])
+        REFERENCE.append(entries[0], entries[1], one)
         store.page_table[row, -(-length // page_size) :] = NOWHERE
     return store
 
@@ -168,9 +169,7 @@ def attend_budget(store: Store, q: Tensor, scale: float, want: Tensor, **options
     options = {name: value for name, value in options.items() if name not in ("mass", "mass_mode", "visits")}
     if (prefix_q := options.get("prefix_q")) is not None:
         options["prefix_q"] = prefix_q.double()
-    magnitude = REFERENCE.attend(
-        q.double(), wide.k_pages, wide.v_pages.abs(), wide.page_table, wide.lengths, scale, **options
-    )
+    magnitude = REFERENCE.attend(q.double(), wide.paged._replace(v=wide.v_pages.abs()), scale, **options)
     widest = q if prefix_q is None else torch.maximum(q.abs(), prefix_q.abs())
     relative = weight_error(store, widest, scale, options.get("softcap", 0.0))
     # bf16: probabilities may be rounded to it before they meet the values, as tensor cores take them.
@@ -190,8 +189,8 @@ def check_attend(ops: Any, store: Store, q: Tensor, scale: float, **options: Any
     if wide.get("prefix_q") is not None:
         wide["prefix_q"] = wide["prefix_q"].double()
     copy = store.wide()
-    want = REFERENCE.attend(q.double(), *copy.paged, scale, **wide)
-    got = ops.attend(q, *store.paged, scale, **options)
+    want = REFERENCE.attend(q.double(), copy.paged, scale, **wide)
+    got = ops.attend(q, store.paged, scale, **options)
     assert got.dtype == q.dtype and got.shape == q.shape
     budget = attend_budget(store, q, scale, want, **options)
     assert ((got.double() - want).abs() <= budget).all(), ((got.double() - want).abs() / budget).max()

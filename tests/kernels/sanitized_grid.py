@@ -31,23 +31,21 @@ def run(ops: CpuOps, dtype: torch.dtype, dim: int, group: int, size: int, by_cha
     store = exact(make_store(LENGTHS, heads=2, dim=dim, page_size=size, dtype=dtype, by_channel=by_channel))
     rows, longest = len(LENGTHS), max(LENGTHS)
     q = make_query(store, group)
-    rest = store.page_table, store.lengths
     pages, counts = random_lists(store, 2 * group, 2)
     mass, visits = torch.zeros((rows, 2, longest)), torch.zeros((rows, 2, longest), dtype=torch.int32)
     options: dict[str, Any] = {"mass": mass, "mass_mode": "sum", "visits": visits, "sinks": torch.zeros(2 * group)}
-    ops.attend(q, *store.paged, 0.1, **options, prefix_q=q.clone(), prefix=3, softcap=5.0)
-    ops.attend(q, *store.paged, 0.1, pages=pages.clone(), counts=counts.clone(), **options)
+    ops.attend(q, store.paged, 0.1, **options, prefix_q=q.clone(), prefix=3, softcap=5.0)
+    ops.attend(q, store.paged, 0.1, pages=pages.clone(), counts=counts.clone(), **options)
     for merge in ("none", "max", "sum_softmax"):
-        scores = ops.score(q, store.bounds, *rest, size, skip_newest=True)
+        scores = ops.score(q, store.paged, skip_newest=True)
         rule: dict[str, Any] = {"count": 2, "width": 2, "force_newest": True, "merge": merge}
         ops.select(scores, store.lengths, size, **rule, group=group, scale=0.1)
-        ops.attend_top(q, store.k_pages, store.v_pages, store.bounds, *rest, 0.1, **rule, visits=visits)
+        ops.attend_top(q, store.paged, 0.1, **rule, visits=visits)
     positions = torch.arange(longest, dtype=torch.int32).expand(rows, 2, -1).contiguous()
-    paged = store.k_pages, store.v_pages, *rest
-    ops.evict(*paged, positions, mass, capacity=longest - 1, sinks=1, recent=1, shared=False)
+    ops.evict(store.paged, positions, mass, capacity=longest - 1, sinks=1, recent=1, shared=False)
     new = torch.ones((rows, 2, 1, dim), dtype=dtype)
     full = torch.tensor([1, 0, 0, 1 if size > 1 else 0], dtype=torch.int32)
-    ops.append(new, new.clone(), store.k_pages, store.v_pages, store.bounds, *rest, full)
+    ops.append(new, new.clone(), store.paged, full)
 
 
 def main() -> None:
@@ -65,7 +63,7 @@ def main() -> None:
     if "--overrun" in sys.argv:
         store = exact(make_store(LENGTHS, heads=2, dim=64, page_size=16, dtype=torch.float32))
         store.page_table[0, 0] = store.k_pages.shape[0]  # one page behind the pool
-        ops.attend(make_query(store, 1), *store.paged, 0.1)
+        ops.attend(make_query(store, 1), store.paged, 0.1)
     print("clean", flush=True)  # noqa: T201
 
 

@@ -19,8 +19,7 @@ def both(ops: Ops, store: Store, k: Tensor, v: Tensor, new: Tensor | None = None
     """One append by the backend and by the reference must leave the same cache."""
     want = store.clone()
     for backend, target in ((ops, store), (REFERENCE, want)):
-        held = target.bounds if bounds else None
-        backend.append(k, v, target.k_pages, target.v_pages, held, target.page_table, target.lengths, new)
+        backend.append(k, v, target.paged if bounds else target.paged._replace(bounds=None), new)
     assert same(store.k_pages, want.k_pages)
     assert same(store.v_pages, want.v_pages)
     assert torch.equal(store.lengths, want.lengths)

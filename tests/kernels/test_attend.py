@@ -86,10 +86,10 @@ def test_empty_rows_give_zeros_whatever_else_is_asked(ops: Ops) -> None:
     q = make_query(store, 2)
     pages, counts = random_lists(store, 2, 3)
     for options in ({}, {"pages": pages, "counts": counts}, {"sinks": torch.ones(4)}):
-        assert torch.equal(ops.attend(q, *store.paged, 0.125, **options), torch.zeros_like(q))
+        assert torch.equal(ops.attend(q, store.paged, 0.125, **options), torch.zeros_like(q))
 
 
 def test_a_query_may_be_a_strided_view(ops: Ops) -> None:
     store = make_store([70, 3], heads=2, dim=64, page_size=16, dtype=torch.float32)
     q = torch.randn((2, 3, 4, 64), generator=generator(3))[:, 1]
-    assert torch.equal(ops.attend(q, *store.paged, 0.1), ops.attend(q.contiguous(), *store.paged, 0.1))
+    assert torch.equal(ops.attend(q, store.paged, 0.1), ops.attend(q.contiguous(), store.paged, 0.1))

@@ -10,6 +10,7 @@ from kernel_cases import DTYPES, Store, generator, make_query, make_store
 from torch import Tensor
 
 from questbench.kernels._ops import Merge, Ops
+from questbench.kernels._paged import Paged
 
 
 @pytest.mark.parametrize("merge", ["none", "max", "sum_softmax"])
@@ -28,23 +29,22 @@ def test_fused_equals_the_three_ops(
             want_visits = visits.clone()
             choice = {"count": count, "width": 100, "force_newest": force_newest, "merge": merge}
             last = {"softcap": softcap, "sinks": sinks}
-            rest = store.bounds, store.page_table, store.lengths, 0.125
-            got = ops.attend_top(q, store.k_pages, store.v_pages, *rest, **choice, **last, visits=visits)
-            want = Ops.attend_top(ops, q, store.k_pages, store.v_pages, *rest, **choice, **last, visits=want_visits)
+            got = ops.attend_top(q, store.paged, 0.125, **choice, **last, visits=visits)
+            want = Ops.attend_top(ops, q, store.paged, 0.125, **choice, **last, visits=want_visits)
             assert torch.equal(got, want)
             assert torch.equal(visits, want_visits)
 
 
 def results(ops: Ops, store: Store, q: Tensor) -> list[Tensor]:
     """One pass over every op that reads a large cache."""
-    scores = ops.score(q, store.bounds, store.page_table, store.lengths, store.page_size, skip_newest=True)
+    scores = ops.score(q, store.paged, skip_newest=True)
     options = {"width": 90, "force_newest": True, "group": q.shape[1] // store.k_pages.shape[1]}
     pages, counts = ops.select(scores, store.lengths, store.page_size, 90, merge="sum_softmax", **options)
     mass = torch.zeros((q.shape[0], store.k_pages.shape[1], int(store.lengths.max())))
     visits = mass.to(torch.int32)
     record = {"mass": mass, "mass_mode": "sum", "visits": visits}
-    dense = ops.attend(q, *store.paged, 0.125, **record)
-    listed = ops.attend(q, *store.paged, 0.125, pages=pages, counts=counts, **record)
+    dense = ops.attend(q, store.paged, 0.125, **record)
+    listed = ops.attend(q, store.paged, 0.125, pages=pages, counts=counts, **record)
     return [scores, pages, counts, dense, listed, mass, visits]
 
 
@@ -56,9 +56,8 @@ def test_threads_change_nothing(ops: Ops, dtype: torch.dtype) -> None:
     q = make_query(store, 4)
 
     def top() -> Tensor:
-        rest = store.bounds, store.page_table, store.lengths, 0.125
         choice = {"count": 80, "width": 80, "force_newest": True, "merge": "sum_softmax"}
-        return ops.attend_top(q, store.k_pages, store.v_pages, *rest, **choice)
+        return ops.attend_top(q, store.paged, 0.125, **choice)
 
     check_threads(lambda: [*results(ops, store, q), top()])
 
@@ -72,7 +71,7 @@ def test_threads_change_nothing_in_append(ops: Ops) -> None:
         table = torch.arange(150, dtype=torch.int32).view(3, 50)
         bounds, lengths = pool.new_zeros((150, 4, 2, 64)), torch.tensor([5, 0, 20], dtype=torch.int32)
         v_pages = pool.clone()
-        ops.append(entries[0], entries[1], pool, v_pages, bounds, table, lengths)
+        ops.append(entries[0], entries[1], Paged(pool, v_pages, table, lengths, bounds))
         return [pool, v_pages, bounds, lengths]
 
     check_threads(run)

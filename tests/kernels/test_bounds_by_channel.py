@@ -23,13 +23,12 @@ def both(lengths: list[int], **shape: object) -> tuple[Store, Store]:
 def test_scores_are_those_by_page(ops: Ops, dtype: torch.dtype, dim: int, group: int) -> None:
     store, plain = both([70 * 8 + 3, 0, 1, 8, 9, 64 * 8 + 1], heads=2, dim=dim, page_size=8, dtype=dtype, seed=dim)
     q = make_query(store, group)
-    rest = store.page_table, store.lengths, 8
-    got = ops.score(q, store.bounds, *rest, skip_newest=True)
-    want = REFERENCE.score(q.double(), plain.bounds.double(), *rest, skip_newest=True)
+    got = ops.score(q, store.paged, skip_newest=True)
+    want = REFERENCE.score(q.double(), plain.wide().paged, skip_newest=True)
     assert torch.equal(got == -torch.inf, want == -torch.inf)
     scored = want > -torch.inf
     largest = plain.bounds.double().abs().amax(2, keepdim=True).expand_as(plain.bounds).contiguous()
-    magnitude = REFERENCE.score(q.double().abs(), largest, *rest, skip_newest=True)[scored]
+    magnitude = REFERENCE.score(q.double().abs(), plain.paged._replace(bounds=largest), skip_newest=True)[scored]
     assert ((got[scored].double() - want[scored]).abs() <= (dim + 2) * UNIT * magnitude).all()
 
 
@@ -44,8 +43,8 @@ def test_neighbours_and_scattered_pages_score_alike(ops: Ops) -> None:
         for at, page in enumerate(used.tolist()):
             write_bounds(moved.bounds, start + at, read_bounds(store.bounds, torch.tensor([page]))[0])
         moved.page_table = torch.arange(start, start + 300, dtype=torch.int32)[None]
-        scores.append(ops.score(q, moved.bounds, moved.page_table, moved.lengths, 4, skip_newest=True))
-    scattered = ops.score(q, store.bounds, store.page_table, store.lengths, 4, skip_newest=True)
+        scores.append(ops.score(q, moved.paged, skip_newest=True))
+    scattered = ops.score(q, store.paged, skip_newest=True)
     assert all(torch.equal(one, scattered[:, :, :300]) for one in scores)
 
 
@@ -61,10 +60,7 @@ def test_infinite_and_undefined_bounds(ops: Ops, value: float, query: float) -> 
         write_bounds(target.bounds, page, bounds)
     q = make_query(store, 1)
     q[0, 1, 5] = query
-    got, want = (
-        backend.score(q, held.bounds, held.page_table, held.lengths, 8, skip_newest=True)
-        for held, backend in ((store, ops), (plain, REFERENCE))
-    )
+    got, want = (backend.score(q, held.paged, skip_newest=True) for held, backend in ((store, ops), (plain, REFERENCE)))
     assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf())
 
 
@@ -75,7 +71,7 @@ def test_append_sets_the_bounds_of_pages_that_close(ops: Ops, dtype: torch.dtype
     source = generator(0)
     for count in (page_size - 1, 1, 3, 2 * page_size, 0, 64 * page_size):
         k, v = torch.randn((2, 2, 2, count, 32), generator=source).to(dtype)
-        ops.append(k, v, store.k_pages, store.v_pages, store.bounds, store.page_table, store.lengths)
+        ops.append(k, v, store.paged)
     closed = int(store.lengths[0]) // page_size
     for row in range(2):
         pages = store.page_table[row].long()
@@ -89,15 +85,14 @@ def test_append_sets_the_bounds_of_pages_that_close(ops: Ops, dtype: torch.dtype
 def test_the_fused_step_equals_the_three_ops(ops: Ops) -> None:
     store = make_store([75 * 8 + 3, 0, 8, 9], heads=4, dim=64, page_size=8, dtype=torch.bfloat16, by_channel=True)
     q = make_query(store, 1)
-    rest = store.k_pages, store.v_pages, store.bounds, store.page_table, store.lengths, 0.125
     choice = {"count": 9, "width": 9, "force_newest": True, "merge": "sum_softmax"}
-    assert torch.equal(ops.attend_top(q, *rest, **choice), Ops.attend_top(ops, q, *rest, **choice))
+    got, want = ops.attend_top(q, store.paged, 0.125, **choice), Ops.attend_top(ops, q, store.paged, 0.125, **choice)
+    assert torch.equal(got, want)
 
 
 def test_an_open_page_cannot_be_scored() -> None:
     from questbench import kernels
 
     store = make_store([20], heads=2, dim=32, page_size=8, dtype=torch.float32, by_channel=True)
-    rest = store.bounds, store.page_table, store.lengths, 8
     with pytest.raises(ValueError, match="none for an open page"):
-        kernels.load("cpu").score(make_query(store, 1), *rest, skip_newest=False)
+        kernels.load("cpu").score(make_query(store, 1), store.paged, skip_newest=False)

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from contract_cases import CASES, DIM, HEADS, broken, calls, store
+from kernel_cases import make_query
 
 from questbench import kernels
 from questbench.kernels import _values
+from questbench.kernels._native import functions
 from questbench.kernels._ops import Ops
+from questbench.kernels.cpu import _Library
 
 
 @pytest.fixture
@@ -60,10 +63,10 @@ def test_mixtures_that_autocast_makes_are_refused(cpu: Ops) -> None:
     held = store()
     k = torch.zeros((2, HEADS, 1, DIM))
     with pytest.raises(TypeError, match=r"append: k is float32 where bfloat16 is stored \(torch\.autocast"):
-        cpu.append(k, k.bfloat16(), held.k_pages, held.v_pages, None, held.page_table, held.lengths)
-    pages = held.k_pages.float(), held.v_pages.float()
+        cpu.append(k, k.bfloat16(), held.paged)
+    wide = held.paged._replace(k=held.k_pages.float(), v=held.v_pages.float(), bounds=None)
     with pytest.raises(TypeError, match="append: v is bfloat16 where float32 is stored"):
-        cpu.append(k, k.bfloat16(), *pages, None, held.page_table, held.lengths)
+        cpu.append(k, k.bfloat16(), wide)
 
 
 def test_refusals_name_the_tensor_and_what_it_should_be(cpu: Ops) -> None:
@@ -71,12 +74,20 @@ def test_refusals_name_the_tensor_and_what_it_should_be(cpu: Ops) -> None:
     with pytest.raises(ValueError, match=r"attend: q has shape \[2, 4, 63\], not \[B = 2, Hq = 4, D = 64\]"):
         cpu.attend(**{**right, "q": right["q"][..., :63]})
     with pytest.raises(TypeError, match="attend: page_table is int64, not int32"):
-        cpu.attend(**{**right, "page_table": right["page_table"].long()})
+        cpu.attend(**broken("attend", "page_table", 0))
     with pytest.raises(ValueError, match="attend: mass is strided"):
         cpu.attend(**{**right, "mass": right["mass"].transpose(1, 2).contiguous().transpose(1, 2)})
 
 
 def test_without_the_check_values_are_not_read(cpu: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_values, "enabled", False)
-    monkeypatch.setattr(_values, "_CHECKS", {})
-    cpu.score(**calls()["score"])
+    seen: list[Any] = []
+    monkeypatch.setattr(_values, "checker", lambda op: seen.append)
+    checked = functions(_Library())
+    held = store()
+    arguments = make_query(held, 1), held.bounds, held.page_table, held.lengths, held.page_size, True
+    checked["score"](*arguments)
+    assert not seen
+    monkeypatch.setattr(_values, "enabled", True)
+    checked["score"](*arguments)
+    assert len(seen) == 1

@@ -33,8 +33,7 @@ def both(ops: Ops, store: Store, positions: Tensor, mass: Tensor | None, **optio
     for backend in (ops, REFERENCE):
         copy, places = store.clone(), positions.clone()
         weights = None if mass is None else mass.clone()
-        rest = copy.page_table, copy.lengths, places, weights
-        backend.evict(copy.k_pages, copy.v_pages, *rest, capacity=CAPACITY, **options)  # type: ignore[arg-type]
+        backend.evict(copy.paged, places, weights, capacity=CAPACITY, **options)  # type: ignore[arg-type]
         left.append((copy, places, weights))
     (got, got_places, got_mass), (want, want_places, want_mass) = left
     assert same(got.k_pages, want.k_pages) and same(got.v_pages, want.v_pages)
@@ -79,18 +78,7 @@ def test_the_last_entry_moves_into_the_slot_of_the_oldest(ops: Ops) -> None:
     store = make_store([CAPACITY + 1], heads=1, dim=16, page_size=8, dtype=torch.float32)
     before = store.clone()
     positions = torch.arange(CAPACITY + 1, dtype=torch.int32).view(1, 1, -1).clone()
-    ops.evict(
-        store.k_pages,
-        store.v_pages,
-        store.page_table,
-        store.lengths,
-        positions,
-        None,
-        capacity=CAPACITY,
-        sinks=4,
-        recent=8,
-        shared=False,
-    )
+    ops.evict(store.paged, positions, None, capacity=CAPACITY, sinks=4, recent=8, shared=False)
     want = before.entries(before.k_pages, 0)[:, :CAPACITY].clone()
     want[:, 4] = before.entries(before.k_pages, 0)[:, CAPACITY]
     assert torch.equal(store.entries(store.k_pages, 0), want)

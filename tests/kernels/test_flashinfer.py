@@ -61,17 +61,17 @@ def test_softcap_and_sinks(ops: Ops, heads: int) -> None:
         options = {"pages": pages, "counts": counts, "softcap": softcap}
         check_attend(ops, store, q, 0.125, **options)
         options["sinks"] = torch.randn(8, generator=generator(1))
-        want = REFERENCE.attend(q.double(), *store.wide().paged, 0.125, **options)
+        want = REFERENCE.attend(q.double(), store.wide().paged, 0.125, **options)
         budget = attend_budget(store, q, 0.125, want, **options) + 1.01 * ROUNDOFF[q.dtype] * want.abs()
-        assert ((ops.attend(q, *store.paged, 0.125, **options).double() - want).abs() <= budget).all()
+        assert ((ops.attend(q, store.paged, 0.125, **options).double() - want).abs() <= budget).all()
 
 
 def test_what_flashinfer_does_not_return_comes_from_the_specification(ops: Ops) -> None:
     store = make_store([100, 0, 33], heads=2, dim=64, page_size=16, dtype=torch.float16)
     q = make_query(store, 2)
     mass, visits = torch.zeros((3, 2, 100)), torch.zeros((3, 2, 100), dtype=torch.int32)
-    out = ops.attend(q, *store.paged, 0.125, mass=mass, mass_mode="last", visits=visits)
-    assert torch.equal(out, ops.attend(q, *store.paged, 0.125))
+    out = ops.attend(q, store.paged, 0.125, mass=mass, mass_mode="last", visits=visits)
+    assert torch.equal(out, ops.attend(q, store.paged, 0.125))
     assert torch.allclose(mass.sum(-1), 2.0 * (store.lengths > 0)[:, None], atol=1e-5)
     assert visits.sum(-1).tolist() == [[200, 200], [0, 0], [66, 66]]
     check_attend(ops, store, q, 0.125, prefix_q=make_query(store, 2, seed=3), prefix=4)
@@ -80,7 +80,7 @@ def test_what_flashinfer_does_not_return_comes_from_the_specification(ops: Ops) 
 def test_rows_that_are_all_empty(ops: Ops) -> None:
     store = make_store([0, 0], heads=2, dim=64, page_size=16, dtype=torch.float16)
     q = make_query(store, 2)
-    assert torch.equal(ops.attend(q, *store.paged, 0.125), torch.zeros_like(q))
+    assert torch.equal(ops.attend(q, store.paged, 0.125), torch.zeros_like(q))
 
 
 @pytest.mark.parametrize("group", [4, 5])
@@ -89,12 +89,12 @@ def test_every_dense_path_gives_the_same_and_the_others_say_why_not(ops: Ops, pa
     store = make_store([300, 7, 65], heads=2, dim=64, page_size=page_size, dtype=torch.float16)
     q = make_query(store, group)
     store.page_table.clamp_(max=store.k_pages.shape[0] - 1)
-    paths, reasons = ops.dense_paths(q, store.k_pages, store.v_pages, store.page_table, store.lengths, 0.125)
+    paths, reasons = ops.dense_paths(q, store.paged, 0.125)
     missing = {"xqa"} if page_size == 8 else set()
     missing |= {"cuda-core"} if group == 5 else set()
     assert set(reasons) == missing and all(reasons.values())
     assert set(paths) == {"cuda-core", "tensor-core", "xqa"} - missing
-    want = ops.attend(q, *store.paged, 0.125)
+    want = ops.attend(q, store.paged, 0.125)
     for path in paths.values():
         out = torch.full_like(q, torch.nan)
         path(q, store.k_pages, store.v_pages, out)
@@ -103,7 +103,7 @@ def test_every_dense_path_gives_the_same_and_the_others_say_why_not(ops: Ops, pa
 
 def test_an_empty_row_leaves_the_planned_paths_out(ops: Ops) -> None:
     store = make_store([30, 0], heads=2, dim=64, page_size=8, dtype=torch.float16)
-    paths, reasons = ops.dense_paths(make_query(store, 2), *store.paged[:2], store.page_table, store.lengths, 0.1)
+    paths, reasons = ops.dense_paths(make_query(store, 2), store.paged, 0.1)
     assert not paths and "no empty rows" in reasons["cuda-core"]
 
 
@@ -111,7 +111,7 @@ def test_an_empty_row_leaves_the_planned_paths_out(ops: Ops) -> None:
 def test_what_it_has_no_kernels_for_is_refused(ops: Ops, dtype: torch.dtype, dim: int) -> None:
     store = make_store([30], heads=2, dim=dim, page_size=16, dtype=dtype)
     with pytest.raises(CellError, match="FlashInfer has no decode kernels"):
-        ops.attend(make_query(store, 2), *store.paged, 0.1)
+        ops.attend(make_query(store, 2), store.paged, 0.1)
 
 
 def test_it_says_why_it_does_not_work_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,9 +50,8 @@ def test_many_query_heads_may_share_a_kv_head(cpu: Ops, group: int, dtype: torch
     store = make_store([150, 40], heads=1, dim=64, page_size=8, dtype=dtype)
     q = make_query(store, group)
     check_attend(cpu, store, q, 0.125)
-    rest = store.page_table, store.lengths
-    got = cpu.score(q, store.bounds, *rest, 8, skip_newest=True)
-    want = REFERENCE.score(q, store.bounds, *rest, 8, skip_newest=True)
+    got = cpu.score(q, store.paged, skip_newest=True)
+    want = REFERENCE.score(q, store.paged, skip_newest=True)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
     rule: dict[str, Any] = {"count": 4, "width": 4, "force_newest": True}
     for merge in ("sum_softmax", "max"):
@@ -62,8 +61,8 @@ def test_many_query_heads_may_share_a_kv_head(cpu: Ops, group: int, dtype: torch
         ]
         assert torch.equal(lists[0][0], lists[1][0]) and torch.equal(lists[0][1], lists[1][1])
     pages, counts = lists[0]
-    top = cpu.attend_top(q, store.k_pages, store.v_pages, store.bounds, *rest, 0.125, **rule, merge="max")
-    listed = cpu.attend(q, *store.paged, 0.125, pages=pages, counts=counts)
+    top = cpu.attend_top(q, store.paged, 0.125, **rule, merge="max")
+    listed = cpu.attend(q, store.paged, 0.125, pages=pages, counts=counts)
     assert top.isfinite().all() and top.shape == listed.shape
 
 

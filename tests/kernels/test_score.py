@@ -17,11 +17,11 @@ GROUPS = (1, 2, 4, 7, 8, 16)
 
 def check(ops: Ops, store: Store, q: Tensor, skip_newest: bool) -> Tensor:
     """Scores within D roundings (and the last addition) of float64; -inf exactly where it is there."""
-    wide, rest = store.wide(), (store.page_table, store.lengths, store.page_size)
-    got = ops.score(q, store.bounds, *rest, skip_newest=skip_newest)
-    want = REFERENCE.score(q.double(), wide.bounds, *rest, skip_newest=skip_newest)
+    wide = store.wide()
+    got = ops.score(q, store.paged, skip_newest=skip_newest)
+    want = REFERENCE.score(q.double(), wide.paged, skip_newest=skip_newest)
     largest = wide.bounds.abs().amax(2, keepdim=True).expand_as(wide.bounds).contiguous()
-    magnitude = REFERENCE.score(q.double().abs(), largest, *rest, skip_newest=skip_newest)
+    magnitude = REFERENCE.score(q.double().abs(), wide.paged._replace(bounds=largest), skip_newest=skip_newest)
     assert got.dtype == torch.float32 and got.shape == want.shape
     assert torch.equal(got == -torch.inf, want == -torch.inf)
     scored = want > -torch.inf
@@ -62,7 +62,7 @@ def test_pages_in_order_and_pages_scattered_score_alike(ops: Ops) -> None:
     ordered.bounds[:75] = store.bounds[used]
     ordered.page_table = torch.arange(store.page_table.shape[1], dtype=torch.int32)[None]
     q = make_query(store, 4)
-    a, b = (ops.score(q, s.bounds, s.page_table, s.lengths, 4, skip_newest=True) for s in (store, ordered))
+    a, b = (ops.score(q, s.paged, skip_newest=True) for s in (store, ordered))
     assert torch.equal(a, b)
 
 
@@ -71,8 +71,8 @@ def test_nan_in_bounds_or_query_shows_in_the_scores_it_touches(ops: Ops) -> None
     q = make_query(store, 2)
     store.bounds[int(store.page_table[0, 3]), 1, :, 5] = torch.nan
     q[1, 0, 7] = torch.nan
-    got = ops.score(q, store.bounds, store.page_table, store.lengths, 8, skip_newest=False)
-    want = REFERENCE.score(q, store.bounds, store.page_table, store.lengths, 8, skip_newest=False)
+    got = ops.score(q, store.paged, skip_newest=False)
+    want = REFERENCE.score(q, store.paged, skip_newest=False)
     assert torch.equal(got.isnan(), want.isnan())
     assert got[0, 2:, 3].isnan().all() and got[1, 0, :5].isnan().all()
 
@@ -80,7 +80,6 @@ def test_nan_in_bounds_or_query_shows_in_the_scores_it_touches(ops: Ops) -> None
 def test_groups_beyond_the_kernels_room_are_refused():
     """The cpu kernels have arrays of fixed size: a larger group is an error, not an overflow."""
     ops = kernels.load("cpu")
-    q, bounds = torch.zeros(1, 257, 16), torch.zeros(1, 1, 2, 16)
-    table, lengths = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    store = make_store([1], heads=1, dim=16, page_size=4, dtype=torch.float32)
     with pytest.raises(ValueError, match="groups of 1 to 256"):
-        ops.score(q, bounds, table, lengths, 4, skip_newest=False)
+        ops.score(torch.zeros(1, 257, 16), store.paged, skip_newest=False)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from questbench import kernels
 from questbench.kernels._ops import Ops
+from questbench.kernels._paged import Paged
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +34,18 @@ def test_operators_that_read(cpu: Ops) -> None:
     q, rest = make_query(held, 2), (held.page_table, held.lengths)
     pages, counts = random_lists(held, 2, 2)
     mass = torch.zeros((2, 2, 24))
-    scores = cpu.score(q, held.bounds, *rest, 8, skip_newest=True)
+    scores = cpu.score(q, held.paged, skip_newest=True)
     per_row = torch.tensor([2, 1], dtype=torch.int32)
     check("score", q, held.bounds, *rest, 8, True)
     check("select", scores, held.lengths, 8, 2, None, 2, True, 1, 2, 0.5)
     check("select", scores, held.lengths, 8, 0, per_row, 2, True, 0, 2, 0.5)
-    check("attend", q, *held.paged, 0.1, None, None, 0.0, None, None, 0, None, False, None)
-    record = (mass, True, mass.int())
-    check("attend", q, *held.paged, 0.1, pages, counts, 5.0, torch.zeros(4), make_query(held, 2, 7), 3, *record)
-    stored = (held.k_pages, held.v_pages, held.bounds)
-    check("attend_top", q, *stored, *rest, 0.1, 2, None, 2, True, 1, 0.0, None, mass.int())
+    stored = held.k_pages, held.v_pages, *rest
+    check("attend", q, *stored, 0.1, None, None, 0.0, None, None, 0, None, 0, None)
+    record = (mass, 2, mass.int())
+    check("attend", q, *stored, 0.1, pages, counts, 5.0, torch.zeros(4), make_query(held, 2, 7), 3, *record)
+    check(
+        "attend_top", q, held.k_pages, held.v_pages, held.bounds, *rest, 0.1, 2, None, 2, True, 1, 0.0, None, mass.int()
+    )
 
 
 def test_operators_that_write(cpu: Ops) -> None:
@@ -66,15 +69,14 @@ def test_a_decode_step_is_one_graph(cpu: Ops) -> None:
         graphs.append(module)
         return module.forward
 
-    def step(q: Tensor, k: Tensor, held: list[Tensor], table: Tensor, lengths: Tensor) -> Tensor:
-        cpu.append(k, k, *held, table, lengths)  # type: ignore[call-arg]
+    def step(q: Tensor, k: Tensor, paged: Paged) -> Tensor:
+        cpu.append(k, k, paged)
         choice = {"count": 2, "width": 2, "force_newest": True, "merge": "sum_softmax"}
-        return cpu.attend_top(q, *held, table, lengths, 0.1, **choice) * 2  # type: ignore[arg-type]
+        return cpu.attend_top(q, paged, 0.1, **choice) * 2  # type: ignore[arg-type]
 
     outputs = []
     for run in (step, torch.compile(step, backend=backend, fullgraph=True)):
         held = store()
-        stored = [held.k_pages, held.v_pages, held.bounds]
-        outputs.append(run(make_query(held, 2), torch.ones((2, 2, 1, 32)), stored, held.page_table, held.lengths))
+        outputs.append(run(make_query(held, 2), torch.ones((2, 2, 1, 32)), held.paged))
         assert held.lengths.tolist() == [21, 4]
     assert len(graphs) == 1 and torch.equal(*outputs)

@@ -143,7 +143,7 @@ def storage(loop) -> list[int]:
     found = []
     for layer in loop.layers:
         store = layer.store
-        kept = [store.k_pages, store.v_pages, store.bounds, store._table, store.positions, store.mass]
+        kept = [store.paged.k, store.paged.v, store.bounds, store._table, store.positions, store.mass]
         found += [part for tensor in kept if tensor is not None for part in (tensor.data_ptr(), tensor.numel())]
     return found
 

@@ -20,6 +20,9 @@ namespace questbench::contract {
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
+// `mass_mode` of attend: the places of its words.
+constexpr int64_t kNoMass = 0, kLastMass = 1, kSumMass = 2;
+
 enum class Type { kStored, kFloat, kInt, kByte };  // the type of keys and values, fp32, int32, uint8
 enum class Layout { kContiguous, kLastContiguous };  // the other dimensions strided as they like
 
@@ -204,8 +207,8 @@ inline void score(const Backend& backend, const TensorView& q, const TensorView&
 }
 
 inline void select(const Backend& backend, const TensorView& scores, const TensorView& lengths, int64_t page_size,
-                   int64_t count, const Optional<TensorView>& row_counts, int64_t merge, int64_t group,
-                   const TensorView& pages, const TensorView& counts) {
+                   int64_t count, const Optional<TensorView>& row_counts, int64_t width, int64_t merge,
+                   int64_t group, const TensorView& pages, const TensorView& counts) {
   Contract is(backend, "select", scores);
   is.tensor("scores", scores, Type::kFloat, "BQP");
   is.tensor("lengths", lengths, Type::kInt, "B");
@@ -215,7 +218,7 @@ inline void select(const Backend& backend, const TensorView& scores, const Tenso
   is.tensor("pages", pages, Type::kInt, "BHW");
   if (is.size('H') * (merge == 0 ? 1 : group) != is.size('Q')) is.refuse("the lists are not one per group of query heads");
   is.tensor("counts", counts, Type::kInt, "BH");
-  is.rule(count, row_counts, is.size('W'), merge, is.size('P'));
+  is.rule(count, row_counts, width, merge, is.size('P'));
 }
 
 inline void attend(const Backend& backend, const TensorView& q, const TensorView& k_pages, const TensorView& v_pages,

@@ -112,7 +112,7 @@ class PathArm:
         """One dense attention, without a word to the host."""
         copy = index % self.copies
         layer = self.layers[copy]
-        self.runs[copy](self.inputs.q[index % QUERIES], layer.k_pages, layer.v_pages, self.out)
+        self.runs[copy](self.inputs.q[index % QUERIES], layer.paged.k, layer.paged.v, self.out)
 
 
 def torch_baseline(
@@ -179,8 +179,7 @@ def backend_baseline(ops: Ops, layers: Sequence[LayerCache], inputs: Inputs, clo
     found: list[dict[str, DensePath]] = []
     reasons: dict[str, str] = {}
     for layer in layers:
-        rest = layer.k_pages, layer.v_pages, layer.page_table, layer.lengths, inputs.shape.scale
-        paths, left_out = ops.dense_paths(inputs.q[0], *rest)
+        paths, left_out = ops.dense_paths(inputs.q[0], layer.paged, inputs.shape.scale)
         found.append(paths)
         reasons |= left_out
     arms = {}
@@ -197,8 +196,7 @@ def _difference(arm: PathArm, layer: LayerCache, inputs: Inputs) -> float:
     """Largest difference to our own dense attention, relative to its largest value."""
     arm.out.fill_(torch.nan)
     arm.step(0)
-    rest = layer.page_table, layer.lengths, inputs.shape.scale
-    want = layer.ops.attend(inputs.q[0], layer.k_pages, layer.v_pages, *rest).float()
+    want = layer.ops.attend(inputs.q[0], layer.paged, inputs.shape.scale).float()
     return torch_ways.difference(arm.out, want)
 
 
