@@ -4,7 +4,7 @@
 
 Codes stand by slot: ``codes`` ``[B, Hk, C, bytes]`` uint8 and ``ranges`` ``[B, Hk, C, 2]`` fp32 (step, low). 32
 channels are 16 bytes: byte i of them holds channel i in its low half and channel 16 + i in its high half; channels past
-the head dim are 0. An entry whose range is no finite number has NaN for both, so that every logit estimated from it is NaN.
+the head dim are 0. An entry whose range is no finite number has NaN for both, and so has every logit estimated from it.
 """
 
 from __future__ import annotations
