@@ -17,7 +17,7 @@ from torch.nn.attention.bias import causal_lower_right
 from questbench.cache import LayerCache
 from questbench.errors import CellError
 from questbench.kernels._ops import MassMode
-from questbench.methods._base import Everything, Observes, Pages, TopPages
+from questbench.methods._base import Everything, Observes, Pages, Tokens, TopPages
 
 PREFILL_CHUNK = 256
 """Most query rows per block where prefill attention is masked or written out: memory stays linear in the length."""
@@ -87,13 +87,14 @@ def decode(
             visits=visits,
         )
     else:
-        listed = selection if isinstance(selection, Pages) else None
+        listed = selection if isinstance(selection, Pages | Tokens) else None
         everything = selection if isinstance(selection, Everything) else Everything()
         out = ops.attend(
             q,
             layer.paged,
             scoring.scale,
-            pages=listed.pages if listed else None,
+            pages=listed.pages if isinstance(listed, Pages) else None,
+            tokens=listed.tokens if isinstance(listed, Tokens) else None,
             counts=listed.counts if listed else None,
             softcap=scoring.softcap,
             sinks=scoring.sinks,

@@ -198,7 +198,7 @@ def _select(ops: Ops, case: Case) -> bool:
 def _lists(case: Case) -> dict[str, Tensor]:
     """Nothing (dense), or lists by KV head or by query head, some of them empty."""
     choose, store = case.choose, case.store
-    kind = choose.choice(["dense", "kv heads", "query heads"])
+    kind, named = choose.choice(["dense", "kv heads", "query heads"]), choose.choice(["pages", "pages", "tokens"])
     if kind == "dense":
         return {}
     heads, most = case.heads * (1 if kind == "kv heads" else case.group), choose.randint(1, 30)
@@ -208,12 +208,12 @@ def _lists(case: Case) -> dict[str, Tensor]:
         torch.zeros((rows, heads), dtype=torch.int32),
     )
     for row, length in enumerate(store.lengths.tolist()):
-        total = -(-length // store.page_size)
+        total = length if named == "tokens" else -(-length // store.page_size)
         for head in range(heads):
             taken = choose.choice([0, min(total, most), choose.randint(0, min(total, most))])
             pages[row, head, :taken] = torch.tensor(sorted(choose.sample(range(total), taken)), dtype=torch.int32)
             counts[row, head] = taken
-    return {"pages": pages, "counts": counts}
+    return {named: pages, "counts": counts}
 
 
 def _attend(ops: Ops, case: Case) -> bool:
@@ -235,11 +235,12 @@ def _attend(ops: Ops, case: Case) -> bool:
     for backend, wide in ((ops, False), (REFERENCE, True), (REFERENCE, False)):
         widen: Callable[[Tensor], Tensor] = (lambda x: x.double()) if wide else (lambda x: x.clone())
         record = {"mass": widen(before), "visits": torch.zeros(before.shape, dtype=torch.int32)}
+        record["lse"] = widen(torch.zeros(q.shape[:2]))
         stored = store.paged._replace(k=widen(store.k_pages), v=widen(store.v_pages))
         extra = {"prefix_q": None if prefix_q is None else widen(prefix_q), "prefix": prefix, "softcap": softcap}
         out = backend.attend(widen(q), stored, scale, mass_mode=mode, **record, **extra, **options)
-        runs.append((out, record["mass"], record["visits"]))
-    (got, mass, visits), (want, want_mass, want_visits), (narrow, narrow_mass, _) = runs
+        runs.append((out, record["mass"], record["visits"], record["lse"]))
+    (got, mass, visits, lse), (want, want_mass, want_visits, want_lse), (narrow, narrow_mass, _, narrow_lse) = runs
     if not torch.equal(visits, want_visits) or got.dtype != q.dtype:
         return False
     clean = Store(_finite(store.k_pages), store.v_pages, store.bounds, store.page_table, store.lengths)
@@ -254,7 +255,9 @@ def _attend(ops: Ops, case: Case) -> bool:
     by_head = relative.view(q.shape[0], case.heads, case.group).amax(2)[..., None]
     share = want_mass - before.double() if mode == "sum" else want_mass
     allowed = by_head * share.abs() + (case.group + 1) * UNIT * want_mass.abs() + 1e-36
-    return agrees(got, want, budget + SMALLEST[q.dtype], narrow) and agrees(mass, want_mass, allowed, narrow_mass)
+    summed = agrees(lse, want_lse, relative + 8 * UNIT * (1 + want_lse.abs()), narrow_lse)
+    near = agrees(got, want, budget + SMALLEST[q.dtype], narrow) and agrees(mass, want_mass, allowed, narrow_mass)
+    return near and summed
 
 
 def _attend_top(ops: Ops, case: Case) -> bool:

@@ -123,6 +123,9 @@ def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, gro
         chosen, counts = ops.select(scores, held, size, 4, merge=merge, **options)
         lists = {"pages": chosen, "counts": counts, "visits": visits}
         ops.attend(q, paged, dim**-0.5, **lists)
+        tokens = chosen.clamp(min=0)  # slots as good as any, of rows that have as many entries as pages
+        lse = torch.zeros(q.shape[:2], device=device)
+        ops.attend(q, paged, dim**-0.5, tokens=tokens, counts=counts, visits=visits, lse=lse)
         choice = {"count": 4, "width": 4, "force_newest": True, "merge": merge}
         ops.attend_top(q, paged, dim**-0.5, **choice)
     sinks = torch.ones(heads * group, device=device)
@@ -134,7 +137,7 @@ def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, gro
         held.fill_(capacity).sub_(integers([0, 1, 0, 0, 0]))
         rule = {"capacity": capacity - 1, "sinks": 2, "recent": 8, "shared": shared}
         ops.evict(paged, positions, weights, **rule)
-    return 15
+    return 18
 
 
 if __name__ == "__main__":

@@ -63,8 +63,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords and "slow" not in chosen:
             item.add_marker(pytest.mark.skip(reason="slow: run it with -m slow"))
-        # QUESTBENCH_GPU_TESTS=cpu rehearses those in tests/gpu on the CPU backend.
-        rehearsed = item.path.parent.name == "gpu" and os.environ.get("QUESTBENCH_GPU_TESTS") == "cpu"
+        # QUESTBENCH_GPU_TESTS=cpu rehearses those of tests/gpu and tests/conformance on the CPU backend.
+        rehearsed = item.path.parent.name in ("gpu", "conformance") and os.environ.get("QUESTBENCH_GPU_TESTS") == "cpu"
         if "gpu" in item.keywords and not rehearsed and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device here"))
 

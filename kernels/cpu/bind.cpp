@@ -155,18 +155,23 @@ Attend<T> attend_job(const TensorView& q, const TensorView& k_pages, const Tenso
 }
 
 void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorView page_table, TensorView lengths,
-                 double scale, Optional<TensorView> pages, Optional<TensorView> counts, double softcap,
-                 Optional<TensorView> sinks, Optional<TensorView> prefix_q, int64_t prefix, Optional<TensorView> mass,
-                 int64_t mass_mode, Optional<TensorView> visits, TensorView out, int64_t threads) {
-  contract::attend(kBackend, q, k_pages, v_pages, page_table, lengths, pages, counts, sinks, prefix_q, mass, visits, out);
+                 double scale, Optional<TensorView> pages, Optional<TensorView> tokens, Optional<TensorView> counts,
+                 double softcap, Optional<TensorView> sinks, Optional<TensorView> prefix_q, int64_t prefix,
+                 Optional<TensorView> mass, int64_t mass_mode, Optional<TensorView> visits, Optional<TensorView> lse,
+                 TensorView out, int64_t threads) {
+  contract::attend(kBackend, q, k_pages, v_pages, page_table, lengths, pages, tokens, counts, sinks, prefix_q, mass,
+                   visits, lse, out);
+  const Optional<TensorView>& listed = tokens.has_value() ? tokens : pages;
   with_type(k_pages, [&]<typename T>(T) {
     Attend<T> job = attend_job<T>(q, k_pages, v_pages, page_table, lengths, scale, softcap, sinks, visits, out);
-    if (pages.has_value()) {
-      job.pages = data<int32_t>(pages);
+    if (listed.has_value()) {
+      job.pages = data<int32_t>(listed);
       job.counts = data<int32_t>(counts);
-      job.lists = pages.value().size(1);
-      job.width = pages.value().size(2);
+      job.lists = listed.value().size(1);
+      job.width = listed.value().size(2);
     }
+    job.tokens = tokens.has_value();
+    job.lse = data<float>(lse);
     job.prefix_q = data<T>(prefix_q);
     job.prefix = prefix;
     job.mass = mass_mode != contract::kNoMass ? data<float>(mass) : nullptr;

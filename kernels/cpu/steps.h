@@ -49,7 +49,8 @@ void score_items(const Score<T>& job, const void* queries) {
 template <typename T>
 void prepare(Attend<T>& job) {
   int64_t longest = 0;
-  for (int64_t row = 0; row < job.paged.rows; ++row) longest = std::max(longest, job.paged.pages_of(row));
+  for (int64_t row = 0; row < job.paged.rows; ++row)
+    longest = std::max<int64_t>(longest, job.tokens ? job.paged.lengths[row] : job.paged.pages_of(row));
   if (job.pages) longest = std::min(longest, job.width);
   job.chunks = std::max<int64_t>(1, (longest + job.chunk_pages() - 1) / job.chunk_pages());
   const int64_t parts = job.items() * job.heads();
@@ -65,9 +66,11 @@ void attend_items(const Attend<T>& job) {
   std::vector<T> rounded(kPairs<T> ? job.heads() * (kChunk + kLanes) : 0);
   std::vector<Query<T>> query(job.heads() * job.paged.head_dim);
   std::vector<float> factors(job.chunks);
+  std::vector<T> gathered(job.tokens ? kLanes * job.paged.head_dim : 0);
 #pragma omp for schedule(dynamic, 1)
   for (int64_t item = 0; item < job.items(); ++item)
-    attend_chunk<T, D>(job, item, omp_get_num_threads(), logits.data(), rounded.data(), query.data());
+    attend_chunk<T, D>(job, item, omp_get_num_threads(), logits.data(), rounded.data(), query.data(),
+                       gathered.data());
 #pragma omp for schedule(static)
   for (int64_t item = 0; item < job.paged.rows * job.query_heads; ++item)
     merge_chunks(job, item / job.query_heads, item % job.query_heads, factors.data());

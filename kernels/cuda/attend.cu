@@ -48,7 +48,7 @@ QB_DEVICE Place place_of(const AttendJob<T>& job) {
   at.head = at.first_query / (job.query_heads / job.paged.kv_heads);
   at.item = int64_t{at.row} * job.lists + at.list;
   at.listed = job.pages ? job.counts[at.item] : job.paged.pages_of(at.row);
-  at.entries = job.pages ? at.listed << job.paged.page_shift : job.paged.lengths[at.row];
+  at.entries = job.pages ? at.listed << job.list_shift : job.paged.lengths[at.row];
   return at;
 }
 
@@ -61,12 +61,13 @@ struct Source {
 template <class T>
 QB_DEVICE Source locate(const AttendJob<T>& job, const Place& at, int tile) {
   const Paged<T>& paged = job.paged;
-  const int entry = tile * kTile + int(threadIdx.x % kTile), listed = entry >> paged.page_shift;
+  const int entry = tile * kTile + int(threadIdx.x % kTile), listed = entry >> job.list_shift;
   if (listed >= at.listed) return {0, -1};
-  const int page = job.pages ? job.pages[at.item * job.width + listed] : listed;
-  const int inside = entry & (paged.page_size - 1), slot = (page << paged.page_shift) + inside;
+  const int unit = job.pages ? job.pages[at.item * job.width + listed] : listed;
+  const int slot = (unit << job.list_shift) + (entry & ((1 << job.list_shift) - 1));
   if (slot >= paged.lengths[at.row]) return {0, -1};
-  return {unsigned(paged.tile(paged.physical(at.row, page), at.head)) + inside, slot};
+  const unsigned page = unsigned(paged.tile(paged.physical(at.row, slot >> paged.page_shift), at.head));
+  return {page + (slot & (paged.page_size - 1)), slot};
 }
 
 template <class T, int D>
@@ -141,10 +142,10 @@ QB_DEVICE void finish(const AttendJob<T>& job, const Place& at, int head, int d,
   const int dim = job.paged.head_dim, query = at.first_query + head;
   const int64_t out = int64_t{at.row} * job.query_heads + query;
   job.out[out * dim + d] = from_float<T>(at.entries == 0 ? 0.0f : merged.value / merged.total);
-  if (job.weights != nullptr && d == 0) {
-    job.weights[2 * out] = merged.top == -INFINITY ? 0 : merged.top;
-    job.weights[2 * out + 1] = merged.total;
-  }
+  if (d != 0) return;
+  const float top = merged.top == -INFINITY ? 0 : merged.top;
+  if (job.weights != nullptr) job.weights[2 * out] = top, job.weights[2 * out + 1] = merged.total;
+  if (job.lse != nullptr) job.lse[out] = (top + log2f(merged.total)) / kLog2e;
 }
 
 // The last block of a list merges what all its splits have left. Every greatest logit and sum is fetched once, at once,

@@ -191,11 +191,13 @@ void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64
 }
 
 void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorView page_table, TensorView lengths,
-                 double scale, Optional<TensorView> pages, Optional<TensorView> counts, double softcap,
-                 Optional<TensorView> sinks, Optional<TensorView> prefix_q, int64_t prefix, Optional<TensorView> mass,
-                 int64_t mass_mode, Optional<TensorView> visits, TensorView out, TensorView workspace, int64_t splits,
-                 Optional<TensorView> logits) {
-  contract::attend(kBackend, q, k_pages, v_pages, page_table, lengths, pages, counts, sinks, prefix_q, mass, visits, out);
+                 double scale, Optional<TensorView> pages, Optional<TensorView> tokens, Optional<TensorView> counts,
+                 double softcap, Optional<TensorView> sinks, Optional<TensorView> prefix_q, int64_t prefix,
+                 Optional<TensorView> mass, int64_t mass_mode, Optional<TensorView> visits, Optional<TensorView> lse,
+                 TensorView out, TensorView workspace, int64_t splits, Optional<TensorView> logits) {
+  contract::attend(kBackend, q, k_pages, v_pages, page_table, lengths, pages, tokens, counts, sinks, prefix_q, mass,
+                   visits, lse, out);
+  const Optional<TensorView>& listed = tokens.has_value() ? tokens : pages;
   const OnDevice guard(k_pages);
   const Stream stream = stream_of(k_pages);
   check_aligned(q, "q");
@@ -213,12 +215,14 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
     job.prefix_q = prefix > 0 ? data<T>(prefix_q) : nullptr;
     job.prefix = int(prefix);
     job.lists = job.paged.kv_heads;
-    if (pages.has_value()) {
-      job.pages = data<int32_t>(pages);
+    if (listed.has_value()) {
+      job.pages = data<int32_t>(listed);
       job.counts = data<int32_t>(counts);
-      job.lists = int(pages.value().size(1));
-      job.width = int(pages.value().size(2));
+      job.lists = int(listed.value().size(1));
+      job.width = int(listed.value().size(2));
     }
+    job.list_shift = tokens.has_value() ? 0 : job.paged.page_shift;
+    job.lse = data<float>(lse);
     job.visits = data<int32_t>(visits);
     job.visit_slots = visits.has_value() ? int(visits.value().size(2)) : 0;
     if (splits < 1 || splits > kMaxSplits)
@@ -236,7 +240,7 @@ void bind_attend(TensorView q, TensorView k_pages, TensorView v_pages, TensorVie
       job.logits = data<float>(logits);
       job.logit_slots = int(logits.value().size(2));
       job.weights = job.partial + partials;
-      if (pages.has_value()) forget_logits(job.logits, queries * job.logit_slots, stream);
+      if (listed.has_value()) forget_logits(job.logits, queries * job.logit_slots, stream);
     }
     attend(job, stream);
     if (!weigh) return;

@@ -57,6 +57,7 @@ struct AttendJob {
   const T* prefix_q;      // as q, or null
   int prefix;             // slots that prefix_q is for
   const int32_t* pages;   // [rows, lists, width] or null: every page
+  int list_shift;         // binary logarithm of the entries of what a list holds: page_shift, or 0 for tokens
   const int32_t* counts;  // [rows, lists]
   int lists, width;
   int32_t* visits;  // [rows, kv_heads, visit_slots] or null
@@ -67,6 +68,7 @@ struct AttendJob {
   unsigned* counters;  // [rows, lists], zero between calls
   float* partial;      // [rows, lists, splits, heads, head_dim]: values of each split, aligned to 16 bytes
   float* partial_sums; // [rows, lists, splits, heads, 2]: its greatest logit and its sum
+  float* lse;          // [rows, query_heads]: natural logarithm of the sum that the output was divided by; or null
   float* weights;      // [rows, query_heads, 2]: maximum and sum that normalise the logits; or null
 };
 template <class T>

@@ -156,7 +156,7 @@ class Ops(ABC):
 
     @operator(
         paged="k_pages v_pages page_table lengths",
-        writes="mass visits",
+        writes="mass visits lse",
         results="out",
         make=_like_query,
         strided="q prefix_q",
@@ -169,6 +169,7 @@ class Ops(ABC):
         scale: float,
         *,
         pages: Tensor | None = None,
+        tokens: Tensor | None = None,
         counts: Tensor | None = None,
         softcap: float = 0.0,
         sinks: Tensor | None = None,
@@ -177,12 +178,14 @@ class Ops(ABC):
         mass: Tensor | None = None,
         mass_mode: MassMode = "none",
         visits: Tensor | None = None,
+        lse: Tensor | None = None,
     ) -> Tensor:
-        """Softmax attention of one query per head over everything, or over lists of pages.
+        """Softmax attention of one query per head over everything, or over lists of pages or of tokens.
 
         Args:
             q: ``[B, Hq, D]`` in storage dtype.
             pages, counts: as :meth:`select` returns them, H = Hk or H = Hq. ``None``: all entries (dense).
+            tokens: ``[B, H, width]`` int32, instead of pages: the slots to read, ascending, ``counts`` of them.
             softcap: logits become ``softcap * tanh(logit / softcap)`` after scaling; 0 switches it off.
             sinks: ``[Hq]`` fp32, one extra logit per query head that takes mass but has no value.
             prefix_q, prefix: entries in slots below ``prefix`` use ``prefix_q`` ``[B, Hq, D]`` as their query
@@ -192,6 +195,10 @@ class Ops(ABC):
                 attended, even where those read are NaN); ``sum`` adds them.
             visits: ``[B, Hk, C]`` int32: incremented for every slot each time a query head reads it. This is where
                 the entries really read are counted.
+            lse: ``[B, Hq]`` fp32, overwritten with the natural logarithm of the sum of exp(logit) over what was read,
+                the sink included: of what the output was divided by. So two calls over disjoint entries, of which one
+                has the sink, can be merged. -inf where nothing was read and there is no sink; NaN where the output is
+                for a NaN or +inf among the logits.
 
         Returns:
             ``[B, Hq, D]`` in the dtype of ``q``; zeros for empty rows and lists. Entries of a list whose logits are all

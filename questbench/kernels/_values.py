@@ -72,6 +72,7 @@ def _attend(
     page_table: Tensor,
     lengths: Tensor,
     pages: Tensor | None,
+    tokens: Tensor | None,
     counts: Tensor | None,
     mass: Tensor | None,
     visits: Tensor | None,
@@ -80,9 +81,10 @@ def _attend(
     _lengths(lengths, page_table, size)
     _ids(page_table, lengths.long(), size, k_pages.shape[0])
     _slots(lengths, mass=mass, visits=visits)
-    if pages is None or counts is None:
-        return
-    _listed(pages, counts, lengths, size)
+    if pages is not None and counts is not None:
+        _listed("page", pages, counts, _pages(lengths, size))
+    if tokens is not None and counts is not None:
+        _listed("token", tokens, counts, lengths)
 
 
 def _attend_top(
@@ -136,12 +138,12 @@ def _quantize(
 def _estimate(codes: Tensor, lengths: Tensor, page_size: int, pages: Tensor, counts: Tensor) -> None:
     _within("lengths", lengths, 0, None)
     _slots(lengths, codes=codes)
-    _listed(pages, counts, lengths, page_size)
+    _listed("page", pages, counts, _pages(lengths, page_size))
 
 
 def _prune(lengths: Tensor, page_size: int, pages: Tensor, counts: Tensor) -> None:
     _within("lengths", lengths, 0, None)
-    _listed(pages, counts, lengths, page_size)
+    _listed("page", pages, counts, _pages(lengths, page_size))
 
 
 _CHECKS: dict[str, Callable[..., None]] = {
@@ -157,15 +159,14 @@ _CHECKS: dict[str, Callable[..., None]] = {
 }
 
 
-def _listed(pages: Tensor, counts: Tensor, lengths: Tensor, size: int) -> None:
-    """Lists name pages that their row has, in order."""
-    _within("counts", counts, 0, pages.shape[2])
-    listed = torch.arange(pages.shape[2], device=pages.device) < counts[:, :, None]
-    last = (_pages(lengths, size) - 1)[:, None, None].expand_as(pages)
-    if (listed & ((pages < 0) | (pages > last))).any():
-        raise ValueError("pages lists a page that its row does not have")
-    if (listed[:, :, 1:] & (pages[:, :, 1:] <= pages[:, :, :-1])).any():
-        raise ValueError("pages is not ascending")
+def _listed(what: str, lists: Tensor, counts: Tensor, held: Tensor) -> None:
+    """Lists name what their rows have, ``held[b]`` of it, in ascending order."""
+    _within("counts", counts, 0, lists.shape[2])
+    listed = torch.arange(lists.shape[2], device=lists.device) < counts[:, :, None]
+    if (listed & ((lists < 0) | (lists >= held[:, None, None]))).any():
+        raise ValueError(f"{what}s lists a {what} that its row does not have")
+    if (listed[:, :, 1:] & (lists[:, :, 1:] <= lists[:, :, :-1])).any():
+        raise ValueError(f"{what}s is not ascending")
 
 
 def _pages(lengths: Tensor, size: int) -> Tensor:

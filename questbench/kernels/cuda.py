@@ -60,13 +60,21 @@ class CudaLibrary:
         return (self._workspace(k_pages, 0),)
 
     def _room(
-        self, q: Tensor, k_pages: Tensor, page_table: Tensor, pages: Tensor | None, mass: Tensor | None, mass_mode: int
+        self,
+        q: Tensor,
+        k_pages: Tensor,
+        page_table: Tensor,
+        pages: Tensor | None,
+        tokens: Tensor | None,
+        mass: Tensor | None,
+        mass_mode: int,
     ) -> tuple[Tensor, int, Tensor | None]:
         try:
             rows, heads, dim = q.shape
-            lists = k_pages.shape[1] if pages is None else pages.shape[1]
-            slots = page_table.shape[1] * k_pages.shape[2]
-            entries = slots if pages is None else pages.shape[2] * k_pages.shape[2]
+            lists, slots = k_pages.shape[1], page_table.shape[1] * k_pages.shape[2]
+            entries = slots
+            if (listed := pages if tokens is None else tokens) is not None:
+                lists, entries = listed.shape[1], listed.shape[2] * (k_pages.shape[2] if tokens is None else 1)
             splits = self.splits(q.device, rows * lists, entries, dim)
         except (IndexError, ValueError):  # a tensor of another rank, which the binding refuses by name
             return self._workspace(q, 0), 1, None

@@ -105,6 +105,7 @@ class FlashInferOps(Ops):
         scale: float,
         *,
         pages: Tensor | None = None,
+        tokens: Tensor | None = None,
         counts: Tensor | None = None,
         softcap: float = 0.0,
         sinks: Tensor | None = None,
@@ -113,15 +114,17 @@ class FlashInferOps(Ops):
         mass: Tensor | None = None,
         mass_mode: MassMode = "none",
         visits: Tensor | None = None,
+        lse: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Ops.attend`. Plans anew in every call, which waits for the device: right, not fast."""
-        twice = prefix_q is not None and prefix > 0
+        twice = (prefix_q is not None and prefix > 0) or tokens is not None or lse is not None
         if twice or visits is not None or (mass is not None and mass_mode != "none"):
             out = _specification().attend(
                 q,
                 paged,
                 scale,
                 pages=pages,
+                tokens=tokens,
                 counts=counts,
                 softcap=softcap,
                 sinks=sinks,
@@ -130,6 +133,7 @@ class FlashInferOps(Ops):
                 mass=mass,
                 mass_mode=mass_mode,
                 visits=visits,
+                lse=lse,
             )
             if twice:
                 return out

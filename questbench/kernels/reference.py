@@ -124,6 +124,7 @@ class ReferenceOps(Ops):
         scale: float,
         *,
         pages: Tensor | None = None,
+        tokens: Tensor | None = None,
         counts: Tensor | None = None,
         softcap: float = 0.0,
         sinks: Tensor | None = None,
@@ -132,12 +133,16 @@ class ReferenceOps(Ops):
         mass: Tensor | None = None,
         mass_mode: MassMode = "none",
         visits: Tensor | None = None,
+        lse: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Ops.attend`."""
         out = torch.zeros_like(q)
         k_pages, v_pages, page_table, lengths, _ = paged
         kv_heads, page_size = k_pages.shape[1:3]
         group = q.shape[1] // kv_heads
+        listed, size = (pages, page_size) if tokens is None else (tokens, 1)
+        if lse is not None:
+            lse[:] = -torch.inf if sinks is None else sinks
         for row in range(q.shape[0]):
             length = int(lengths[row])
             if length == 0:
@@ -149,12 +154,14 @@ class ReferenceOps(Ops):
                 logits[:, :prefix] = (keys[:, :prefix] @ _wide(prefix_q[row])[..., None])[..., 0] * scale
             if softcap > 0:
                 logits = softcap * torch.tanh(logits / softcap)
-            read = _read_mask(pages, counts, row, length, page_size, q.shape[1])
+            read = _read_mask(listed, counts, row, length, size, q.shape[1])
             # Unread entries are taken out, not masked: a NaN behind them must not leak into the output.
             logits = torch.where(read, logits, -torch.inf)
             values = torch.where(read[..., None], values, 0.0)
             if sinks is not None:
                 logits = torch.cat([logits, sinks[:, None].to(logits.dtype)], dim=-1)
+            if lse is not None:
+                lse[row] = _sum_of_exponentials(logits).to(lse.dtype)
             # Lists may be empty, whose softmax is NaN; and a NaN that was read is no mass of what was not.
             p = torch.where(read, torch.softmax(logits, dim=-1)[:, :length], 0.0)
             out[row] = (p[:, None] @ values)[:, 0].to(q.dtype)
@@ -288,10 +295,15 @@ def _merge(scores: Tensor, merge: Merge, group: int, scale: float) -> Tensor:
     return torch.where(known, scaled - total, torch.nan).logsumexp(1)
 
 
+def _sum_of_exponentials(logits: Tensor) -> Tensor:
+    """Logarithm of the sum of exp over the last dimension; NaN where a logit is NaN or +inf, as in the output."""
+    return torch.where((logits == torch.inf).any(-1), torch.nan, logits.logsumexp(-1))
+
+
 def _read_mask(
     pages: Tensor | None, counts: Tensor | None, row: int, length: int, page_size: int, query_heads: int
 ) -> Tensor:
-    """Which entries each query head of a row reads: ``[Hq, length]`` bool."""
+    """Which entries each query head of a row reads: ``[Hq, length]`` bool. Tokens are pages of one entry."""
     device = None if pages is None else pages.device
     read = torch.ones((query_heads, length), dtype=torch.bool, device=device)
     if pages is None or counts is None:

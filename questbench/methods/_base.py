@@ -57,7 +57,17 @@ class Pages:
     """``[B, H]`` int32."""
 
 
-Selection = Everything | TopPages | Pages
+@dataclass(frozen=True)
+class Tokens:
+    """Read these entries."""
+
+    tokens: Tensor
+    """``[B, H, width]`` int32 slots, ascending, H = Hk or Hq."""
+    counts: Tensor
+    """``[B, H]`` int32."""
+
+
+Selection = Everything | TopPages | Pages | Tokens
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,9 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "kernels")]
 
 import emulated  # noqa: E402
-import test_append as appending  # noqa: E402
-import test_attend_records as records  # noqa: E402
-import test_evict as evicting  # noqa: E402
-import test_kernels_read as reading  # noqa: E402
-import test_kernels_write as writing  # noqa: E402
-import test_select as selecting  # noqa: E402
+import kernel_checks as checks  # noqa: E402
 import torch  # noqa: E402
 from kernel_cases import check_attend, empty_store, generator, make_query, make_store, random_lists  # noqa: E402
-from test_score import check as check_score  # noqa: E402
 
 FOUND = 3
 HALVES = (torch.float16, torch.bfloat16)
@@ -31,32 +25,31 @@ SHAPES = ((1, 128, 16), (4, 64, 16), (8, 256, 8), (2, 64, 64))
 """Group, head size, page size."""
 
 
-def ragged(page_size: int, long: int) -> list[int]:
-    return [long * page_size + 3, 0, 1, page_size, page_size + 1, 2 * page_size - 1]
-
-
 def append(ops: Any) -> None:
     """Prompts and steps over page ends, with bounds in either layout and padded rows."""
     for dtype, by_channel in ((torch.float16, False), (torch.bfloat16, True)):
         store = empty_store(2, 12, heads=2, dim=128, page_size=8, dtype=dtype, by_channel=by_channel)
         for seed, count in enumerate((1, 8, 7, 1, 30)):
-            appending.both(ops, store, *appending.entries(store, count, seed))
-        appending.both(ops, store, *appending.entries(store, 9), torch.tensor([9, 4], dtype=torch.int32))
+            checks.check_append(ops, store, *checks.entries(store, count, seed))
+        checks.check_append(ops, store, *checks.entries(store, 9), torch.tensor([9, 4], dtype=torch.int32))
     for held, by_channel in ((7, False), (1, True)):
-        writing.test_every_number_of_entries_from_every_slot(ops, held, by_channel)
+        checks.check_append_from(ops, held, by_channel)
 
 
 def score(ops: Any) -> None:
     """Every page of ragged rows, with the newest and without."""
     for at, (group, dim, size) in enumerate(SHAPES):
-        store = make_store(ragged(size, 40), heads=2, dim=dim, page_size=size, dtype=HALVES[at % 2], seed=at)
+        lengths = checks.ragged(size, 40 * size + 3)
+        store = make_store(lengths, heads=2, dim=dim, page_size=size, dtype=HALVES[at % 2], seed=at)
         for skip_newest in (False, True):
-            check_score(ops, store, make_query(store, group), skip_newest)
-    reading.test_scores_from_bounds_by_channel(ops, torch.bfloat16, 128)
+            checks.check_score(ops, store, make_query(store, group), skip_newest)
+    lengths, shape = [70 * 8 + 3, 0, 1, 8, 9, 64 * 8 + 1], {"heads": 2, "dim": 128, "page_size": 8, "dtype": HALVES[1]}
+    store, plain = make_store(lengths, **shape, by_channel=True), make_store(lengths, **shape)
+    checks.check_score(ops, store, make_query(store, 1), True, plain)
     for start in (0, 5):
-        reading.test_scores_from_bounds_by_channel_of_neighbours(ops, start, 64)
+        checks.check_neighbours(ops, start, 64, HALVES[start % 2])
     for pages, by_channel in ((65, False), (64, True), (65, True)):
-        reading.test_every_width_of_the_page_table(ops, pages, by_channel)
+        checks.check_table_width(ops, pages, by_channel)
 
 
 def select(ops: Any) -> None:
@@ -69,14 +62,15 @@ def select(ops: Any) -> None:
         lengths = torch.tensor([pages * 16, pages * 16 - 15, pages * 8], dtype=torch.int32)
         for at, count in enumerate((1, 2, pages // 2 + 1, pages, pages + 5)):
             options = {"width": count + 3, "force_newest": at % 2 == 0, "merge": ("none", "max")[at % 2], "group": 2}
-            selecting.agree(ops, scores, lengths, count, **options)
-    selecting.test_summed_softmax_takes_the_best_up_to_rounding(ops, 4, 300)
+            checks.check_select(ops, scores, lengths, count, **options)
+    checks.check_summed(ops, 4, 300)
 
 
 def attend(ops: Any) -> None:
     """Dense and lists, many splits, what is left behind, and NaN in a page that only some lists hold."""
     for at, (group, dim, size) in enumerate(SHAPES):
-        store = make_store(ragged(size, 9), heads=2, dim=dim, page_size=size, dtype=HALVES[at % 2], seed=at)
+        lengths = checks.ragged(size, 9 * size + 3)
+        store = make_store(lengths, heads=2, dim=dim, page_size=size, dtype=HALVES[at % 2], seed=at)
         q = make_query(store, group)
         check_attend(ops, store, q, dim**-0.5, sinks=torch.randn(2 * group, generator=generator(at)))
         for heads in {2, 2 * group}:
@@ -87,21 +81,22 @@ def attend(ops: Any) -> None:
     # Lists of several splits, whose last block merges what all of them wrote.
     store = make_store([900, 1100, 300], heads=1, dim=64, page_size=16, dtype=torch.float16)
     check_attend(ops, store, make_query(store, 8), 0.125)
-    store = make_store(records.LENGTHS, heads=2, dim=64, page_size=16, dtype=torch.float16)
-    for listed in ("dense", "query heads"):
-        records.test_visits_count_every_read_of_every_query_head(ops, store, listed)
-        records.test_mass_is_the_probability_of_each_slot(ops, store, listed, "sum", True)
+    store = make_store([1100, 0, 1, 16, 17], heads=2, dim=64, page_size=16, dtype=torch.float16)
+    q, sinks = make_query(store, 4), torch.randn(8, generator=generator(4))
+    for listed in ("dense", "query heads", "tokens of kv heads"):
+        options = checks.lists(store, listed)
+        checks.check_visits(ops, store, q, **options)
+        checks.check_mass(ops, store, q, "sum", **options, sinks=sinks)
+        checks.check_lse(ops, store, q, 0.125, **options, sinks=sinks)
 
 
 def evict(ops: Any) -> None:
     """Every rule, with equal masses and without mass."""
     for seed, (sinks, recent, shared) in enumerate(((0, 0, False), (4, 9, True), (4, 0, False), (20, 30, True))):
-        store = make_store(evicting.LENGTHS, heads=2, dim=64, page_size=8, dtype=HALVES[seed % 2])
-        shape = (len(evicting.LENGTHS), 2, evicting.CAPACITY + 4)
-        mass = torch.randint(0, 12, shape, generator=generator(seed)).float() / 4
-        positions = evicting.shuffled_positions(shared, seed)
-        for weights in (mass, None):
-            evicting.both(ops, store, positions, weights, sinks=sinks, recent=recent, shared=shared)
+        store = make_store(checks.HELD, heads=2, dim=64, page_size=8, dtype=HALVES[seed % 2])
+        positions = checks.shuffled_positions(shared, seed)
+        for weights in (checks.quarters(seed), None):
+            checks.check_evict(ops, store, positions, weights, sinks=sinks, recent=recent, shared=shared)
 
 
 CHECKS: dict[str, Callable[[Any], None]] = {

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import empty_store, make_query, make_store
+from contract_cases import calls
+from kernel_cases import check_attend, empty_store, make_query, make_store
+from kernel_checks import check_lse
 
 from questbench._paths import kernel_sources
 from questbench.kernels import cuda
@@ -81,6 +83,26 @@ def test_queries_of_another_type_or_place_are_refused(ops: Any) -> None:
             ops.attend(wrong, store.paged, 0.1)
         with pytest.raises((TypeError, ValueError), match=error):
             ops.score(wrong, store.paged, skip_newest=True)
+
+
+def test_attention_over_more_splits_than_a_warp_has_lanes(ops: Any) -> None:
+    assert cuda.best_splits(2, 5200, 3 * 132) > 32
+    store = make_store([5200, 40], heads=1, dim=64, page_size=16, dtype=torch.bfloat16)
+    for page in (0, 180, 324):  # the greatest logits stand in the first split, in one beyond the 32nd, in the last
+        store.k_pages[int(store.page_table[0, page])] *= 3
+    q, sinks = make_query(store, 3), torch.tensor([2.0, -1.0, 9.0])
+    check_attend(ops, store, q, 0.125, sinks=sinks)
+    check_lse(ops, store, q, 0.125, sinks=sinks)
+
+
+def test_shapes_beyond_the_kernels_are_refused(ops: Any) -> None:
+    wide = calls()["score"]
+    wide["q"] = torch.zeros((2, 34, 64), dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="the CUDA kernels have groups of 1 to 16"):
+        ops.score(**wide)
+    thirds = make_store([40, 20], heads=2, dim=64, page_size=48, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="page sizes 4, 8"):
+        ops.attend(make_query(thirds, 2), thirds.paged, 0.1)
 
 
 def test_entries_of_another_type_are_refused(ops: Any) -> None:

@@ -8,11 +8,17 @@ import pytest
 import torch
 from gpu_bodies import DTYPES, GROUP_MAX, HEAD_DIMS, PAGE_SIZES, REHEARSED
 from kernel_cases import check_attend, empty_store, generator, make_query, make_store, random_lists
-from test_append import both as append_both
-from test_append import entries
-from test_evict import CAPACITY, LENGTHS, shuffled_positions
-from test_evict import both as evict_both
-from test_score import check as check_score
+from kernel_checks import (
+    HELD,
+    check_append,
+    check_evict,
+    check_lse,
+    check_score,
+    entries,
+    quarters,
+    shuffled_positions,
+    some_tokens,
+)
 
 from questbench.kernels._bounds import empty_bounds, read_bounds
 from questbench.kernels._ops import Ops
@@ -34,8 +40,8 @@ def ragged(page_size: int) -> list[int]:
 def test_append_keeps_bounds(ops: Ops, dtype: torch.dtype, dim: int, size: int) -> None:
     store = empty_store(3, 6, heads=2, dim=dim, page_size=size, dtype=dtype)
     for seed, count in enumerate((1, size - 1, 1, 2 * size + 1, 1)):
-        append_both(ops, store, *entries(store, count, seed))
-    append_both(ops, store, *entries(store, 5), new=torch.tensor([0, 5, 1], dtype=torch.int32))
+        check_append(ops, store, *entries(store, count, seed))
+    check_append(ops, store, *entries(store, 5), new=torch.tensor([0, 5, 1], dtype=torch.int32))
 
 
 @pytest.mark.parametrize(("dtype", "dim", "size"), SHAPES, ids=IDS)
@@ -55,6 +61,9 @@ def test_attend_dense_and_over_lists(ops: Ops, dtype: torch.dtype, dim: int, siz
     for heads in (2, 2 * group):
         pages, counts = random_lists(store, heads, LONG // size // 2 + 2)
         check_attend(ops, store, q, dim**-0.5, pages=pages, counts=counts)
+        tokens, counts = some_tokens(store, heads, LONG // 2)
+        check_attend(ops, store, q, dim**-0.5, tokens=tokens, counts=counts)
+        check_lse(ops, store, q, dim**-0.5, tokens=tokens, counts=counts)
     sinks = torch.randn(2 * group, generator=generator(1))
     check_attend(ops, store, q, dim**-0.5, softcap=4.0, sinks=sinks)
     check_attend(ops, store, q, dim**-0.5, prefix_q=make_query(store, group, seed=5), prefix=4)
@@ -79,12 +88,12 @@ def test_the_whole_step_equals_its_ops(ops: Ops, group: int, merge: str) -> None
 @pytest.mark.parametrize("size", PAGE_SIZES)
 def test_evict(ops: Ops, shared: bool, sinks: int, recent: int, size: int) -> None:
     dim, dtype = HEAD_DIMS[(sinks + size) % 3], DTYPES[recent % 2]
-    store = make_store(LENGTHS, heads=2, dim=dim, page_size=size, dtype=dtype)
+    store = make_store(HELD, heads=2, dim=dim, page_size=size, dtype=dtype)
     for seed in range(3):
-        mass = torch.randint(0, 12, (len(LENGTHS), 2, CAPACITY + 4), generator=generator(seed)).float() / 4
+        mass = quarters(seed)
         positions = shuffled_positions(shared, seed)
         for weights in (mass, None):
-            evict_both(ops, store, positions, weights, sinks=sinks, recent=recent, shared=shared)
+            check_evict(ops, store, positions, weights, sinks=sinks, recent=recent, shared=shared)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from gpu_bodies import OnDevice, promised
 from kernel_cases import check_attend, generator, make_query, make_store, random_lists
-from test_append import both, entries
-from test_evict import shuffled_positions
+from kernel_checks import check_append, entries, shuffled_positions
 
 from questbench.kernels._ops import Ops
 from questbench.kernels.reference import ReferenceOps
@@ -24,8 +23,8 @@ def ops() -> Ops:
 def test_writes_come_back(ops: Ops) -> None:
     store = make_store([20, 0, 9], heads=2, dim=64, page_size=8, dtype=torch.float16)
     store.page_table = torch.arange(store.page_table.numel(), dtype=torch.int32).view(3, -1)
-    both(ops, store, *entries(store, 3))
-    both(ops, store, *entries(store, 4), torch.tensor([4, 0, 1], dtype=torch.int32))
+    check_append(ops, store, *entries(store, 3))
+    check_append(ops, store, *entries(store, 4), torch.tensor([4, 0, 1], dtype=torch.int32))
 
 
 def test_views_travel_with_what_they_are_views_of(ops: Ops) -> None:

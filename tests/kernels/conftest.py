@@ -1,7 +1,4 @@
-"""The backends under test. Each test that asks for ``ops`` runs on every CPU backend that works on this machine.
-
-Backends of a GPU run the same tests in tests/gpu.
-"""
+"""What the tests of the CPU backend and of the builds share. ``tests/conformance`` has those that all backends pass."""
 
 from __future__ import annotations
 
@@ -9,21 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
-from questbench import kernels
-from questbench.kernels._ops import Ops
-
-
-def on_cpu() -> list[str]:
-    return [name for name in kernels.names() if kernels.load_class(name).device in ("cpu", "any")]
-
-
-@pytest.fixture(params=on_cpu())
-def ops(request: pytest.FixtureRequest) -> Ops:
-    name: str = request.param
-    if reason := kernels.available()[name]:
-        pytest.skip(f"{name}: {reason}")
-    return kernels.load(name)
 
 
 @pytest.fixture(autouse=True)

@@ -57,6 +57,13 @@ def calls() -> dict[str, Call]:
         "select per row": {"scores": scores, "lengths": held.lengths, "page_size": SIZE, **choice, "count": per_row},
         "attend": {**attended, **recorded, "sinks": torch.zeros(HEADS * GROUP), "prefix_q": q.clone(), "prefix": 3},
         "attend lists": {**listed, **recorded},
+        "attend tokens": {
+            **attended,
+            **recorded,
+            "tokens": torch.tensor([[[0, 7, 19]] * HEADS] * ROWS, dtype=torch.int32),
+            "counts": torch.full((ROWS, HEADS), 3, dtype=torch.int32),
+            "lse": torch.zeros((ROWS, HEADS * GROUP)),
+        },
         "attend_top": {**attended, **choice, "visits": _slots(torch.int32)},
         "evict": {
             **stored,
@@ -154,6 +161,12 @@ FAULTS: dict[str, dict[str, list[Fault]]] = {
         "pages": [to(torch.int64), wider, short(0), instead(None), holding(9), holding(-1), backwards],
         "counts": [to(torch.int64), wider, short(0), short(1), instead(None), holding(9), holding(-1)],
     },
+    "attend tokens": {
+        "tokens": [to(torch.int64), wider, short(0), instead(None), holding(40), holding(-1), holding(7), backwards],
+        "counts": [to(torch.int64), wider, short(1), instead(None), holding(4), holding(-1)],
+        "pages": [lambda _: torch.zeros((ROWS, HEADS, 3), dtype=torch.int32)],
+        "lse": [to(torch.float64), wider, short(0), short(1), flat],
+    },
     "attend_top": {
         "q": [to(torch.float32), short(0), short(1)],
         "bounds": [to(torch.float32), wider, short(0), short(1)],
@@ -191,6 +204,6 @@ def broken(call: str, name: str, index: int) -> Call:
     """The arguments of a call with one fault in them."""
     right, fault = calls()[call], FAULTS[call][name][index]
     if name not in FIELDS or "paged" not in right:
-        return {**right, name: fault(right[name])}
+        return {**right, name: fault(right.get(name))}
     paged = right["paged"]
     return {**right, "paged": paged._replace(**{FIELDS[name]: fault(getattr(paged, FIELDS[name]))})}

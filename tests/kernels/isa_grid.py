@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from kernel_cases import DTYPES, REFERENCE, check_attend, generator, make_query, make_store, random_lists
-from test_append import both, entries
-from test_attend_top import test_fused_equals_the_three_ops
+from kernel_checks import SIZE, check_append, check_lse, check_score, check_select, entries, some_tokens
 from test_linear import test_error_budget
-from test_score import check
-from test_select import test_equal_scores_go_to_the_lower_page_and_nan_first, test_random_scores_with_ties
 
 from questbench import kernels
+from questbench.kernels._ops import Ops
 
 
 def main() -> None:
@@ -29,13 +29,19 @@ def main() -> None:
         ):
             store = make_store([4 * size + 1, 0, 1, 1030], heads=2, dim=dim, page_size=size, dtype=dtype, seed=dim)
             q = make_query(store, group)
-            check(ops, store, q, skip_newest=False)
+            check_score(ops, store, q, skip_newest=False)
             sinks = torch.randn(2 * group, generator=generator(at))
             check_attend(ops, store, q, dim**-0.5, softcap=5.0, sinks=sinks)
             pages, counts = random_lists(store, 2, 5)
             check_attend(ops, store, q, dim**-0.5, pages=pages, counts=counts)
+            tokens, counts = some_tokens(store, 2, 40)
+            check_attend(ops, store, q, dim**-0.5, tokens=tokens, counts=counts, sinks=sinks)
+            check_lse(ops, store, q, dim**-0.5, tokens=tokens, counts=counts, sinks=sinks)
+            choice = {"count": 5, "width": 5, "force_newest": True, "merge": "sum_softmax"}
+            got, want = (top(q, store.paged, 0.125, **choice) for top in (ops.attend_top, partial(Ops.attend_top, ops)))
+            assert torch.equal(got, want)
         held = make_store([20, 9], heads=2, dim=64, page_size=16, dtype=dtype)
-        both(ops, held, *entries(held, 3))
+        check_append(ops, held, *entries(held, 3))
     # The specification and the kernels must meet here too: subnormal halves, halves that overflow, NaN.
     odd = torch.tensor([6e-8, 1e-5, 65504.0, -6e-5, torch.nan, torch.inf, -0.0, 1.0]).repeat(8)
     for dtype in DTYPES:
@@ -46,10 +52,11 @@ def main() -> None:
         assert torch.allclose(got, want, rtol=0, atol=0, equal_nan=True)
     for dtype in DTYPES:
         test_error_budget(dtype, 3)
+    scores = (torch.randn((2, 4, 300), generator=generator(3)) * 2).round()
+    scores[0, 0, ::7] = torch.nan
+    lengths = torch.tensor([300 * SIZE, 150 * SIZE - 1], dtype=torch.int32)
     for merge in ("none", "max"):
-        test_random_scores_with_ties(ops, 300, True, merge)
-    test_equal_scores_go_to_the_lower_page_and_nan_first(ops)
-    test_fused_equals_the_three_ops(ops, "sum_softmax", True, 4, 64, 16)
+        check_select(ops, scores, lengths, 40, width=40, force_newest=True, merge=merge, group=2)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ struct Attend {
   const int32_t* pages;  // [rows, lists, width] or null: every page
   const int32_t* counts;  // [rows, lists]
   int64_t lists, width;
+  bool tokens;  // `pages` lists slots, not pages
+  float* lse;   // [rows, query_heads] or null
   float* mass;  // [rows, kv_heads, slots] or null
   bool add_mass;
   int32_t* visits;  // [rows, kv_heads, slots] or null
@@ -48,7 +50,8 @@ struct Attend {
 
   int64_t group() const { return query_heads / paged.kv_heads; }
   int64_t heads() const { return query_heads / lists; }  // query heads that share a list
-  int64_t chunk_pages() const { return kChunk / paged.page_size; }
+  int64_t unit() const { return tokens ? 1 : paged.page_size; }  // entries of what a list holds
+  int64_t chunk_pages() const { return kChunk / unit(); }
   int64_t listed(int64_t row, int64_t list) const {
     return pages ? counts[row * lists + list] : paged.pages_of(row);
   }
@@ -172,9 +175,58 @@ __attribute__((always_inline)) inline void touch(const Attend<T>& job, int64_t r
   __builtin_prefetch(base + job.paged.tile(row, job.page(row, list, i < last ? i : i - last + first), head), 0, 3);
 }
 
+// Up to kLanes rows of `stored`, of the tokens that a list names from the i-th on, side by side in `tile`; the rows behind
+// them are fetched. Returns how many.
+template <typename T>
+int gather(const Attend<T>& job, const T* stored, int64_t row, int64_t list, int64_t head, int64_t i, int64_t last,
+           T* tile) {
+  const Paged<T>& paged = job.paged;
+  const int64_t dim = paged.head_dim, bytes = dim * static_cast<int64_t>(sizeof(T));
+  const int64_t ahead = std::min<int64_t>(i + 2 * kLanes, last);
+  for (int64_t t = i + kLanes; t < ahead; ++t)
+    prefetch_row(stored + paged.entry(row, job.page(row, list, t), head), bytes);
+  const int count = static_cast<int>(std::min<int64_t>(kLanes, last - i));
+  for (int t = 0; t < count; ++t)
+    std::copy_n(stored + paged.entry(row, job.page(row, list, i + t), head), dim, tile + t * dim);
+  return count;
+}
+
+// Products of the queries of a list with `count` keys of slots below the prefix, which have queries of their own.
+template <typename T>
+void shift_logits(const Attend<T>& job, int64_t first_head, const T* tile, int64_t count, float* logits) {
+  const int64_t dim = job.paged.head_dim;
+  for (int64_t g = 0; g < job.heads(); ++g)
+    for (int64_t s = 0; s < count; ++s) {
+      float product = 0;
+      for (int64_t d = 0; d < dim; ++d)
+        product += to_float(job.prefix_q[(first_head + g) * dim + d]) * to_float(tile[s * dim + d]);
+      logits[g * (kChunk + kLanes) + s] = product;
+    }
+}
+
+// The products of a chunk's listed tokens.
+template <typename T, int D>
+void token_logits(const Attend<T>& job, int64_t row, int64_t list, int64_t head, int64_t first, int64_t last,
+                  const Query<T>* query, T* tile, float* logits) {
+  const int64_t dim = job.paged.head_dim, heads = job.heads();
+  for (int64_t i = first; i < last; i += kLanes, logits += kLanes) {
+    const int count = gather(job, job.paged.k, row, list, head, i, last, tile);
+    dots<T, D>(tile, dim, count, query, dim, static_cast<int>(heads), logits, kChunk + kLanes, tile, dim);
+    for (int t = 0; t < count; ++t) {
+      const int64_t slot = job.page(row, list, i + t);
+      if (job.prefix_q != nullptr && slot < job.prefix)
+        shift_logits(job, row * job.query_heads + list * heads, tile + t * dim, 1, logits + t);
+      if (job.visits == nullptr) continue;
+#pragma omp atomic
+      job.visits[(row * job.paged.kv_heads + head) * job.visit_slots + slot] += static_cast<int32_t>(heads);
+    }
+  }
+}
+
 // One chunk of one list: keys, softmax, values. `stride` later comes, most likely, the item this thread does next.
 template <typename T, int D>
-void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* logits, T* rounded, Query<T>* query) {
+void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* logits, T* rounded, Query<T>* query,
+                  T* gathered) {
   const Paged<T>& paged = job.paged;
   const int64_t chunk = item % job.chunks, list = item / job.chunks % job.lists, row = item / job.chunks / job.lists;
   const int64_t heads = job.heads(), size = paged.page_size, dim = paged.head_dim, width = sums_width(dim);
@@ -193,7 +245,11 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
   int64_t entries = 0;
   const int64_t distance = fetch_distance(heads);
   const int block = static_cast<int>(std::min<int64_t>(size, kLanes));
-  for (int64_t i = first; i < last; ++i) {
+  if (job.tokens) {
+    token_logits<T, D>(job, row, list, head, first, last, query, gathered, logits);
+    entries = last - first;
+  }
+  for (int64_t i = first; i < last && !job.tokens; ++i) {
     const int64_t page = job.page(row, list, i), valid = paged.valid(row, page);
     const T* tile = paged.k + paged.tile(row, page, head);
     const int64_t ahead = i + distance;
@@ -207,13 +263,7 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
                  following + t * dim, dim);
       if (job.prefix_q != nullptr && page * size + t < job.prefix) {
         const int64_t shifted = std::min<int64_t>(count, job.prefix - page * size - t);
-        for (int64_t g = 0; g < heads; ++g)
-          for (int64_t s = 0; s < shifted; ++s) {
-            float product = 0;
-            for (int64_t d = 0; d < dim; ++d)
-              product += to_float(job.prefix_q[(first_head + g) * dim + d]) * to_float(tile[(t + s) * dim + d]);
-            logits[g * (kChunk + kLanes) + entries + s] = product;
-          }
+        shift_logits(job, first_head, tile + t * dim, shifted, logits + entries);
       }
       entries += count;
     }
@@ -250,22 +300,25 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
   std::fill_n(acc, heads * width, 0.0f);
   // One head alone waits for memory either way, and keeps its weights as they are.
   const bool in_pairs = kPairs<T> && heads > 1;
+  const auto weigh = [&](const T* tile, int64_t count, const T* following) {
+    const int rows = static_cast<int>(count), shared = static_cast<int>(heads);
+    if (in_pairs) {
+      if constexpr (kPairs<T>)
+        add_values_in_pairs(tile, rows, rounded + entries, kChunk + kLanes, shared, dim, acc, width, following);
+    } else {
+      add_values<T, D>(tile, rows, logits + entries, kChunk + kLanes, shared, dim, acc, following);
+    }
+    entries += count;
+  };
   entries = 0;
-  for (int64_t i = first; i < last; ++i) {
-    const int64_t page = job.page(row, list, i), valid = paged.valid(row, page);
-    const T* tile = paged.v + paged.tile(row, page, head);
+  for (int64_t i = first; i < last && job.tokens; i += kLanes)
+    weigh(gathered, gather(job, paged.v, row, list, head, i, last, gathered), gathered);
+  for (int64_t i = first; i < last && !job.tokens; ++i) {
+    const int64_t page = job.page(row, list, i);
     const T* following = i + distance < last ? paged.v + paged.tile(row, job.page(row, list, i + distance), head)
                                              : first_keys(job, item + stride, i + distance - last);
     if (job.pages != nullptr) touch(job, row, list, head, first, last, i + last - first);
-    if (in_pairs) {
-      if constexpr (kPairs<T>)
-        add_values_in_pairs(tile, static_cast<int>(valid), rounded + entries, kChunk + kLanes, static_cast<int>(heads),
-                            dim, acc, width, following);
-    } else {
-      add_values<T, D>(tile, static_cast<int>(valid), logits + entries, kChunk + kLanes, static_cast<int>(heads), dim, acc,
-                       following);
-    }
-    entries += valid;
+    weigh(paged.v + paged.tile(row, page, head), paged.valid(row, page), following);
   }
   for (int64_t g = 0; g < heads; ++g) {
     if (!in_pairs) {
@@ -284,17 +337,28 @@ void merge_chunks(const Attend<T>& job, int64_t row, int64_t query_head, float* 
   const int64_t width = sums_width(dim);
   const int64_t used = (job.listed(row, list) + job.chunk_pages() - 1) / job.chunk_pages();
   T* out = job.out + (row * job.query_heads + query_head) * dim;
+  const float none = -std::numeric_limits<float>::infinity();
+  float top = job.sinks ? job.sinks[query_head] : none;
+  float* lse = job.lse ? job.lse + row * job.query_heads + query_head : nullptr;
   if (used == 0) {
     for (int64_t d = 0; d < dim; ++d) from_float(0.0f, out + d);
+    if (lse) *lse = top;
     return;
   }
   const int64_t base = (row * job.lists + list) * job.chunks;
-  float top = job.sinks ? job.sinks[query_head] : -std::numeric_limits<float>::infinity();
   for (int64_t c = 0; c < used; ++c) top = std::max(top, job.partial_max[(base + c) * heads + g]);
   float total = job.sinks ? std::exp(job.sinks[query_head] - top) : 0.0f;
   for (int64_t c = 0; c < used; ++c) {
     factors[c] = std::exp(job.partial_max[(base + c) * heads + g] - top);
     total += factors[c] * job.partial_sum[(base + c) * heads + g];
+  }
+  if (lse) {
+    float sum = total;
+    if (top == none) {  // nothing but -inf: no weight, unless there is a NaN
+      sum = 0;
+      for (int64_t c = 0; c < used; ++c) sum += job.partial_sum[(base + c) * heads + g];
+    }
+    *lse = (top == none ? 0.0f : top) + std::log(sum);
   }
   for (int64_t c = 0; c < used; ++c) factors[c] /= total;
   for (int64_t d = 0; d < dim; ++d) {
@@ -317,9 +381,9 @@ void write_mass(const Attend<T>& job, int64_t row, int64_t head, float* factors)
     int64_t entry = 0;
     for (int64_t i = 0; i < job.listed(row, list); ++i) {
       if (i % job.chunk_pages() == 0) entry = i / job.chunk_pages() * kChunk;
-      const int64_t page = job.page(row, list, i), valid = paged.valid(row, page);
+      const int64_t page = job.page(row, list, i), valid = job.tokens ? 1 : paged.valid(row, page);
       for (int64_t t = 0; t < valid; ++t, ++entry)
-        mass[page * paged.page_size + t] += own[entry] * factors[i / job.chunk_pages()];
+        mass[page * job.unit() + t] += own[entry] * factors[i / job.chunk_pages()];
     }
   }
 }

@@ -223,22 +223,27 @@ inline void select(const Backend& backend, const TensorView& scores, const Tenso
 
 inline void attend(const Backend& backend, const TensorView& q, const TensorView& k_pages, const TensorView& v_pages,
                    const TensorView& table, const TensorView& lengths, const Optional<TensorView>& pages,
-                   const Optional<TensorView>& counts, const Optional<TensorView>& sinks,
-                   const Optional<TensorView>& prefix_q, const Optional<TensorView>& mass,
-                   const Optional<TensorView>& visits, const TensorView& out) {
+                   const Optional<TensorView>& tokens, const Optional<TensorView>& counts,
+                   const Optional<TensorView>& sinks, const Optional<TensorView>& prefix_q,
+                   const Optional<TensorView>& mass, const Optional<TensorView>& visits,
+                   const Optional<TensorView>& lse, const TensorView& out) {
   Contract is(backend, "attend", k_pages);
   is.pages(k_pages, v_pages);
   is.rows(table, lengths);
   is.queries(q);
   is.tensor("pages", pages, Type::kInt, "BHW");
+  if (pages.has_value() && tokens.has_value()) is.refuse("lists are of pages or of tokens, not of both");
+  is.tensor("tokens", tokens, Type::kInt, "BHW");
   is.tensor("counts", counts, Type::kInt, "BH");
-  if (pages.has_value() != counts.has_value()) is.refuse("pages come with their counts, and counts with pages");
-  if (pages.has_value() && is.size('H') != is.size('K') && is.size('H') != is.size('Q'))
+  const bool listed = pages.has_value() || tokens.has_value();
+  if (listed != counts.has_value()) is.refuse("pages or tokens come with their counts, and counts with pages or tokens");
+  if (listed && is.size('H') != is.size('K') && is.size('H') != is.size('Q'))
     is.refuse("lists are per KV head or per query head, not " + std::to_string(is.size('H')) + " of them");
   is.tensor("sinks", sinks, Type::kFloat, "Q");
   is.tensor("prefix_q", prefix_q, Type::kStored, "BQD");
   is.tensor("mass", mass, Type::kFloat, "BK*");
   is.tensor("visits", visits, Type::kInt, "BK*");
+  is.tensor("lse", lse, Type::kFloat, "BQ");
   is.tensor("out", out, Type::kStored, "BQD");
 }
 

@@ -24,6 +24,11 @@ struct Paged {
   int64_t tile(int64_t row, int64_t page, int64_t head) const {
     return (physical(row, page) * kv_heads + head) * page_size * head_dim;
   }
+  // One entry of a row, by its slot.
+  int64_t entry(int64_t row, int64_t slot, int64_t head) const {
+    const uint32_t at = static_cast<uint32_t>(slot), size = static_cast<uint32_t>(page_size);  // quicker than 64 bits
+    return tile(row, at / size, head) + at % size * head_dim;
+  }
   T* bounds_of(int64_t row, int64_t page, int64_t head) const {
     return bounds + (physical(row, page) * kv_heads + head) * 2 * head_dim;
   }

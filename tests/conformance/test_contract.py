@@ -17,9 +17,13 @@ from questbench.kernels.cpu import _Library
 
 
 @pytest.fixture
+def bare(ops: Any) -> Any:
+    """The backend as it is: what watches it in the emulator would copy strided tensors."""
+    return getattr(ops, "_inner", ops)
+
+
+@pytest.fixture
 def cpu() -> Ops:
-    if reason := kernels.available()["cpu"]:
-        pytest.skip(reason)
     return kernels.load("cpu")
 
 
@@ -28,8 +32,8 @@ def test_the_tests_check_values() -> None:
 
 
 @pytest.mark.parametrize("call", calls())
-def test_right_calls_pass(cpu: Ops, call: str) -> None:
-    getattr(cpu, call.split()[0])(**calls()[call])
+def test_right_calls_pass(bare: Any, call: str) -> None:
+    getattr(bare, call.split()[0])(**calls()[call])
 
 
 def test_there_are_a_hundred_broken_calls() -> None:
@@ -37,9 +41,9 @@ def test_there_are_a_hundred_broken_calls() -> None:
 
 
 @pytest.mark.parametrize(("call", "name", "index"), CASES)
-def test_a_broken_call_is_refused(cpu: Ops, call: str, name: str, index: int) -> None:
+def test_a_broken_call_is_refused(bare: Any, call: str, name: str, index: int) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
-        getattr(cpu, call.split()[0])(**broken(call, name, index))
+        getattr(bare, call.split()[0])(**broken(call, name, index))
     assert len(str(caught.value)) > 15
 
 
