@@ -9,14 +9,15 @@ from torch import Tensor
 
 from questbench import attention
 from questbench.attention import Observer, Scoring
-from questbench.cache import LayerCache, Rotate
+from questbench.cache import Layer, LayerCache, Rotate
 from questbench.kernels._bounds import read_bounds
 from questbench.kernels._ops import Ops
-from questbench.methods._base import Method
+from questbench.methods._base import Method, PromptMass
 from questbench.methods.h2o import H2O
 from questbench.methods.oracle import Oracle
 from questbench.methods.quest import Quest
 from questbench.methods.random import Random
+from questbench.methods.snapkv import SnapKV
 from questbench.methods.streaming_llm import StreamingLLM
 from questbench.methods.tova import TOVA
 
@@ -35,6 +36,7 @@ def sparse_methods(budget: int) -> dict[str, Method]:
         "quest-max": Quest(budget, group_merge="max"),
         "h2o": H2O(budget),
         "h2o-decode": H2O(budget, score_from="decode"),
+        "snapkv": SnapKV(budget, window=8),
         "tova": TOVA(budget),
         "streaming_llm": StreamingLLM(budget),
         "streaming_llm-text": StreamingLLM(budget, positions="text"),
@@ -43,8 +45,14 @@ def sparse_methods(budget: int) -> dict[str, Method]:
     }
 
 
+def visible(method: Method, seen: int, generated: int) -> int:
+    """Entries that one query head sees, ``generated`` tokens behind a prompt."""
+    grows = {"generated": generated} if isinstance(method, SnapKV) else {}
+    return method.tokens_visible(seen, PAGE, **grows)
+
+
 NAMES = tuple(sparse_methods(64))
-EVICTING = tuple(name for name, method in sparse_methods(64).items() if method.forget() is not None)
+EVICTING = tuple(name for name, method in sparse_methods(64).items() if method.keep_step() is not None)
 
 
 def rotary(x: Tensor, positions: Tensor) -> Tensor:
@@ -71,10 +79,10 @@ class Counter:
     visits: list[Tensor] = field(default_factory=list)
     seen: list[list[int]] = field(default_factory=list)
 
-    def step(self, layer: LayerCache, visits: Tensor) -> None:
+    def step(self, layer: Layer, visits: Tensor) -> None:
         self.visits.append(visits.clone())
         self.read.append((visits > 0).sum(-1))
-        self.resident.append(list(layer.held))
+        self.resident.append([layer.resident(row) for row in range(layer.rows)])
         self.seen.append(list(layer.seen))
 
 
@@ -122,7 +130,7 @@ class Driver:
         q, k, v = wide.to(self.dtype).split([self.heads, layer.kv_heads, layer.kv_heads], dim=1)
         return 2 * q, k, v
 
-    def prefill(self, lengths: list[int], collect: frozenset[str] = frozenset()) -> Tensor:
+    def prefill(self, lengths: list[int], collect: frozenset[PromptMass] = frozenset()) -> Tensor:
         """A prompt with left padding."""
         q, k, v = self.entries(max(lengths))
         self.layer.append(k, v, lengths)

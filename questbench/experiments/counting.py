@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor
 
-from questbench.cache import LayerCache
+from questbench.cache import Layer
 
 
 @dataclass
@@ -21,8 +21,8 @@ class Reads:
     """Entries one query head saw, mean over heads."""
     read: float
     """Distinct entries attended per KV head, mean over heads."""
-    resident: int
-    """Entries the cache held."""
+    resident: float
+    """Entries the cache held per KV head, mean over heads."""
     pages: float
     """Distinct pages attended per KV head, mean over heads."""
     scored: int
@@ -55,19 +55,18 @@ class ReadCounter:
     """Per decode step, one entry per counted layer."""
     _last_layer: int = -1
 
-    def step(self, layer: LayerCache, visits: Tensor) -> None:
+    def step(self, layer: Layer, visits: Tensor) -> None:
         """See :class:`questbench.attention.Observer`; for a batch of one row."""
         self.count(layer, visits, 0)
 
-    def count(self, layer: LayerCache, visits: Tensor, row: int) -> None:
+    def count(self, layer: Layer, visits: Tensor, row: int) -> None:
         """Count what row ``row`` of a batch read."""
         if layer.index < self.first_layer:
             return
         if layer.index <= self._last_layer or not self.steps:
             self.steps.append([])
         self._last_layer = layer.index
-        seen, held = layer.seen[row], layer.held[row]
-        counts = visits[row, :, :held]
+        seen, counts = layer.seen[row], visits[row]
         read = counts > 0
         distinct = int(read.sum())
         method = layer.method
@@ -78,7 +77,7 @@ class ReadCounter:
                 text=seen,
                 visible=int(counts.sum()) / self.query_heads,
                 read=distinct / layer.kv_heads,
-                resident=held,
+                resident=layer.resident(row),
                 pages=_pages(read, layer.page_size) / layer.kv_heads,
                 scored=method.tokens_scored(seen),
                 everything=limited and distinct == seen * layer.kv_heads,
@@ -105,7 +104,7 @@ class ReadCounter:
         return any(reads.everything for step in self.steps for reads in step)
 
     def _evidence(
-        self, layer: LayerCache, read: Tensor, row: int
+        self, layer: Layer, read: Tensor, row: int
     ) -> tuple[tuple[float, ...] | None, bool | None, bool | None]:
         """(per needle the share of its best mention that was read, all are whole, all are somewhere)."""
         if not self.needles:
@@ -130,26 +129,26 @@ class RowCounters:
     counters: Sequence[ReadCounter]
     active: Sequence[int]
 
-    def step(self, layer: LayerCache, visits: Tensor) -> None:
+    def step(self, layer: Layer, visits: Tensor) -> None:
         """See :class:`questbench.attention.Observer`."""
         for row, sample in enumerate(self.active):
             self.counters[sample].count(layer, visits, row)
 
 
-def _mention(layer: LayerCache, read: Tensor, row: int, span: Sequence[int]) -> tuple[float, bool, bool]:
+def _mention(layer: Layer, read: Tensor, row: int, span: Sequence[int]) -> tuple[float, bool, bool]:
     """(share of the tokens that was read, all are in every KV head, each is in some KV head)."""
-    if layer.positions is None:
+    place = layer.places(row)
+    if place is None:
         return float(read[:, list(span)].float().mean()), True, True
-    place = layer.positions[row, :, : read.shape[1]]
     held = [place == position for position in span]
     return (
-        sum(float((slots & read).any(1).float().mean()) for slots in held) / len(span),
+        sum(float((slots & read[:, : place.shape[1]]).any(1).float().mean()) for slots in held) / len(span),
         all(bool(slots.any(1).all()) for slots in held),
         all(bool(slots.any()) for slots in held),
     )
 
 
 def _pages(read: Tensor, page_size: int) -> int:
-    """Pages with an entry that was read, over all heads; ``read`` is ``[Hk, held]``."""
+    """Pages with an entry that was read, over all heads; ``read`` is ``[Hk, slots]``."""
     missing = -read.shape[1] % page_size
     return int(F.pad(read, (0, missing)).unflatten(1, (-1, page_size)).any(2).sum())

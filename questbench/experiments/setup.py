@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from questbench import registry
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.experiments.grid import GridConfig, refusals_of
-from questbench.methods._base import CacheShape, Method
+from questbench.methods._base import Method, PromptMass
 from questbench.methods._make import PACKAGE, check_arguments, make, method_class
 
 if TYPE_CHECKING:
@@ -129,18 +129,9 @@ def load_ops(device: str, backend: str | None) -> Ops:
     return kernels.load(name)
 
 
-def cache_shape(model: PreTrainedModel, page_size: int) -> CacheShape:
-    """The shape of one layer's cache of a model."""
-    text = model.config.get_text_config(decoder=True)
-    heads = int(text.num_attention_heads)
-    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
-    head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    return CacheShape(heads, kv_heads, head_dim, page_size, int(model.dtype.itemsize))
-
-
-def observed(methods: Iterable[Method]) -> frozenset[str]:
+def observed(methods: Iterable[Method]) -> frozenset[PromptMass]:
     """The attention mass of the prompt that any of these methods judges by."""
-    return frozenset(method.prefill_observes for method in methods) - {"nothing"}
+    return frozenset(method.prompt_mass for method in methods) - {0}
 
 
 def base_cache(

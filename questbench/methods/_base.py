@@ -1,6 +1,15 @@
-"""What a method is: which entries a decode step reads (``select``) and which it keeps afterwards (``forget``).
+"""What a method is: a policy for one layer, said in a few optional hooks that are named for when they are called.
 
-Methods are declarative: they return *what* to read or keep, and ``attention.py`` carries it out with the ops of a
+    a layer is made       head_groups     which KV heads go under which method, each group in a cache of its own
+    a cache is made       start           state of the method's own beside the cache
+    the prompt's end      prompt_mass     whose attention of the prompt is collected; ``judge`` makes importance of it
+                          keep_prompt     what is kept
+    a step begins         select          what is read
+    a step ends           step_mass       what attention of the step is kept
+                          keep_step       what is kept
+    a later turn          reread          how several queries see what is resident
+
+Methods are declarative: they return *what* to read or keep, and ``attention/`` carries it out with the ops of a
 backend. Dense is a method.
 """
 
@@ -8,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,9 +26,10 @@ from questbench.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from questbench.kernels._ops import Merge, Ops
+    from questbench.kernels._ops import MassMode, Merge, Ops
 
-Observes = Literal["nothing", "last", "sum"]
+PromptMass = int | Literal["sum"]
+"""Whose attention of a prompt is summed per entry and KV head: its last n queries', or (``sum``) all queries'."""
 Layer = Any
 """A ``LayerCache``, which a method's own file may name: it imports this one, and no two files import each other."""
 
@@ -89,18 +100,73 @@ class Keep:
 
 @dataclass(frozen=True)
 class CacheShape:
-    """The shape of one layer's cache, for traffic predictions."""
+    """One layer's cache: its shape, and which layer of the model it is."""
 
     query_heads: int
     kv_heads: int
     head_dim: int
     page_size: int
     element_bytes: int
+    index: int = 0
+    layers: int = 1
+    """Of the model; 1 where a layer stands alone."""
 
     @property
     def entry_bytes(self) -> int:
         """Bytes of one entry: its key and value in all KV heads. The bounds of one page weigh the same."""
         return 2 * self.kv_heads * self.head_dim * self.element_bytes
+
+    def part(self, kv_heads: int) -> CacheShape:
+        """The cache of some of the KV heads and of the query heads that read them."""
+        group = self.query_heads // self.kv_heads
+        return dataclasses.replace(self, query_heads=group * kv_heads, kv_heads=kv_heads)
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """KV heads of a layer that are stored together, under a method of their own."""
+
+    heads: tuple[int, ...]
+    method: Method
+
+
+class State:
+    """What a method keeps of one layer beside its cache: codes, centroids, a selection, an average.
+
+    It goes wherever the cache goes: the cache tells it of every change. Steps may be captured in a CUDA graph, so that
+    :meth:`appended` of one entry per row and :meth:`stepped` must be the same device operations each time, on tensors
+    that stay where they are. A method that needs less overrides less.
+    """
+
+    def appended(self, layer: Layer, new: Sequence[int]) -> None:
+        """The last ``new[b]`` entries of each row have just been stored, in the slots behind the others."""
+
+    def prompted(self, layer: Layer) -> None:
+        """A prompt is complete, and what the method does not keep of it is gone."""
+
+    def stepped(self, layer: Layer) -> None:
+        """A decode step has read, its mass is collected, and nothing is dropped yet: ``layer.mass`` may be changed."""
+
+    def moved(self, layer: Layer, kept: Sequence[Tensor]) -> None:
+        """Entries were gathered: slot i of row b is the former slot ``kept[b][h, i]`` (``[Hk, n]`` int64)."""
+
+    def fit(self, layer: Layer, slots: int) -> None:
+        """Rows may have ``slots`` entries from now on: make room."""
+
+    def fork(self, layer: Layer) -> State:
+        """A state of its own for ``layer``, which holds the same entries in the same slots."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be forked")
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Row i becomes the old row ``rows[i]``."""
+        raise NotImplementedError(f"{type(self).__name__} cannot select rows")
+
+    def rewind(self, held: Sequence[int]) -> None:
+        """Each row has forgotten its newest entries and holds ``held[b]``."""
+
+    def bytes(self, layer: Layer, stored: int) -> int:
+        """Bytes of the layer's entries and of this state together, where the entries alone would take ``stored``."""
+        return stored
 
 
 @dataclass(frozen=True)
@@ -110,10 +176,8 @@ class Method(ABC):
     budget: int = 2048
     """KV entries visible to one query head in a decode step, itself included, in every non-dense layer."""
 
-    observes: ClassVar[Observes] = "nothing"
-    """Attention mass of decode steps that ``forget`` needs: none, this step's, or the running sum."""
-    needs_bounds: ClassVar[bool] = False
-    """Whether the cache must keep page bounds."""
+    step_mass: ClassVar[MassMode] = "none"
+    """Attention mass of decode steps that ``keep_step`` needs: none, this step's, or the running sum."""
     budgeted: ClassVar[bool] = True
     """Whether the budget limits what is read; only dense has none."""
     yardstick: ClassVar[bool] = False
@@ -127,30 +191,8 @@ class Method(ABC):
         return type(self).__module__.rsplit(".", 1)[-1]
 
     @property
-    def prefill_observes(self) -> Observes:
-        """Attention mass of the prefill's queries that ``forget`` needs: none, the last row's, or all rows' sum."""
-        return "nothing"
-
-    @property
-    def scores_newest(self) -> bool:
-        """Whether the newest page, which may be open, is scored too: its bounds must then be kept at every step."""
-        return False
-
-    @property
-    def warmup_steps(self) -> int:
-        """Decode steps after the prefill that read everything because the algorithm itself says so."""
-        return 0
-
-    @abstractmethod
-    def select(self, q: Tensor, layer: Layer, ops: Ops) -> Selection:
-        """What the query ``[B, Hq, D]`` of this decode step reads. The new entry is already in the cache."""
-
-    def reread(self, q: Tensor, layer: Layer) -> Everything:
-        """How the queries ``[B, H, D]`` of a later turn (several tokens behind a filled cache) see what is resident."""
-        return Everything()
-
-    def forget(self) -> Keep | None:
-        """What is kept after each decode step and after the prefill; ``None`` keeps everything."""
+    def needs_bounds(self) -> Literal["closed", "all"] | None:
+        """Pages whose key bounds must be right at every step: ``all``, those that are full, or none."""
         return None
 
     @property
@@ -159,20 +201,77 @@ class Method(ABC):
         return False
 
     @property
-    def forgets_prefill(self) -> bool:
-        """Whether ``forget`` applies right after the prefill too (else only after the first decode step)."""
-        return True
+    def prompt_mass(self) -> PromptMass:
+        """Attention of the prompt that ``judge`` needs: that of its last n queries (0: none), or the sum over all."""
+        return 0
+
+    @property
+    def warmup_steps(self) -> int:
+        """Decode steps after the prefill that read everything because the algorithm itself says so."""
+        return 0
 
     def check(self, page_size: int) -> None:
         """Raise UsageError if the parameters make no sense with this page size."""
 
+    def head_groups(self, shape: CacheShape) -> tuple[HeadGroup, ...]:
+        """How this layer is stored: which KV heads under which method. One group of all heads is the usual cache.
+
+        Raises:
+            UsageError: the parameters make no sense for a layer of this shape and place.
+        """
+        return (HeadGroup(tuple(range(shape.kv_heads)), self),)
+
+    def start(self, layer: Layer) -> State | None:
+        """State for a new cache, which may hold entries already where it is a fork of another method's."""
+        return None
+
+    def judge(self, layer: Layer, mass: Tensor) -> Tensor:
+        """Importance of the entries at the prompt's end, from the ``prompt_mass`` that was collected.
+
+        Args:
+            mass: ``[B, Hk, n]`` fp32, summed over the query heads of a group; row b has ``layer.held[b]`` entries.
+
+        Returns:
+            ``[B, Hk, n]``; what ``keep_prompt`` with ``by="mass"`` goes by.
+        """
+        return mass
+
+    def keep_prompt(self) -> Keep | None:
+        """What is kept after a prompt; ``None`` keeps everything."""
+        return self.keep_step()
+
+    @abstractmethod
+    def select(self, q: Tensor, layer: Layer, ops: Ops) -> Selection:
+        """What the query ``[B, Hq, D]`` of this decode step reads. The new entry is already in the cache."""
+
+    def keep_step(self) -> Keep | None:
+        """What is kept after each decode step; ``None`` keeps everything."""
+        return None
+
+    def reread(self, q: Tensor, layer: Layer) -> Everything:
+        """How the queries ``[B, H, D]`` of a later turn (several tokens behind a filled cache) see what is resident.
+
+        Each of them sees what the turn before has left, and the new entries up to its own.
+        """
+        return Everything()
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether it drops nothing, so that its cache can share the pages of a dense one."""
+        return self.keep_prompt() is None and self.keep_step() is None
+
+    def tokens_resident(self, length: int) -> int:
+        """Entries per KV head that a cache holds in the first step behind a prompt of ``length - 1`` tokens."""
+        keep = self.keep_prompt() or self.keep_step()
+        return length if keep is None else min(length, keep.entries + 1)
+
     @abstractmethod
     def tokens_visible(self, length: int, page_size: int) -> int:
-        """Entries one query head sees in a step when the text, the query's token included, is ``length`` long."""
+        """Entries one query head sees in the first step behind a prompt of ``length - 1`` tokens."""
 
     @abstractmethod
     def bytes_read(self, length: int, shape: CacheShape) -> int:
-        """Bytes of cache that one decode step of one row must read in one layer: KV entries and page bounds."""
+        """Bytes of cache that this step of one row must read in one layer: KV entries and page bounds."""
 
     def tokens_scored(self, length: int) -> int:
         """Keys read to decide what to attend; counted apart from the entries attended. Only yardsticks do that."""

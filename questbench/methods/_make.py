@@ -89,7 +89,7 @@ def check_arguments(names: Iterable[str], arguments: Mapping[str, str]) -> None:
 
 
 def _fields(kind: type[Method]) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind, include_extras=True, localns={"Tensor": object, "Observes": str})
+    hints = typing.get_type_hints(kind, include_extras=True, localns={"Tensor": object, "MassMode": str})
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name != "budget"}
 
 

@@ -28,7 +28,7 @@ class Window(Method):
         """Everything that is still there."""
         return Everything()
 
-    def forget(self) -> Keep:
+    def keep_step(self) -> Keep:
         """What the next query sees besides itself."""
         return Keep(self.budget - 1, recent=self.budget - 1, by="age")
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from questbench.methods._base import CacheShape, Everything, Keep, Method, Observes, Selection, at_least
+from questbench.methods._base import CacheShape, Everything, Keep, Method, PromptMass, Selection, at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from questbench.cache import LayerCache
-    from questbench.kernels._ops import Ops
+    from questbench.kernels._ops import MassMode, Ops
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,13 @@ class H2O(Method):
     score_from: Literal["prefill", "decode"] = "prefill"
     """Where accumulation starts."""
 
-    observes: ClassVar[Observes] = "sum"
+    step_mass: ClassVar[MassMode] = "sum"
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.14048"
 
     @property
-    def prefill_observes(self) -> Observes:
+    def prompt_mass(self) -> PromptMass:
         """Column sums of the prompt's attention."""
-        return "sum" if self.score_from == "prefill" else "nothing"
-
-    @property
-    def forgets_prefill(self) -> bool:
-        """Without scores from the prefill nothing can be dropped before the first step."""
-        return self.score_from == "prefill"
+        return "sum" if self.score_from == "prefill" else 0
 
     @property
     def warmup_steps(self) -> int:
@@ -53,7 +48,11 @@ class H2O(Method):
         """Everything that is still there."""
         return Everything()
 
-    def forget(self) -> Keep:
+    def keep_prompt(self) -> Keep | None:
+        """Without scores from the prefill nothing can be dropped before the first step."""
+        return self.keep_step() if self.score_from == "prefill" else None
+
+    def keep_step(self) -> Keep:
         """Half the budget heavy, half recent."""
         return Keep(self.budget - 1, recent=self.budget - 1 - self.budget // 2, by="mass")
 

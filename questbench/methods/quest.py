@@ -40,7 +40,6 @@ class Quest(Method):
     group_merge: Literal["sum_softmax", "max"] = "sum_softmax"
     """How the query heads of a KV head agree, where they share a list."""
 
-    needs_bounds: ClassVar[bool] = True
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.10774"
 
     def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
@@ -57,9 +56,9 @@ class Quest(Method):
         return TopPages(count, width, force_newest=False, merge=merge)
 
     @property
-    def scores_newest(self) -> bool:
+    def needs_bounds(self) -> Literal["closed", "all"]:
         """The accuracy code ranks the newest page like the others; the kernels always read it."""
-        return self.variant == "eval"
+        return "all" if self.variant == "eval" else "closed"
 
     def check(self, page_size: int) -> None:
         """At least one whole page must fit the budget, but for ``eval``, which reads three pages at any budget."""
@@ -86,10 +85,10 @@ class Quest(Method):
             scored = 0 if self.variant == "kernel" else pages
             return shape.entry_bytes * (length + scored)
         group = shape.query_heads // shape.kv_heads if self._per_query_head else 1
-        scored = pages - int(not self.scores_newest)
+        scored = pages - int(self.needs_bounds == "closed")
         # The bounds of a page, one maximum and one minimum vector, weigh as much as one entry's key and value; where
         # a KV head has one query head, only one bound of each channel counts and only that is read.
-        halves = 1 if shape.query_heads == shape.kv_heads and not self.scores_newest else 2
+        halves = 1 if shape.query_heads == shape.kv_heads and self.needs_bounds == "closed" else 2
         return shape.entry_bytes * min(length, group * visible) + shape.entry_bytes * scored * halves // 2
 
     def arguments(self, page_size: int) -> dict[str, object]:

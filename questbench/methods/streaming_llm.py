@@ -55,7 +55,7 @@ class StreamingLLM(Method):
         rotated = layer.rotate(q, lag)
         return Everything(prefix_q=rotated.to(q.dtype), prefix=self.sinks)
 
-    def forget(self) -> Keep:
+    def keep_step(self) -> Keep:
         """Sinks and the window."""
         return Keep(self.budget - 1, sinks=self.sinks, recent=self.budget - 1 - self.sinks, by="age")
 

@@ -13,32 +13,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from questbench.methods._base import CacheShape, Everything, Keep, Method, Observes, Selection, at_least
+from questbench.methods._base import CacheShape, Everything, Keep, Method, PromptMass, Selection, at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from questbench.cache import LayerCache
-    from questbench.kernels._ops import Ops
+    from questbench.kernels._ops import MassMode, Ops
 
 
 @dataclass(frozen=True)
 class TOVA(Method):
     """Keeps the entries that the newest query attends to most."""
 
-    observes: ClassVar[Observes] = "last"
+    step_mass: ClassVar[MassMode] = "last"
     paper: ClassVar[str] = "https://arxiv.org/abs/2401.06104"
 
     @property
-    def prefill_observes(self) -> Observes:
+    def prompt_mass(self) -> PromptMass:
         """The attention of the prompt's last query."""
-        return "last"
+        return 1
 
     def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
         """Everything that is still there."""
         return Everything()
 
-    def forget(self) -> Keep:
+    def keep_step(self) -> Keep:
         """The heaviest entries of this step; the newest is not protected."""
         return Keep(self.budget - 1, by="mass", shared=True)
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from questbench.cache import LayerCache
 from questbench.errors import CellError
 from questbench.kernels._flashinfer_steps import DenseSteps, Heads
 from questbench.models import _plan
-from questbench.models._static_layer import StaticLayer
 from questbench.models.graph_loop import GraphLoop
 from questbench.models.hf_cache import SparseCache
 
@@ -43,7 +43,7 @@ class BaselineLoop(GraphLoop):
         super().__init__(model, cache, **options)
         self._make = make
         self._of_layer: dict[int, DenseSteps] = {}
-        self._leaders: dict[int, tuple[DenseSteps, StaticLayer]] = {}
+        self._leaders: dict[int, tuple[DenseSteps, LayerCache]] = {}
         """The first layer of every page table: lengths are taken from it."""
 
     def _unfit(self) -> str | None:
@@ -85,11 +85,11 @@ class BaselineLoop(GraphLoop):
         if layer.index in self._leaders:
             steps.refresh(store.lengths)
         out = steps.attend(q, store.paged.k, store.paged.v, store.lengths)
-        store.forget()
+        store.end_step()
         return out.flatten(1)
 
 
-def _try_out(steps: DenseSteps, store: StaticLayer, heads: Heads) -> None:
+def _try_out(steps: DenseSteps, store: LayerCache, heads: Heads) -> None:
     """Run once outside a graph, which compiles what must be compiled, and compare with our own attention."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn((store.rows, heads.query, heads.dim), generator=generator).to(store.device, heads.dtype)

@@ -1,7 +1,7 @@
 """The decode loop as one CUDA graph: the whole step, sampling included, is launched at once.
 
 The first steps run one by one: they compile, warm up and let methods drop what they drop after a prompt. Then every
-layer becomes a :class:`StaticLayer`, the step is captured, and each later step is one replay. Sliding-window layers,
+layer is frozen, the step is captured, and each later step is one replay. Sliding-window layers,
 whose tensors transformers replaces in every step, move into pages of ours for it (``methods/_window.py``).
 """
 
@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from questbench.cache import LayerCache
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.methods._window import Window
-from questbench.models._static_layer import StaticLayer
 from questbench.models.hf_cache import MethodLayer, SparseCache
 from questbench.models.rotary import changes_with_length
 from questbench.models.static_loop import Mark, StaticLoop
@@ -87,16 +86,17 @@ class GraphLoop(StaticLoop):
         if why := self._unfit():
             raise PrerequisiteError(f"This decode step cannot be captured: {why}.", "Use --loop eager.")
         self._steps = steps
-        self._limits = [self._limit(layer) for layer in self.layers]
+        self._limits = [limit for layer in self.layers for limit in self._limits_of(layer)]
         self._record = record or capture
         # A method that reads everything in its first steps reads another number of entries there than later.
         self._first = FIRST + max((layer.method.warmup_steps for layer in self.layers), default=0)
         self._replay: Callable[[], None] | None = None
 
-    def _limit(self, layer: MethodLayer) -> int | None:
-        """Entries that a layer has room for; ``None`` where it comes to drop one for each that it takes."""
-        keep, last = layer.method.forget(), max(self._held(layer)) + self._steps
-        return None if keep is not None and last > keep.entries else last
+    def _limits_of(self, layer: MethodLayer) -> Iterator[int | None]:
+        """Entries that each part of a layer has room for; ``None`` where it drops one for each that it takes."""
+        for part in layer.store.parts if layer.store else ():
+            keep, last = part.method.keep_step(), max(part.held) + self._steps
+            yield None if keep is not None and last > keep.entries else last
 
     def _unfit(self) -> str | None:
         if self.plan is None:
@@ -127,8 +127,9 @@ class GraphLoop(StaticLoop):
         Raises:
             UsageError: all steps that there is room for are made.
         """
-        for layer, limit in zip(self.layers, self._limits, strict=True):
-            if limit is not None and max(self._held(layer)) >= limit:
+        parts = [part for layer in self.layers if layer.store for part in layer.store.parts]
+        for part, limit in zip(parts, self._limits, strict=True):
+            if limit is not None and max(part.held) >= limit:
                 raise UsageError(
                     f"This loop has made the {self._steps} steps that it has room for.", "Build it with more steps."
                 )
@@ -152,8 +153,8 @@ class GraphLoop(StaticLoop):
 
     def _freeze(self) -> None:
         for layer in self.layers:
-            assert layer.store is not None
-            layer.store = StaticLayer.take(layer.store, self._steps)
+            for part in layer.store.parts if layer.store else ():
+                part.freeze(self._steps)
         for index, layer in enumerate(self.cache.layers):
             if not isinstance(layer, MethodLayer):
                 self.cache.layers[index] = self._paged(index, layer)
@@ -181,12 +182,13 @@ class GraphLoop(StaticLoop):
         )
         store.seen = [length - count for length, count in zip(seen, held, strict=True)]
         store.append(layer.keys, layer.values, held)
+        store.freeze(window.budget)
         paged = MethodLayer(index, window, settings)
-        paged.store, paged.columns, paged.is_initialized = StaticLayer.take(store, window.budget), max(seen), True
+        paged.store, paged.columns, paged.is_initialized = store, max(seen), True
         return paged
 
     def _before_recording(self) -> None:
-        """All layers are static, and no step has been recorded yet."""
+        """All layers are frozen, and no step has been recorded yet."""
 
     def _prepare(self) -> None:
         """Before every replay, on the host."""
@@ -195,7 +197,8 @@ class GraphLoop(StaticLoop):
         super()._advance()
         if self._replay is not None:
             for layer in self.cache.layers:
-                layer.store.advance()
+                for part in layer.store.parts:
+                    part.advance()
 
     def _look(self, number: int) -> bool:
         return number % LOOK_EVERY == LOOK_EVERY - 1

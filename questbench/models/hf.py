@@ -28,11 +28,12 @@ from questbench.attention import Observer
 from questbench.cache import Rotate
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.kernels._ops import Ops
-from questbench.methods._base import Method
+from questbench.methods._base import Method, PromptMass
 from questbench.methods.dense import Dense
 from questbench.models._forward import cache_argument, check_finite, check_tokens
 from questbench.models._padding import whole_mask
 from questbench.models._registration import NAME, register
+from questbench.models._shape import cache_shape
 from questbench.models.hf_cache import MethodLayer, Settings, SparseCache
 from questbench.models.rotary import rotations
 
@@ -52,7 +53,7 @@ def build_cache(
     ops: Ops | str | None = None,
     capacity: int = 0,
     observer: Observer | None = None,
-    collect: frozenset[str] = frozenset(),
+    collect: frozenset[PromptMass] = frozenset(),
     bounds: bool | None = None,
 ) -> SparseCache:
     """A cache for ``model`` that reads and keeps what ``method`` says.
@@ -65,7 +66,7 @@ def build_cache(
         ops: backend, by name or ready; the device's own by default.
         capacity: entries per row to allocate ahead.
         observer: watches every decode step.
-        collect: attention mass of the prefill to keep for :func:`fork`: ``last``, ``sum``.
+        collect: attention mass of the prefill to keep for :func:`fork`: see ``Method.prompt_mass``.
         bounds: keep page bounds even if ``method`` needs none, so that forks that do can share pages.
 
     Raises:
@@ -74,13 +75,13 @@ def build_cache(
     """
     layers = _template(model)
     backend = ops if isinstance(ops, Ops) else kernels.load(ops or next(model.parameters()).device.type)
-    _check_shape(model, backend, page_size)
     settings = Settings(page_size, backend, capacity, observer, collect, bounds)
     full = [index for index, layer in enumerate(layers) if not layer.is_sliding]
     methods = _assign(method, full, dense_layers, page_size)
+    _check_shape(model, backend, method, page_size, [index for index in full if index >= dense_layers] or full[:1])
     turns = _rotations(model, method, len(layers))
     for index in full:
-        layers[index] = MethodLayer(index, methods[index], settings, turns[index])
+        layers[index] = MethodLayer(index, methods[index], settings, turns[index], layers=len(layers))
     return SparseCache(layers, model, settings)
 
 
@@ -107,6 +108,8 @@ def fork(
     )
     full = [layer.index for layer in cache.layers if isinstance(layer, MethodLayer)]
     methods = _assign(method, full, dense_layers, settings.page_size)
+    sparse = [index for index in full if index >= dense_layers]
+    _check_shape(cache.model, settings.ops, method, settings.page_size, sparse)
     turns = _rotations(cache.model, method, len(cache.layers))
     # Sliding-window layers replace their tensors rather than write to them, so that a shallow copy is a copy.
     layers = [
@@ -250,14 +253,26 @@ def _template(model: PreTrainedModel) -> list[Any]:
     )
 
 
-def _check_shape(model: PreTrainedModel, ops: Ops, page_size: int) -> None:
-    """Refuse what the backend has no kernels for before anything is fed, as far as the model's configuration tells."""
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_attention_heads", None)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or (heads and config.hidden_size // heads)
-    if isinstance(kv_heads, int) and isinstance(head_dim, int) and page_size > 0:
-        ops.limits.check(ops.name, query_heads=heads, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size)
+def _check_shape(model: PreTrainedModel, ops: Ops, method: Method, page_size: int, sparse: list[int]) -> None:
+    """Refuse what the backend or the method has no way for before anything is fed, if the configuration tells shapes.
+
+    Args:
+        sparse: the layers under the method.
+    """
+    layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1)
+    for index in sparse:
+        try:
+            shape = cache_shape(model, page_size, index, layers)
+        except (AttributeError, TypeError):
+            return
+        ops.limits.check(
+            ops.name,
+            query_heads=shape.query_heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            page_size=page_size,
+        )
+        method.head_groups(shape)
 
 
 def _assign(method: Method, full: list[int], dense_layers: int, page_size: int) -> dict[int, Method]:

@@ -12,10 +12,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from questbench import attention
 from questbench.attention import Observer, Scoring
-from questbench.cache import LayerCache, Rotate
+from questbench.cache import Layer, Rotate, fork_layer, make_layer
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.kernels._ops import Ops
-from questbench.methods._base import Method
+from questbench.methods._base import CacheShape, Method, PromptMass
 
 
 class KVHandle:
@@ -53,7 +53,7 @@ class Settings:
     ops: Ops
     capacity: int = 0
     observer: Observer | None = None
-    collect: frozenset[str] = frozenset()
+    collect: frozenset[PromptMass] = frozenset()
     bounds: bool | None = None
     more: bool = False
     """The prompt goes on after this forward: nothing is dropped yet, and one token is no decode step."""
@@ -62,7 +62,7 @@ class Settings:
     _mask: Tensor | None = field(default=None, init=False)
     _valid: list[int] | None = field(default=None, init=False)
 
-    def decode(self, store: LayerCache, query: Tensor, scoring: Scoring) -> Tensor:
+    def decode(self, store: Layer, query: Tensor, scoring: Scoring) -> Tensor:
         """Attention of one new query ``[B, Hq, D]`` per row, watched and collected from as these settings say."""
         return attention.decode(store, query, scoring, self.observer, self.collect)
 
@@ -105,10 +105,12 @@ class MethodLayer(CacheLayerMixin):  # type: ignore[misc]
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, index: int, method: Method, settings: Settings, rotate: Rotate | None = None) -> None:
+    def __init__(
+        self, index: int, method: Method, settings: Settings, rotate: Rotate | None = None, *, layers: int = 1
+    ) -> None:
         super().__init__()
-        self.index, self.method, self.settings, self.rotate = index, method, settings, rotate
-        self.store: LayerCache | None = None
+        self.index, self.layers, self.method, self.settings, self.rotate = index, layers, method, settings, rotate
+        self.store: Layer | None = None
         self.query_heads: int | None = None
         self.columns = 0
         """Columns of the batch seen so far, padding included: what transformers takes for the length."""
@@ -123,20 +125,25 @@ class MethodLayer(CacheLayerMixin):  # type: ignore[misc]
                 "Use a model without latent (MLA) attention.",
             )
         rows, kv_heads, _, head_dim = key_states.shape
-        self.store = LayerCache(
+        shape = CacheShape(
+            self.query_heads or kv_heads,
+            kv_heads,
+            head_dim,
+            self.settings.page_size,
+            key_states.element_size(),
+            index=self.index,
+            layers=self.layers,
+        )
+        self.store = make_layer(
             self.method,
             self.settings.ops,
+            shape,
             rows=rows,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            page_size=self.settings.page_size,
             dtype=key_states.dtype,
             device=key_states.device,
             capacity=self.settings.capacity,
-            index=self.index,
             rotate=self.rotate,
             bounds=self.settings.bounds,
-            query_heads=self.query_heads,
         )
         self.is_initialized = True
 
@@ -169,22 +176,23 @@ class MethodLayer(CacheLayerMixin):  # type: ignore[misc]
         if columns == 1 and not in_prompt:
             out = self.settings.decode(store, query[:, :, 0].contiguous(), scoring)
             return out[:, :, None]
-        collect, resumed = self.settings.collect, self.settings.resumed
-        out = attention.prefill(store, query, keys, values, scoring, valid, collect, resumed)
-        if self.settings.more:
+        collect, resumed, more = self.settings.collect, self.settings.resumed, self.settings.more
+        out = attention.prefill(store, query, keys, values, scoring, valid, collect, resumed=resumed, more=more)
+        if more:
             return out
         store.end_prefill()
-        if not collect or not store.reversible:
-            store.prefill_mass.clear()
+        if not collect or not store.whole:
+            store.forget_prompt()
         return out
 
     def fork(self, method: Method, settings: Settings, rotate: Rotate | None) -> MethodLayer:
         """A layer of its own that starts from this one's entries, with what ``method`` drops of a prefill dropped."""
-        twin = MethodLayer(self.index, method, settings, rotate)
+        twin = MethodLayer(self.index, method, settings, rotate, layers=self.layers)
         twin.columns = self.columns
         if self.store is not None:
-            twin.store = self.store.fork(method, page_size=settings.page_size)
-            twin.store.rotate = rotate
+            twin.store = fork_layer(self.store, method, page_size=settings.page_size)
+            for part in twin.store.parts:
+                part.rotate = rotate
             twin.store.end_prefill()
             twin.is_initialized = True
         return twin

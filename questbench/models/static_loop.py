@@ -45,8 +45,8 @@ class Mark:
 
     tokens: Tensor
     places: Tensor
-    columns: list[tuple[int, list[int]]]
-    """Per layer of the cache: columns seen, entries held by each row."""
+    columns: list[tuple[int, list[list[int]]]]
+    """Per layer of the cache: columns seen, and of each part of it the entries held by each row."""
 
 
 class StaticLoop:
@@ -139,7 +139,7 @@ class StaticLoop:
 
     def mark(self) -> Mark:
         """Where the loop stands, for :meth:`rewind`."""
-        columns = [(layer.get_seq_length(), list(self._held(layer))) for layer in self.cache.layers]
+        columns = [(layer.get_seq_length(), _held(layer)) for layer in self.cache.layers]
         return Mark(self.tokens.clone(), self.places.clone(), columns)
 
     def rewind(self, mark: Mark) -> bool:
@@ -157,12 +157,6 @@ class StaticLoop:
         self.tokens.copy_(mark.tokens)
         self.places.copy_(mark.places)
         return whole
-
-    @staticmethod
-    def _held(layer: Any) -> list[int]:
-        if isinstance(layer, MethodLayer):
-            return [0] if layer.store is None else layer.store.held
-        return [layer.keys.shape[2]]
 
     def _look(self, number: int) -> bool:
         """Whether to ask after this step if all rows are done."""
@@ -227,6 +221,13 @@ class StaticLoop:
         return dense(q[:, :, None], keys, values, mask, block.window, block.scoring).flatten(1)
 
 
+def _held(layer: Any) -> list[list[int]]:
+    """Entries that each part of a layer holds in each row."""
+    if isinstance(layer, MethodLayer):
+        return [[0]] if layer.store is None else [list(part.held) for part in layer.store.parts]
+    return [[layer.keys.shape[2]]]
+
+
 def _seen(cache: SparseCache, mask: Tensor | None) -> list[int]:
     """Tokens of each row so far, padding apart."""
     if any(isinstance(layer, MethodLayer) for layer in cache.layers):
@@ -235,17 +236,18 @@ def _seen(cache: SparseCache, mask: Tensor | None) -> list[int]:
     return [cache.get_seq_length()] * rows if mask is None else mask.sum(1).tolist()
 
 
-def _go_back(layer: Any, columns: int, held: list[int]) -> bool:
+def _go_back(layer: Any, columns: int, held: list[list[int]]) -> bool:
     """Whether a layer is again what it was when it had seen ``columns`` and held ``held`` entries."""
     if isinstance(layer, MethodLayer):
-        layer.columns, store = columns, layer.store
-        if store is None or not store.reversible:
-            return False
-        store.rewind(held)
-        return store.method.observes != "sum"
+        layer.columns, whole = columns, layer.store is not None
+        for part, most in zip(layer.store.parts if layer.store else (), held, strict=False):
+            if part.reversible:
+                part.rewind(most)
+            whole &= part.reversible and part.method.step_mass != "sum"
+        return whole
     whole = bool(layer.keys.shape[2] == layer.cumulative_length)  # else the window has lost what stood before
     if whole:
-        layer.keys, layer.values = layer.keys[:, :, : held[0]], layer.values[:, :, : held[0]]
+        layer.keys, layer.values = layer.keys[:, :, : held[0][0]], layer.values[:, :, : held[0][0]]
     layer.cumulative_length = columns
     return whole
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from core_helpers import HEADS, KV_HEADS, NAMES, PAGE, Counter, Driver, run, sparse_methods
+from core_helpers import HEADS, KV_HEADS, NAMES, Counter, Driver, run, sparse_methods, visible
 
 from questbench.methods.dense import Dense
 from questbench.methods.quest import Quest
@@ -21,14 +21,14 @@ def test_counts_are_exact(name, ops):
         for row, length in enumerate(LENGTHS):
             seen = length + step + 1
             assert counter.seen[step][row] == seen
-            expected = seen if step < method.warmup_steps else method.tokens_visible(seen, PAGE)
+            expected = seen if step < method.warmup_steps else visible(method, seen, step + 1)
             assert (visits[row].sum(-1) == GROUP * expected).all(), "entries each query head sees"
             distinct = counter.read[step][row]
             if name == "quest-q_head":
                 assert (distinct >= expected).all() and (distinct <= min(seen, GROUP * expected)).all()
             else:
                 assert (distinct == expected).all()
-            evicts = method.forget() is not None
+            evicts = not method.keeps_all
             assert counter.resident[step][row] == (expected if evicts else seen)
 
 

@@ -157,11 +157,11 @@ def test_prefill_equals_decoding_token_by_token(ops, scoring):
 
 def test_collected_mass_is_the_sum_of_probabilities(ops):
     driver = Driver(Dense(), ops, 2)
-    driver.prefill([33, 12], frozenset({"last", "sum"}))
+    driver.prefill([33, 12], frozenset({1, "sum"}))
     mass = driver.layer.prefill_mass
     group = HEADS // KV_HEADS
     for row, length in enumerate([33, 12]):
-        torch.testing.assert_close(mass["last"][row].sum(-1), torch.full((KV_HEADS,), float(group)))
+        torch.testing.assert_close(mass[1][row].sum(-1), torch.full((KV_HEADS,), float(group)))
         torch.testing.assert_close(mass["sum"][row].sum(-1), torch.full((KV_HEADS,), float(group * length)))
         assert (mass["sum"][row, :, length:] == 0).all()
 

@@ -11,7 +11,7 @@ from questbench.methods.quest import Quest
 from questbench.methods.tova import TOVA
 
 LENGTHS = [37, 24, 40]
-BOTH = frozenset({"last", "sum"})
+BOTH = frozenset({1, 8, "sum"})
 
 
 def parent(ops, lengths=LENGTHS):

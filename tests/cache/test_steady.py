@@ -28,10 +28,10 @@ def test_positions_are_those_of_the_text(name, lengths, ops):
             layer.paged,
             0.1,
             mass=layer.mass,
-            mass_mode="none" if layer.method.observes == "nothing" else layer.method.observes,
+            mass_mode=layer.method.step_mass,
         )
-        driver.layer.forget()
-    assert driver.layer._newest == 23
+        driver.layer.end_step()
+    assert driver.layer._slots.newest == 23
 
 
 def test_a_prompt_in_between_starts_anew(ops):
@@ -39,11 +39,11 @@ def test_a_prompt_in_between_starts_anew(ops):
     driver.prefill([40, 40])
     for _ in range(3):
         driver.step()
-    assert driver.layer._newest is not None
+    assert driver.layer._slots.newest is not None
     _, k, v = driver.entries(3)
     driver.layer.append(k, v)
-    assert driver.layer._newest is None
+    assert driver.layer._slots.newest is None
     assert driver.layer.lag().tolist() == [26 - 46] * 2
-    driver.layer.forget()
+    driver.layer.end_step()
     driver.step()
     assert torch.equal(driver.layer.positions[0, 0, :23].sort().values, torch.tensor([0, 1, 2, 3, *range(28, 47)]))

@@ -12,12 +12,12 @@ from test_e2e import METHODS, SMALL, value
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
 from fake_planned import Device
 
+from questbench.cache.paging import PagePool
 from questbench.experiments import e2e
 from questbench.experiments.e2e import E2EConfig
 from questbench.kernels import flashinfer
 from questbench.models import graph_loop
 from questbench.models.shapes import SHAPES, Shape
-from questbench.paging import PagePool
 from questbench.report.tables import tables
 
 GRAPH = {

@@ -122,22 +122,23 @@ def test_a_budget_below_a_page_reads_three_pages(ops):
 
 
 @pytest.mark.parametrize("start", range(PAGE - 1, PAGE + 2))
-def test_a_static_layer_reads_enough_pages_at_page_boundaries(start, ops):
+def test_a_frozen_layer_reads_enough_pages_at_page_boundaries(start, ops):
     """Its host's count lags behind the device's by a step; the lists must be wide enough all the same."""
     from questbench import attention
-    from questbench.models._static_layer import StaticLayer
 
     outputs = []
     for static in (False, True):
         driver = Driver(Quest(6 * PAGE, variant="eval"), ops, 2)
         driver.prefill([3 * PAGE + start, 2 * PAGE + start])
-        layer = StaticLayer.take(driver.layer, 2 * PAGE) if static else driver.layer
+        layer = driver.layer
+        if static:
+            layer.freeze(2 * PAGE)
         made = []
         for _ in range(2 * PAGE):
             q, k, v = driver.entries(1)
             layer.append(k, v)
             made.append(attention.decode(layer, q[:, :, 0].contiguous(), driver.scoring))
-            if isinstance(layer, StaticLayer):
+            if static:
                 layer.advance()
         outputs.append(torch.stack(made))
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)

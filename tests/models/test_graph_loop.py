@@ -16,9 +16,8 @@ from questbench.methods._window import Window
 from questbench.methods.dense import Dense
 from questbench.methods.h2o import H2O
 from questbench.models import graph_loop
-from questbench.models._static_layer import StaticLayer
 from questbench.models.graph_loop import FIRST, GraphLoop
-from questbench.models.static_loop import StaticLoop
+from questbench.models.static_loop import StaticLoop, _held
 
 
 @pytest.mark.parametrize("kind", [StaticLoop, GraphLoop])
@@ -93,7 +92,7 @@ def test_short_windows_go_back(kind, steps, plan):
         made.append([loop.step().tolist() for _ in range(7 - 2 - steps)])
         assert loop.rewind(mark)
     assert made[0] and all(tokens == made[0] for tokens in made)
-    assert {max(loop._held(layer)) for layer in cache.layers} == {2 + steps}
+    assert {max(_held(layer)[0]) for layer in cache.layers} == {2 + steps}
     for _ in range(9):
         loop.step()
     assert not loop.rewind(mark), "windows have dropped entries"
@@ -155,4 +154,4 @@ def test_what_cannot_be_captured_says_why():
         GraphLoop(tiny("llama"), cache, steps=2, record=again)
     layer = prefilled(tiny("llama"), H2O(16, score_from="decode"), ids, mask)[0].layers[1].store
     with pytest.raises(UsageError, match="drop first"):
-        StaticLayer.take(layer, 4)
+        layer.freeze(4)

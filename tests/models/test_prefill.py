@@ -7,7 +7,7 @@ import torch
 from core_helpers import sparse_methods
 from tiny import prompts, tiny
 
-from questbench import attention
+from questbench.attention import causal
 from questbench.errors import UsageError
 from questbench.methods.dense import Dense
 from questbench.models import hf
@@ -57,18 +57,18 @@ def test_a_last_part_of_one_token_is_no_decode_step():
     assert [layer.store.steps for layer in cache.layers] == [1] * 4
 
 
-@pytest.mark.parametrize("mode", ["sum", "last"])
+@pytest.mark.parametrize("mode", ["sum", 1, 6, 25])
 def test_collected_mass_is_the_softmax_s(mode, monkeypatch):
     # Blocks of one row and of many give the same column sums as the whole matrix.
     model, (ids, _) = tiny("llama"), prompts([40])
     masses = []
-    for block in (1, attention.PREFILL_BLOCK):
-        monkeypatch.setattr(attention, "PREFILL_BLOCK", block)
+    for block in (1, causal.PREFILL_BLOCK):
+        monkeypatch.setattr(causal, "PREFILL_BLOCK", block)
         cache = build(model, Dense(), collect=frozenset({mode}))
         hf.prefill(model, ids, cache, chunk=17)
         masses.append(torch.stack([layer.store.prefill_mass[mode] for layer in cache.layers]))
     torch.testing.assert_close(masses[0], masses[1])
-    queries = 40 if mode == "sum" else 1
+    queries = 40 if mode == "sum" else mode
     assert torch.allclose(masses[0].sum(-1), torch.tensor(2.0 * queries), rtol=1e-5)  # two query heads per KV head
 
 
@@ -84,6 +84,6 @@ def test_parts_by_flash_attention_end_their_diagonal_in_the_same_corner(chunk, m
     model, (ids, mask) = tiny("llama"), prompts(LENGTHS)
     want = hf.prefill(model, ids, build(model, Dense()), mask=mask, chunk=chunk)
     asked = []
-    monkeypatch.setattr(attention, "_flash", lambda q, k, v: asked.append((q.shape, k.shape)) or True)
+    monkeypatch.setattr(causal, "_flash", lambda q, k, v: asked.append((q.shape, k.shape)) or True)
     close(hf.prefill(model, ids, build(model, Dense()), mask=mask, chunk=chunk), want)
     assert asked and all(q[1] < k[1] for q, k in asked), "later parts alone"

@@ -12,7 +12,6 @@ from questbench.methods.dense import Dense
 from questbench.methods.quest import Quest
 from questbench.models import _plan, hf, static_loop
 from questbench.models._forward import cache_argument
-from questbench.models._static_layer import StaticLayer
 from questbench.models.graph_loop import FIRST, GraphLoop
 from questbench.models.static_loop import StaticLoop
 
@@ -86,7 +85,7 @@ def test_generate_steps_and_loops_agree_token_for_token(name, method):
         cache, logits = prefilled(model, METHODS[method], ids, mask)
         loop = GraphLoop(model, cache, steps=NEW, record=again)
         assert loop.generate(logits.argmax(-1), NEW) == want.tolist()
-        assert all(isinstance(layer.store, StaticLayer) for layer in loop.layers)
+        assert all(layer.store.frozen for layer in loop.layers)
 
 
 @pytest.mark.parametrize("method", ["dense", "quest", "quest-q_head", "h2o", "h2o-decode", "tova", "streaming_llm"])
@@ -143,7 +142,7 @@ def storage(loop) -> list[int]:
     found = []
     for layer in loop.layers:
         store = layer.store
-        kept = [store.paged.k, store.paged.v, store.bounds, store._table, store.positions, store.mass]
+        kept = [store.paged.k, store.paged.v, store.bounds, store.pages.table, store.positions, store.mass]
         found += [part for tensor in kept if tensor is not None for part in (tensor.data_ptr(), tensor.numel())]
     return found
 

@@ -8,7 +8,7 @@ from questbench.errors import CellError
 from questbench.experiments import costs
 from questbench.experiments.accuracy.config import Cell, Work
 from questbench.experiments.accuracy.session import Session
-from questbench.experiments.setup import cache_shape
+from questbench.models._shape import cache_shape
 
 TEXT_BYTES = 200
 """Of one token of a prompt while it is made: words, their joined text, token numbers as Python objects."""
@@ -29,11 +29,8 @@ def needed(session: Session, work: Work, cells: Sequence[Cell]) -> int:
     tokens = work.length if session.max_length is None else min(work.length, session.max_length)
     own = [0]
     for cell in cells:
-        keep = cell.method.forget()
-        if keep is not None:
-            own.append(min(keep.entries + 1, tokens))
-        elif cell.page_size != cells[0].page_size:
-            own.append(tokens)
+        if not cell.method.keeps_all or cell.page_size != cells[0].page_size:
+            own.append(cell.method.tokens_resident(tokens))
     widest = max(int(getattr(text, "intermediate_size", 0) or 0), int(text.hidden_size))
     activations = 4 * min(tokens, PART) * widest * int(model.dtype.itemsize)
     cache = int(entry * (tokens + max(own)) * (1 + 1 / size))

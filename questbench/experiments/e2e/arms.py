@@ -56,7 +56,7 @@ def stages(loop: StaticLoop, rounds: int, clock: Callable[[], float]) -> dict[st
     Ops are called one by one here, so that their sum (``staged``) may exceed the time of a plain step.
     """
     seconds: dict[str, float] = {}
-    stores = [layer.store for layer in loop.layers if layer.store is not None]
+    stores = [part for layer in loop.layers if layer.store is not None for part in layer.store.parts]
     plain = stores[0].ops
     ops = StagedOps(plain, clock)
     arm = StepArm(loop)

@@ -188,12 +188,9 @@ def _held_bytes(session: Session, loop: StaticLoop, cell: Cell) -> tuple[int, in
     """
     kv = bounds = 0
     for layer in loop.layers:
-        store = layer.store
-        assert store is not None
-        pages = sum(-(-held // store.page_size) for held in store.held)
-        page = 2 * store.kv_heads * store.head_dim * store.dtype.itemsize
-        kv += pages * page * store.page_size
-        bounds += pages * page if store.method.needs_bounds else 0
+        assert layer.store is not None
+        stored, bounded = layer.store.bytes
+        kv, bounds = kv + stored, bounds + bounded
     entry = session.shape(cell).entry_bytes * cell.batch
     length = cell.seq_len + COUNTED
     return kv + sum(entry * min(window - 1, length) for window in session.windows() if window is not None), bounds

@@ -122,15 +122,14 @@ def need(
     slid = shape.entry_bytes * rows * sum(min(window, seq_len + room) for window in windows)
     own = {}
     for name, method in methods.items():
-        keep = method.forget()
         entries = new
-        entries += 0 if keep is None else min(keep.entries + 1, seq_len + room) + size
+        entries += 0 if method.keeps_all else method.tokens_resident(seq_len + room) + size
         # What is gathered is copied once more, one layer at a time.
-        copied = 0 if keep is None else 3 * shape.entry_bytes * rows * seq_len
+        copied = 0 if method.keeps_all else 3 * shape.entry_bytes * rows * seq_len
         own[name] = entry * entries + entry * entries // size + copied + slid
     if baselines:
         own["baselines"] = baselines * (entry * new + entry * new // size + slid) + LIBRARY_BYTES
     working = 4 * rows * part * widest * shape.element_bytes
-    if part and any(method.prefill_observes == "sum" for method in methods.values()):
+    if part and any(method.prompt_mass == "sum" for method in methods.values()):
         working += 4 * (128 << 20)
     return Need(entry * paged + entry * paged // size, own, working)

@@ -18,7 +18,6 @@ from questbench.experiments.e2e.memory import peak
 from questbench.experiments.e2e.noise import Noise
 from questbench.experiments.setup import (
     base_cache,
-    cache_shape,
     leading_layers,
     load_ops,
     observed,
@@ -26,10 +25,11 @@ from questbench.experiments.setup import (
     torch_dtype,
 )
 from questbench.kernels._ops import Ops
-from questbench.methods._base import CacheShape, Method
+from questbench.methods._base import CacheShape, Method, PromptMass
 from questbench.methods._make import make as make_method
 from questbench.models import hf, loading, quantise, static_loop
 from questbench.models._projection import weight_bytes
+from questbench.models._shape import cache_shape
 from questbench.models.baseline_loop import BaselineLoop
 from questbench.models.graph_loop import GraphLoop
 from questbench.models.hf_cache import MethodLayer, SparseCache
@@ -121,9 +121,10 @@ class Session:
 
     def cache_bytes(self, method: Method, cell: Cell) -> int:
         """Bytes of cache that one step reads in all layers and rows, at one token behind the prompt."""
-        shape, length, dense = self.shape(cell), cell.seq_len + 1, make_method("dense", 0)
+        length, dense, windows = cell.seq_len + 1, make_method("dense", 0), self.windows()
         total = 0
-        for index, window in enumerate(self.windows()):
+        for index, window in enumerate(windows):
+            shape = cache_shape(self.loaded.model, cell.page_size, index, len(windows))
             if window is not None:
                 total += shape.entry_bytes * min(window, length)
             else:
@@ -198,7 +199,7 @@ class Session:
         loop.tokens.copy_(first)
         return loop
 
-    def _fill(self, cache: SparseCache, cell: Cell, collect: frozenset[str]) -> Tensor:
+    def _fill(self, cache: SparseCache, cell: Cell, collect: frozenset[PromptMass]) -> Tensor:
         """Random entries in place of a prompt's; the mass that methods judge by is random too."""
         noise, generator = self.noise(cell), torch.Generator().manual_seed(self.config.seed)
         for layer in cache.layers:
@@ -213,9 +214,10 @@ class Session:
                 layer.store.append(k, v)
             layer.columns = cell.seq_len
             assert layer.store is not None
-            for mode in sorted(collect):
-                mass = torch.rand((cell.batch, layer.store.kv_heads, cell.seq_len), generator=generator)
-                layer.store.prefill_mass[mode] = mass.to(self.device)
+            for part in layer.store.parts:  # one: this cache is dense
+                for mode in sorted(collect, key=str):
+                    mass = torch.rand((cell.batch, part.kv_heads, cell.seq_len), generator=generator)
+                    part.prefill_mass[mode] = mass.to(self.device)
         return torch.ones(cell.batch, dtype=torch.long, device=self.device)
 
     def noise(self, cell: Cell) -> Any:

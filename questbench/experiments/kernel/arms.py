@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from questbench import attention
-from questbench.cache import LayerCache
+from questbench.cache import Layer, LayerCache, fork_layer, make_layer
 from questbench.experiments.counting import ReadCounter
 from questbench.experiments.staged import StageClock, StagedOps
 from questbench.kernels._ops import Ops
@@ -65,29 +65,27 @@ class Inputs:
         self.noise = draw(1, shape.kv_heads, tokens, shape.head_dim)
         self._values = self.noise.flip(-1)
 
-    def fill(self, layer: LayerCache, entries: int) -> None:
-        """Append ``entries`` random entries to every row."""
-        done = 0
-        while done < entries:
-            count = min(self.noise.shape[2], entries - done)
-            k, v = (x[:, :, :count].expand(self.shape.batch, -1, -1, -1) for x in (self.noise, self._values))
-            layer.append(k, v)
-            done += count
+    def fill(self, layer: Layer, length: int) -> None:
+        """Append as many random entries to every row as each part of a layer holds of a text of this length."""
+        for part, *both in zip(layer.parts, layer.split(self.noise), layer.split(self._values), strict=True):
+            done, entries = 0, part.method.tokens_resident(length + 1) - 1
+            while done < entries:
+                count = min(self.noise.shape[2], entries - done)
+                k, v = (x[:, :, :count].expand(self.shape.batch, -1, -1, -1) for x in both)
+                part.append(k, v)
+                done += count
 
 
-def new_layer(method: Method, ops: Ops, shape: LayerShape, capacity: int) -> LayerCache:
-    """An empty layer cache of this shape."""
-    return LayerCache(
+def new_layer(method: Method, ops: Ops, shape: LayerShape, room: int) -> Layer:
+    """An empty layer cache of this shape, with room for what each part holds of the text and for ``room`` more."""
+    return make_layer(
         method,
         ops,
+        shape.cache,
         rows=shape.batch,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        page_size=shape.page_size,
         dtype=shape.dtype,
         device=shape.device,
-        capacity=capacity,
-        query_heads=shape.query_heads,
+        capacity=lambda own: own.tokens_resident(shape.seq_len) - 1 + room,
         rotate=relative(shape.rope_theta, shape.head_dim, shape.device),
     )
 
@@ -105,13 +103,13 @@ class SharedPages:
         owner = next((method for method in methods if method.needs_bounds), methods[0])
         # Every fork gets open pages of its own, and pages to grow into.
         room = forks * (QUERIES + 2 * shape.page_size)
-        self.bases = [new_layer(owner, ops, shape, shape.seq_len - 1 + room) for _ in range(copies)]
+        self.bases = [new_layer(owner, ops, shape, room) for _ in range(copies)]
         for layer in self.bases:
             inputs.fill(layer, shape.seq_len - 1)
 
-    def fork(self, method: Method) -> list[LayerCache]:
+    def fork(self, method: Method) -> list[Layer]:
         """A cache of ``method`` over each copy."""
-        return [base.fork(method) for base in self.bases]
+        return [fork_layer(base, method) for base in self.bases]
 
 
 class MethodArm:
@@ -127,47 +125,50 @@ class MethodArm:
     ) -> None:
         self.method, self.inputs = method, inputs
         self.scoring = attention.Scoring(inputs.shape.scale)
-        if shared is not None and method.forget() is None:
+        if shared is not None and method.keeps_all:
             self.layers = shared.fork(method)
         else:
             self.layers = [self._filled(method, ops, inputs) for _ in range(copies)]
-        self._start = [layer.held[0] for layer in self.layers]
+        self._start = [(part, part.held[0]) for part in self.parts if part.method.keep_step() is None]
 
     @property
     def copies(self) -> int:
         """Caches used in turn."""
         return len(self.layers)
 
+    @property
+    def parts(self) -> list[LayerCache]:
+        """What the caches are stored in."""
+        return [part for layer in self.layers for part in layer.parts]
+
     @staticmethod
-    def _filled(method: Method, ops: Ops, inputs: Inputs) -> LayerCache:
+    def _filled(method: Method, ops: Ops, inputs: Inputs) -> Layer:
         """A cache as the method would have it right before the step at which the text reaches ``seq_len``."""
-        shape = inputs.shape
-        keep = method.forget()
-        entries = shape.seq_len - 1 if keep is None else min(shape.seq_len - 1, keep.entries)
-        layer = new_layer(method, ops, shape, entries + QUERIES)
-        inputs.fill(layer, entries)
-        if keep is not None:
-            # As if the text between the sinks and the rest had been dropped long ago.
-            dropped = shape.seq_len - 1 - entries
-            layer.seen = [shape.seq_len - 1] * shape.batch
-            if layer.positions is not None:
-                layer.positions[:, :, max(keep.sinks, 1) : entries] += dropped
-            if layer.mass is not None:
-                generator = torch.Generator(device=shape.device).manual_seed(0)
-                layer.mass[:, :, :entries].uniform_(generator=generator)
+        shape, length = inputs.shape, inputs.shape.seq_len - 1
+        layer = new_layer(method, ops, shape, QUERIES)
+        inputs.fill(layer, length)
+        for part in layer.parts:
+            keep, entries = part.method.keep_prompt() or part.method.keep_step(), part.held[0]
+            if keep is not None:
+                # As if the text between the sinks and the rest had been dropped long ago.
+                part.seen = [length] * shape.batch
+                if part.positions is not None:
+                    part.positions[:, :, max(keep.sinks, 1) : entries] += length - entries
+                if part.mass is not None:
+                    generator = torch.Generator(device=shape.device).manual_seed(0)
+                    part.mass[:, :, :entries].uniform_(generator=generator)
         return layer
 
     def setup(self) -> None:
         """Bring every cache that grew back to its length; not timed. Evicting caches keep theirs by themselves."""
-        if self.method.forget() is None:
-            for layer, start in zip(self.layers, self._start, strict=True):
-                layer.rewind(start)
+        for part, start in self._start:
+            part.rewind(start)
 
     def step(self, index: int) -> None:
         """One decode step of one layer."""
         self.decode(self.layers[index % len(self.layers)], index)
 
-    def decode(self, layer: LayerCache, index: int, observer: attention.Observer | None = None) -> Tensor:
+    def decode(self, layer: Layer, index: int, observer: attention.Observer | None = None) -> Tensor:
         """Append entry ``index`` of the inputs and attend with query ``index``."""
         turn = index % QUERIES
         layer.append(self.inputs.k[turn], self.inputs.v[turn])
@@ -194,14 +195,15 @@ class StageArm:
 
     def __init__(self, arm: MethodArm, clock: StageClock) -> None:
         self.arm, self.clock = arm, clock
-        self.staged = StagedOps(arm.layers[0].ops, clock.mark)
+        self.staged = StagedOps(arm.parts[0].ops, clock.mark)
 
     def measure(self, rounds: int) -> dict[str, list[float]]:
         """Seconds per stage, one sample per round; the ops are set back afterwards."""
         samples: dict[str, list[float]] = {}
-        plain = self.arm.layers[0].ops
-        for layer in self.arm.layers:
-            layer.ops = self.staged
+        parts = self.arm.parts
+        plain = parts[0].ops
+        for part in parts:
+            part.ops = self.staged
         try:
             for index in range(rounds + 2):
                 self.arm.setup()
@@ -213,6 +215,6 @@ class StageArm:
                     for stage, spent in seconds.items():
                         samples.setdefault(stage, []).append(spent)
         finally:
-            for layer in self.arm.layers:
-                layer.ops = plain
+            for part in parts:
+                part.ops = plain
         return samples

@@ -131,7 +131,7 @@ class _Cell:
     def _arms(self, inputs: Inputs, need: Need) -> dict[str, MethodArm]:
         shared = None
         if need.shared:
-            keeping = [method for method in self.chosen.values() if method.forget() is None]
+            keeping = [method for method in self.chosen.values() if method.keeps_all]
             shared = SharedPages(keeping, self.ops, inputs, need.shared_copies, need.forks)
         return {
             name: MethodArm(method, self.ops, inputs, self.copies[name], shared) for name, method in self.chosen.items()
@@ -145,7 +145,7 @@ class _Cell:
 
     def _whole_texts(self, inputs: Inputs, dense: MethodArm) -> list[Any]:
         """Forks of the dense arm's caches that hold the whole text, the step's own entry included."""
-        layers = [layer.fork(dense.method) for layer in dense.layers]
+        layers = [part.fork(dense.method) for part in dense.parts]
         for layer in layers:
             layer.append(inputs.k[0], inputs.v[0])
         return layers

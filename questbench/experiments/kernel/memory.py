@@ -30,12 +30,12 @@ class Need:
     @property
     def shared_copies(self) -> int:
         """Copies of the shared pages: as many as the arm that reads the least needs."""
-        return max(self.copies[name] for name, method in self.chosen.items() if method.forget() is None)
+        return max(self.copies[name] for name, method in self.chosen.items() if method.keeps_all)
 
     @property
     def forks(self) -> int:
         """Caches over each copy of the shared pages."""
-        return sum(method.forget() is None for method in self.chosen.values()) + self.baselines
+        return sum(method.keeps_all for method in self.chosen.values()) + self.baselines
 
     @property
     def own(self) -> int:
@@ -43,14 +43,11 @@ class Need:
         entry = self.shape.cache.entry_bytes * self.shape.batch
         total = 0
         for name, method in self.chosen.items():
-            keep = method.forget()
-            if keep is not None:
-                total += self.copies[name] * min(self.shape.seq_len, keep.entries + 1) * entry
-            elif not self.shared:
-                total += self.copies[name] * self.shape.seq_len * entry
+            if not (method.keeps_all and self.shared):
+                total += int(self.copies[name] * method.tokens_resident(self.shape.seq_len) * entry)
         if self.shared:
             room = self.forks * (QUERIES + 2 * self.shape.page_size)
-            bounded = 1 + any(method.needs_bounds for method in self.chosen.values()) / self.shape.page_size
+            bounded = 1 + any(method.needs_bounds is not None for method in self.chosen.values()) / self.shape.page_size
             total += int(self.shared_copies * (self.shape.seq_len + room) * entry * bounded)
         return total
 

@@ -124,12 +124,3 @@ def _extended(stored: Tensor, extra: int) -> Tensor:
     grown = empty((stored.shape[0] + extra, *stored.shape[1:]), stored.dtype, stored.device)
     grown[: stored.shape[0]] = stored
     return grown
-
-
-def widened(per_slot: Tensor | None, slots: int) -> Tensor | None:
-    """What is kept per slot, ``[B, Hk, C]``, with room for ``slots``; zeros in what is new."""
-    if per_slot is None or per_slot.shape[2] >= slots:
-        return per_slot
-    wider = per_slot.new_zeros((*per_slot.shape[:2], slots))
-    wider[:, :, : per_slot.shape[2]] = per_slot
-    return wider

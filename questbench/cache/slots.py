@@ -1,0 +1,118 @@
+"""What a cache knows of every slot besides key and value: the text position, and attention mass to judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Slots:
+    """Values per slot, each ``None`` where no rule asks for it.
+
+    Args:
+        rows, kv_heads, slots, device: shape and place.
+        positions: whether entries are dropped, so that a slot is no position.
+        mass: whether entries are judged by attention.
+    """
+
+    def __init__(
+        self, rows: int, kv_heads: int, slots: int, device: torch.device, *, positions: bool, mass: bool
+    ) -> None:
+        shape = (rows, kv_heads, slots)
+        self.positions = torch.zeros(shape, dtype=torch.int32, device=device) if positions else None
+        """``[B, Hk, C]`` int32."""
+        self.mass = torch.zeros(shape, device=device) if mass else None
+        """``[B, Hk, C]`` fp32."""
+        self.newest: int | None = None
+        """Slot that holds the newest entry's position in every row, once every row evicts in every step."""
+        self.now: Tensor | None = None
+        """``[B]`` int32: the text's length per row, in a frozen cache that has yet to fill up."""
+
+    def number(self, counts: Sequence[int], seen: Sequence[int], held: Sequence[int], lengths: Tensor) -> None:
+        """Give the entries about to be appended their text positions and no mass yet."""
+        if self.positions is None and self.mass is None:
+            return
+        if self.newest is not None and all(count == 1 for count in counts):
+            # The slot is that of the step before and the position is the next: no number of the host is involved,
+            # and a step that was captured in a CUDA graph can be replayed.
+            if self.positions is not None:
+                self.positions[:, :, self.newest].add_(1)
+            if self.mass is not None:
+                self.mass[:, :, self.newest].zero_()
+            return
+        self.newest = None
+        if self.now is not None:
+            self._number_on_device(lengths, self.now)
+            return
+        for row, count in enumerate(counts):
+            slots = slice(held[row], held[row] + count)
+            if self.positions is not None and count == 1:
+                self.positions[row, :, slots] = seen[row]
+            elif self.positions is not None:
+                text = torch.arange(seen[row], seen[row] + count, dtype=torch.int32, device=lengths.device)
+                self.positions[row, :, slots] = text
+            if self.mass is not None:
+                self.mass[row, :, slots] = 0.0
+
+    def _number_on_device(self, lengths: Tensor, now: Tensor) -> None:
+        """One entry per row, in the slot that ``lengths`` tells."""
+        for values, value in ((self.positions, now), (self.mass, torch.zeros_like(now, dtype=torch.float32))):
+            if values is not None:
+                slot = lengths.long()[:, None, None].expand(-1, values.shape[1], 1)
+                values.scatter_(2, slot, value[:, None, None].expand(-1, values.shape[1], 1))
+        now += 1
+
+    def freeze(self, seen: Sequence[int], lengths: Tensor) -> None:
+        """From now on the host is not asked where an entry goes."""
+        if self.newest is None and (self.positions is not None or self.mass is not None):
+            self.now = torch.tensor(seen, dtype=torch.int32, device=lengths.device)
+
+    def rewind(self, seen: Sequence[int]) -> None:
+        """The text of each row is shorter again."""
+        if self.now is not None:
+            self.now.copy_(torch.tensor(seen, dtype=torch.int32))
+
+    def lag(self, lengths: Tensor) -> Tensor | None:
+        """``[B]``: position in the cache less that in the text, of the newest entry; ``None``: ask the host."""
+        if self.newest is not None and self.positions is not None:
+            return lengths - self.positions[:, 0, self.newest] - 1
+        return None if self.now is None else lengths - self.now
+
+    def fit(self, slots: int) -> None:
+        """Room for ``slots`` per row; zeros in what is new."""
+        self.positions, self.mass = _widened(self.positions, slots), _widened(self.mass, slots)
+
+    def select(self, rows: Tensor) -> None:
+        """Row i becomes the old row ``rows[i]``."""
+        self.positions, self.mass = (None if x is None else x[rows] for x in (self.positions, self.mass))
+
+    def take(self, other: Slots, heads: Tensor | None, *, mass: bool) -> None:
+        """What another cache knows of the same slots, of some of its KV heads.
+
+        Args:
+            mass: whether its mass is of the kind that is needed here.
+        """
+        for mine, theirs in ((self.positions, other.positions), (self.mass, other.mass if mass else None)):
+            if mine is not None and theirs is not None:
+                common = min(mine.shape[2], theirs.shape[2])
+                mine[:, :, :common] = (theirs if heads is None else theirs[:, heads])[:, :, :common]
+        if self.positions is not None and other.positions is None:
+            width = self.positions.shape[2]
+            self.positions[:] = torch.arange(width, dtype=torch.int32, device=self.positions.device)
+
+    def take_kept(self, other: Slots, kept: Sequence[Tensor]) -> None:
+        """What another cache knows of some slots ``[Hk, n]`` of each row, which stand in this order here."""
+        for mine, theirs in ((self.positions, other.positions), (self.mass, other.mass)):
+            if mine is not None and theirs is not None:
+                for row, slots in enumerate(kept):
+                    mine[row, :, : slots.shape[1]] = theirs[row].gather(1, slots)
+
+
+def _widened(values: Tensor | None, slots: int) -> Tensor | None:
+    if values is None or values.shape[2] >= slots:
+        return values
+    wider = values.new_zeros((*values.shape[:2], slots))
+    wider[:, :, : values.shape[2]] = values
+    return wider
