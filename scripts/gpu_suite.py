@@ -50,7 +50,7 @@ TAIL = 40
 """Lines of output that are kept of a step that fails."""
 PYTEST = ["-q", "--tb=short", "-rfE", "--maxfail=25", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
 """Not the first failure alone: a machine is there for minutes. What cannot be imported fails by itself."""
-GPU_TESTS = ("emulator", "gpu", "measure")
+GPU_TESTS = ("conformance", "emulator", "gpu", "measure")
 """Folders that have tests for a device: collecting all the others would take longer than running these."""
 MODULES = [
     ("bfloat16", 128, 1, True),
