@@ -8,8 +8,8 @@ Nothing is dropped. ``budget`` is B0: no head ever sees more, and how much less 
 The default of ``p`` is that of the released settings.
 
 Deviations, all recorded with every result:
-    select_by="kv_head" (default) prunes once for the query heads that share a KV head, by the mean of their softmax; the
-    paper's code repeats keys, so that every query head has a set of its own, which is ``q_head``.
+    select_by="kv_head" (default) prunes once for the query heads that share a KV head, by the mean of their softmax.
+    The paper's code repeats keys, so that every query head has a set of its own: that is ``q_head``.
     Quest follows its kernels (see quest.py): the newest page is always a candidate, and all pages are while the text
     fits the budget. The released code ranks the newest page like the others.
     The set is exact (ops ``estimate`` and ``prune``): the released search stops within 1e-5 and starts at the weight of
