@@ -10,6 +10,7 @@ from kernel_cases import Store, make_query, make_store, random_lists
 from torch import Tensor
 
 from questbench import kernels
+from questbench.kernels._codes import empty_codes
 from questbench.kernels._ops import Ops
 from questbench.kernels._paged import Paged
 
@@ -46,6 +47,15 @@ def test_operators_that_read(cpu: Ops) -> None:
     check(
         "attend_top", q, held.k_pages, held.v_pages, held.bounds, *rest, 0.1, 2, None, 2, True, 1, 0.0, None, mass.int()
     )
+
+
+def test_operators_of_codes(cpu: Ops) -> None:
+    held = store()
+    codes, ranges = empty_codes(2, 2, 24, 32, held.k_pages.device)
+    check("quantize", held.k_pages, held.page_table, held.lengths, codes, ranges, 2, None)
+    lists = (held.lengths, 8, *random_lists(held, 2, 2))
+    check("estimate", make_query(held, 2), codes, ranges, *lists, 0.1, 0.0)
+    check("prune", torch.randn((2, 4, lists[2].shape[2] * 8)), *lists, 0.9)
 
 
 def test_operators_that_write(cpu: Ops) -> None:
