@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_cases import DTYPES, REFERENCE, generator, make_query, make_store, random_lists
@@ -17,6 +18,7 @@ from questbench.kernels.reference import smallest_set
 
 DIMS = (64, 128, 256, 40, 80, 16)
 SIZES, GROUPS = (4, 8, 16, 32), (1, 4, 2, 8, 3, 12)
+SHARES = {0.0: [0], 0.33: [0], 0.34: [0, 3], 0.7: [0, 2, 3], 0.99: [0, 1, 2, 3], 1.0: [0, 1, 2, 3]}
 LOGITS = st.sampled_from([torch.nan, torch.inf, -torch.inf, -torch.inf, 0.0, -0.0, 1.0, -1.0, 2.5, 40.0, -40.0])
 
 
@@ -70,11 +72,11 @@ def test_ties_infinities_and_nan(backend: Any, columns: list[list[float]], p: fl
     length = len(columns[0])
     store = make_store([length], heads=1, dim=64, page_size=4, dtype=backend.dtypes[0])
     pages = -(-length // 4)
-    lists = torch.arange(pages, dtype=torch.int32).expand(1, 1 if shared else 2, pages).contiguous(), None
+    listed = torch.arange(pages, dtype=torch.int32).expand(1, 1 if shared else 2, pages).contiguous()
     logits = torch.full((1, 2, pages * 4), -torch.inf)
     logits[0, :, :length] = torch.tensor(columns)
-    counts = torch.full(lists[0].shape[:2], pages, dtype=torch.int32)
-    check_prune(ops, store, logits, (lists[0], counts), p)
+    counts = torch.full(listed.shape[:2], pages, dtype=torch.int32)
+    check_prune(ops, store, logits, (listed, counts), p)
 
 
 def test_empty_lists_and_rows_and_the_only_entry(ops: Any, backend: Any) -> None:
@@ -133,14 +135,6 @@ def test_the_rule_by_hand() -> None:
     check_smallest(two, inside, 0.51)
     with pytest.raises(AssertionError):
         check_smallest(two, inside, 0.49)
-    assert REFERENCE.prune(
-        torch.nn.functional.pad(two, (0, 1), value=-torch.inf)[None],
-        torch.tensor([3], dtype=torch.int32),
-        4,
-        *_one_list(),
-        0.51,
-    )[1].tolist() == [[2]]
-
-
-def _one_list() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros((1, 1, 1), dtype=torch.int32), torch.ones((1, 1), dtype=torch.int32)
+    padded = F.pad(two, (0, 1), value=-torch.inf)[None]
+    one = torch.zeros((1, 1, 1), dtype=torch.int32), torch.ones((1, 1), dtype=torch.int32)
+    assert REFERENCE.prune(padded, torch.tensor([3], dtype=torch.int32), 4, *one, 0.51)[1].tolist() == [[2]]

@@ -203,7 +203,7 @@ FAULTS: dict[str, dict[str, list[Fault]]] = {
         "new": [to(torch.int64), short(0), holding(3), holding(-1)],
     },
     "estimate": {
-        "q": [short(0), short(1), short(2), flat],
+        "q": [short(0), short(1), flat],
         "codes": [to(torch.int32), wider, short(1), short(3), lambda codes: codes[:, :, :39].contiguous()],
         "ranges": [to(torch.float64), short(1), short(2)],
         "lengths": [to(torch.int64), short(0), holding(-1)],
