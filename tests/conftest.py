@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Workers of pytest-xdist share the processors.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    each = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(each))
 # Here, not in a hook: conftest files of folders load backends before hooks run. What tensors hold is checked too.
 os.environ["QUESTBENCH_CHECK"] = "1"
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "questbench").rglob("*.py"), *(ROOT / "tasks").glob("*.py")])
 HEAVY = {"torch", "transformers"}
 
-LEAVES = {"errors", "units", "seeding", "registry", "_paths", "_memory", "_compiling", "_digest", "_coerce"}
+LEAVES = {"errors", "units", "seeding", "registry", "_paths", "_memory", "_compiling", "_digest", "_coerce", "flags"}
 ALLOWED: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     "__init__": {"models", "methods"},

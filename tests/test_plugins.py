@@ -67,6 +67,7 @@ def add_file(package: str, name: str, text: str, folder: Path, monkeypatch: pyte
 def test_new_file_is_listed(
     what: str, questbench: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     package, text = KINDS[what]
     add_file(package, "brand_new", text, tmp_path, monkeypatch)
     ended = questbench("ls", what)

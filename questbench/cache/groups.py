@@ -178,22 +178,8 @@ def fork_layer(layer: Layer, method: Method, *, page_size: int | None = None) ->
 def _fork_heads(layer: LayerCache, group: HeadGroup, shape: CacheShape) -> LayerCache:
     """A cache of some KV heads of a layer, with copies of their entries."""
     heads = torch.tensor(group.heads, device=layer.device)
-    twin = LayerCache(
-        group.method,
-        layer.ops,
-        rows=layer.rows,
-        query_heads=shape.query_heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        page_size=shape.page_size,
-        dtype=layer.dtype,
-        device=layer.device,
-        capacity=max(layer.held) + 1,
-        index=shape.index,
-        layers=shape.layers,
-        rotate=layer.rotate,
-    )
+    twin = layer.sibling(group.method, shape)
     twin.copy_entries([(k[heads], v[heads]) for k, v in map(layer.gather, range(layer.rows))])
     twin.inherit(layer, heads)
-    twin.steps, twin.state = layer.steps, group.method.start(twin)
+    twin.state = group.method.start(twin)
     return twin

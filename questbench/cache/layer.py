@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from questbench.cache.eviction import kept_slots, of_row
 from questbench.cache.owned import OwnedPages
 from questbench.cache.store import EntryStore
-from questbench.methods._base import Keep, Method
+from questbench.methods._base import CacheShape, Keep, Method
 
 
 class LayerCache(EntryStore):
@@ -119,26 +121,12 @@ class LayerCache(EntryStore):
         # Who needs no bounds leaves them behind, and so does eviction in place: then there are none for a fork to use.
         bounded = self._bounded and self.positions is None and self.pool.layout in ("page", self._layout(method))
         same_pages = page_size in (None, self.page_size) and (bounded or not method.needs_bounds)
-        twin = LayerCache(
-            method,
-            self.ops,
-            rows=self.rows,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            page_size=page_size or self.page_size,
-            dtype=self.dtype,
-            device=self.device,
-            capacity=0 if same_pages else max(self.held) + 1,
-            index=self.index,
-            layers=self.shape.layers,
-            rotate=self.rotate,
-            query_heads=self.query_heads,
-            pages=self.pages.fork() if same_pages else None,
-        )
-        twin.steps = self.steps
+        shape = dataclasses.replace(self.shape, page_size=page_size or self.page_size)
         if same_pages:
+            twin = self.sibling(method, shape, pages=self.pages.fork())
             twin.lengths, twin.held = self.lengths.clone(), list(self.held)
         else:
+            twin = self.sibling(method, shape)
             twin.copy_entries([self.gather(row) for row in range(self.rows)])
         twin.inherit(self)
         if same_pages and method == self.method and self.state is not None:
@@ -147,10 +135,30 @@ class LayerCache(EntryStore):
             twin.state = method.start(twin)
         return twin
 
+    def sibling(self, method: Method, shape: CacheShape, *, pages: OwnedPages | None = None) -> LayerCache:
+        """An empty cache of the same rows and kind for ``method``: with these pages, or with room for these entries."""
+        return LayerCache(
+            method,
+            self.ops,
+            rows=self.rows,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            page_size=shape.page_size,
+            dtype=self.dtype,
+            device=self.device,
+            capacity=0 if pages else max(self.held) + 1,
+            index=shape.index,
+            layers=shape.layers,
+            rotate=self.rotate,
+            query_heads=self.query_heads and shape.query_heads,
+            pages=pages,
+        )
+
     def inherit(self, other: LayerCache, heads: Tensor | None = None) -> None:
         """Take over what another cache knows of the entries that this one has from it, of some of its KV heads."""
         self._fit_slots()
-        self.seen, self._floor, self._evicted = list(other.seen), list(other._floor), other._evicted
+        self.seen, self.steps = list(other.seen), other.steps
+        self._floor, self._evicted = list(other._floor), other._evicted
         same_rule = all(
             getattr(self.method, rule) == getattr(other.method, rule) for rule in ("step_mass", "prompt_mass")
         )

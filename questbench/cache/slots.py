@@ -14,17 +14,18 @@ class Slots:
     Args:
         rows, kv_heads, slots, device: shape and place.
         positions: whether entries are dropped, so that a slot is no position.
-        mass: whether entries are judged by attention.
+        mass: whether entries are judged by attention; ``sums``: by that of all steps.
     """
 
     def __init__(
-        self, rows: int, kv_heads: int, slots: int, device: torch.device, *, positions: bool, mass: bool
+        self, rows: int, kv_heads: int, slots: int, device: torch.device, *, positions: bool, mass: bool, sums: bool
     ) -> None:
         shape = (rows, kv_heads, slots)
         self.positions = torch.zeros(shape, dtype=torch.int32, device=device) if positions else None
         """``[B, Hk, C]`` int32."""
         self.mass = torch.zeros(shape, device=device) if mass else None
         """``[B, Hk, C]`` fp32."""
+        self._sums = sums
         self.newest: int | None = None
         """Slot that holds the newest entry's position in every row, once every row evicts in every step."""
         self.now: Tensor | None = None
@@ -39,7 +40,7 @@ class Slots:
             # and a step that was captured in a CUDA graph can be replayed.
             if self.positions is not None:
                 self.positions[:, :, self.newest].add_(1)
-            if self.mass is not None:
+            if self.mass is not None and self._sums:  # else the step overwrites it
                 self.mass[:, :, self.newest].zero_()
             return
         self.newest = None
@@ -58,10 +59,12 @@ class Slots:
 
     def _number_on_device(self, lengths: Tensor, now: Tensor) -> None:
         """One entry per row, in the slot that ``lengths`` tells."""
-        for values, value in ((self.positions, now), (self.mass, torch.zeros_like(now, dtype=torch.float32))):
-            if values is not None:
-                slot = lengths.long()[:, None, None].expand(-1, values.shape[1], 1)
-                values.scatter_(2, slot, value[:, None, None].expand(-1, values.shape[1], 1))
+        heads = next(values.shape[1] for values in (self.positions, self.mass) if values is not None)
+        slot = lengths.long()[:, None, None].expand(-1, heads, 1)
+        if self.positions is not None:
+            self.positions.scatter_(2, slot, now[:, None, None].expand(-1, heads, 1))
+        if self.mass is not None:
+            self.mass.scatter_(2, slot, 0.0)
         now += 1
 
     def freeze(self, seen: Sequence[int], lengths: Tensor) -> None:

@@ -7,6 +7,7 @@ with it, ``positions`` tells. ``seen`` counts the text, ``held`` what is residen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -210,7 +211,8 @@ class EntryStore:
             if self.bounds is not None and most % self.page_size:
                 self.pool.reopen(self.pages.own(row, most // self.page_size), most % self.page_size)
             self.forget_prompt()  # its mass counts queries that are gone
-        self.lengths.clamp_(max=held if isinstance(held, int) else torch.tensor(wanted, device=self.device))
+        limit: Any = held if isinstance(held, int) else torch.tensor(wanted, dtype=torch.int32, device=self.device)
+        self.lengths.clamp_(max=limit)
         self._slots.rewind(self.seen)
         if self.state is not None:
             self.state.rewind(self.held)
@@ -295,7 +297,15 @@ class EntryStore:
     def _new_slots(self, slots: int) -> Slots:
         method = self.method
         judges = method.step_mass != "none" or method.prompt_mass != 0
-        return Slots(self.rows, self.kv_heads, slots, self.device, positions=not method.keeps_all, mass=judges)
+        return Slots(
+            self.rows,
+            self.kv_heads,
+            slots,
+            self.device,
+            positions=not method.keeps_all,
+            mass=judges,
+            sums=method.step_mass == "sum",
+        )
 
     def _fit_slots(self) -> None:
         """What is kept per slot grows with the page table."""

@@ -8,19 +8,19 @@ import os
 import shlex
 import shutil
 import sys
-import types
-import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from questbench.cli import _signals
+import typer
+
+from questbench import flags
+from questbench.cli import _options, _signals
 from questbench.cli._output import Output
 from questbench.errors import ExitCode, PrerequisiteError, QuestbenchError, UsageError
 
 if TYPE_CHECKING:
-    import typer
-
     from questbench.experiments.engine import Unit
     from questbench.records.schema import Kind, ResultRecord
     from questbench.records.store import RunWriter
@@ -43,24 +43,57 @@ class Experiment(Protocol):
         """Run what is not finished."""
 
 
+def command(kind: Kind, experiment: Any, config_class: type[Any], about: str) -> Callable[..., int]:
+    """The verb that runs an experiment.
+
+    Args:
+        experiment: the module, an :class:`Experiment`.
+        config_class: its configuration, whose fields are the verb's flags.
+        about: what the help page says above them.
+    """
+
+    def run(ctx: typer.Context, *, out: Path, resume: Path | None, json: bool, **values: Any) -> int:
+        given = {name: value for name, value in values.items() if _from_user(ctx, name)}
+        try:
+            known = flags.read(config_class, given)
+        except UsageError as error:
+            raise UsageError(error.message, error.hint or f"See: {ctx.command_path} --help") from None
+        return execute(kind, experiment, config_class, known, out=out, resume=resume, json=json)
+
+    declared = {name: (_option(flag), flag.shown) for name, flag in flags.flags(config_class).items()}
+    declared["out"] = (_options.Out, Path("results"))
+    declared["resume"] = (_options.Resume, None)
+    declared["json"] = (_options.Json, False)
+    of_flags = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in declared.items()
+    ]
+    context = Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    run.__doc__ = about
+    vars(run)["__signature__"] = Signature([context, *of_flags])
+    return run
+
+
+def _option(flag: flags.Flag) -> Any:
+    """What typer makes a flag of: all texts are read by the flag itself."""
+    kind: Any = bool if not flag.metavar else list[str] | None if isinstance(flag.default, dict) else str | None
+    return Annotated[kind, _options.option(*flag.names, metavar=flag.metavar, help=flag.help, panel=flag.panel)]
+
+
 def execute(
     kind: Kind,
     experiment: Any,
     config_class: type[Any],
-    flags: Mapping[str, Any],
-    ctx: typer.Context,
+    given: dict[str, Any],
     *,
     out: Path,
     resume: Path | None,
     json: bool,
 ) -> int:
-    """Run an experiment from its flags to its tables.
+    """Run an experiment from its settings to its tables.
 
     Args:
-        experiment: the module, an :class:`Experiment`.
-        config_class: its configuration, a dataclass whose fields are named as the flags' parameters.
-        flags: values of all fields.
-        ctx: knows which of them the user gave.
+        given: fields of the configuration that the user gave.
 
     Returns:
         The exit code.
@@ -73,11 +106,10 @@ def execute(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     output = Output(json=json)
     if resume is None:
-        config = config_class(**flags)
+        config = config_class(**given)
     else:
         resume = store.locate(resume, out)
-        given = {name for name in flags if _from_user(ctx, name)}
-        config = _stored_config(kind, config_class, resume, {name: flags[name] for name in given})
+        config = config_class(**{**_stored_settings(kind, config_class, resume), **given})
     experiment.check(config)
     environment = probes.collect()
     argv = ["questbench", *sys.argv[1:]]
@@ -181,8 +213,8 @@ def _from_user(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _stored_config(kind: Kind, config_class: type[Any], path: Path, given: Mapping[str, Any]) -> Any:
-    """The configuration a run was started with, and what the user repeats of it (the store compares both).
+def _stored_settings(kind: Kind, config_class: type[Any], path: Path) -> dict[str, Any]:
+    """The settings a run was started with; the store compares what the user repeats of them.
 
     Raises:
         UsageError: it is a run of another verb.
@@ -198,25 +230,11 @@ def _stored_config(kind: Kind, config_class: type[Any], path: Path, given: Mappi
     if set(manifest.config) != names:
         message = f"'{path}' was started by another version of questbench: its configuration has other fields."
         raise PrerequisiteError(message, "Start a new run; report reads both.")
-    hints = typing.get_type_hints(config_class)
+    settings: dict[str, Any] = {}
     for name, value in manifest.config.items():
-        if not _fits(value, hints[name]):
+        try:
+            settings |= flags.read(config_class, {name: value})
+        except UsageError:
             message = f"{path / 'run.json'}: field 'config.{name}' does not hold what {kind} takes there."
-            raise PrerequisiteError(message, "Start a new run; report reads both.")
-    return config_class(**{**manifest.config, **given})
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a stored value is of the type that a field of a configuration has."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if origin in (list, tuple, Sequence):
-        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
-    if hint in (int, float):
-        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
-    return not isinstance(hint, type) or isinstance(value, hint)
+            raise PrerequisiteError(message, "Start a new run; report reads both.") from None
+    return settings

@@ -10,6 +10,7 @@ import typer
 from questbench.cli import _options as opt
 from questbench.cli._output import Output
 from questbench.errors import PrerequisiteError
+from questbench.flags import names
 
 EXAMPLES = ("questbench report --compare paper", "questbench report NEW_RUN --compare OLD_RUN --no-plots")
 
@@ -56,7 +57,7 @@ def report(
     """
     from questbench.report import build
 
-    chosen = [] if no_plots else opt.names(plot, "--plot") if plot is not None else None
+    chosen = [] if no_plots else names(plot, "--plot") if plot is not None else None
     made = build(
         runs,
         to,
@@ -64,7 +65,7 @@ def report(
         compare=compare,
         plots=chosen,
         force=force,
-        formats=opt.names(formats, "--format"),
+        formats=names(formats, "--format"),
         join=join,
     )
     output = Output(json=json)

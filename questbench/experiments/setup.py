@@ -1,4 +1,4 @@
-"""Checks and settings that the experiments share: numbers, choices, methods, device, backend, dtype, threads."""
+"""Checks and settings that the experiments share: methods, device, backend, dtype, threads."""
 
 from __future__ import annotations
 
@@ -23,26 +23,6 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DEFAULT_BACKEND = {"cpu": "cpu", "cuda": "cuda"}
 PAGE_SIZES = (4, 8, 16, 32, 64, 128)
-
-
-def check_positive(verb: str, numbers: Mapping[str, Sequence[int | None]]) -> None:
-    """Refuse numbers below 1.
-
-    Args:
-        verb: of the command, for the hint.
-        numbers: by flag; ``None`` where none was given.
-    """
-    for flag, values in numbers.items():
-        for value in values:
-            if value is not None and value < 1:
-                raise UsageError(f"{flag} {value}: must be at least 1.", f"See: questbench {verb} --help ({flag}).")
-
-
-def check_known(what: str, names: Iterable[str | None], choices: Sequence[str]) -> None:
-    """Refuse a name that is none of ``choices``; ``None`` stands for the default."""
-    for name in names:
-        if name is not None and name not in choices:
-            raise registry.unknown(what, name, list(choices))
 
 
 def check_methods(config: GridConfig, cells: Iterable[tuple[Mapping[str, Method], int]]) -> None:

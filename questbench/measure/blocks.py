@@ -2,7 +2,8 @@
 
 A text comes as a series of windows, each the sum of the losses (nats) of its tokens and their number. Errors of one
 passage go together, so that single tokens must not be resampled: blocks of neighbouring windows are (H. R. Künsch,
-Ann. Statist. 17, 1989; circular as in D. N. Politis and J. P. Romano, 1992). Blocks never span two texts.
+Ann. Statist. 17, 1989; circular as in D. N. Politis and J. P. Romano, 1992). How long they are is chosen from the data
+(:mod:`questbench.measure.correlation`). Blocks never span two texts.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questbench.errors import UsageError
-from questbench.measure import finite
+from questbench.measure import correlation, finite
 from questbench.measure.paired import sign_flip
 from questbench.measure.stats import RESAMPLES, Z95
 from questbench.seeding import derive
 
 BLOCK = 512
-"""Tokens of a block, if the texts are long enough for :data:`FEWEST` of them."""
+"""Tokens of a block at least, if the texts are long enough for eight of them."""
 FEWEST = 8
-"""Blocks that an interval needs; shorter blocks are taken before there are fewer."""
+"""Windows that an interval of a perplexity needs."""
 _CHUNK = 1 << 20
 
 Series = Sequence[tuple[float, int]]
@@ -51,7 +52,7 @@ class PerplexityComparison:
     delta: float
     """Perplexity less that of dense."""
     ci_low: float
-    """95 % block-bootstrap interval of ``delta``; infinite where there are too few windows."""
+    """95 % block-bootstrap interval of ``delta``; infinite where there are too few blocks."""
     ci_high: float
     """See ``ci_low``."""
     relative: float
@@ -60,12 +61,14 @@ class PerplexityComparison:
     """95 % block-bootstrap interval of ``relative``."""
     relative_high: float
     """See ``relative_low``."""
-    p_value: float
-    """Two-sided, of "no difference": signs of whole blocks are flipped."""
+    p_value: float | None
+    """Two-sided, of "no difference": signs of whole blocks are flipped. ``None`` where there are too few of them."""
     min_detectable: float | None
     """The smallest relative difference that so many tokens can tell from none; ``None`` if they can tell none."""
     blocks: int
-    """Blocks that do not overlap."""
+    """Blocks that neither overlap nor touch."""
+    block_tokens: int
+    """Tokens of a block and the gap behind it, on average."""
 
 
 def perplexity(texts: Sequence[Series], *, seed: int = 0, resamples: int = RESAMPLES) -> Perplexity:
@@ -77,10 +80,12 @@ def perplexity(texts: Sequence[Series], *, seed: int = 0, resamples: int = RESAM
     """
     losses, tokens = _totals(texts)
     value = exp(losses / tokens)
-    draws = _resample([_array(text) for text in texts], tokens, seed, resamples)
-    if draws is None:
+    arrays = [_array(text) for text in texts]
+    total = sum(map(len, arrays))
+    if total < FEWEST:
         return Perplexity(value, 0.0, math.inf, tokens)
-    sums, factor = draws
+    chosen = _cut([text[:, 0] for text in arrays], tokens)
+    sums, factor = _resample(arrays, min(chosen.length, total // correlation.FEWEST), seed, resamples)
     low, high = _widened(sums[:, 0] / sums[:, 1] - math.log(value), factor)
     return Perplexity(value, value * exp(low), value * exp(high), tokens)
 
@@ -100,19 +105,15 @@ def compare(
     at_dense = exp(base / tokens)
     gap = (own - base) / tokens
     joined = [np.column_stack([_array(one), _array(two)[:, :1]]) for one, two in zip(method, dense, strict=True)]
-    length = _block_length(joined, tokens)
-    differences = [
-        float((part[:, 0] - part[:, 2]).sum())
-        for text in joined
-        for part in np.array_split(text, max(1, len(text) // length))
-    ]
-    p_value = sign_flip(differences, seed=seed, flips=resamples)
+    chosen = _cut([text[:, 0] - text[:, 2] for text in joined], tokens)
+    parts = [part for text in joined if len(text) for part in chosen.blocks(text)]
     relative, delta = math.expm1(gap), at_dense * math.expm1(gap)
-    draws = _resample(joined, tokens, seed, resamples)
-    if draws is None:
+    size = round(chosen.length * tokens / sum(map(len, joined)))
+    if len(parts) < correlation.FEWEST:
         none = (-math.inf, math.inf)
-        return PerplexityComparison(delta, *none, relative, *none, p_value, None, len(differences))
-    sums, factor = draws
+        return PerplexityComparison(delta, *none, relative, *none, None, None, len(parts), size)
+    p_value = sign_flip([float((part[:, 0] - part[:, 2]).sum()) for part in parts], seed=seed, flips=resamples)
+    sums, factor = _resample(joined, chosen.length, seed, resamples)
     gaps = (sums[:, 0] - sums[:, 2]) / sums[:, 1]
     low, high = _widened(gaps - gap, factor)
     deltas = np.exp(sums[:, 0] / sums[:, 1]) - np.exp(sums[:, 2] / sums[:, 1]) - delta
@@ -128,7 +129,8 @@ def compare(
         math.expm1(gap + high),
         p_value,
         detectable,
-        len(differences),
+        len(parts),
+        size,
     )
 
 
@@ -168,22 +170,16 @@ def _totals(texts: Sequence[Series]) -> tuple[float, int]:
     return math.fsum(loss for text in texts for loss, _ in text), tokens
 
 
-def _block_length(texts: Sequence[NDArray[np.float64]], tokens: int) -> int:
-    """Windows of a block: :data:`BLOCK` tokens, less where that would leave too few blocks."""
-    total = sum(len(text) for text in texts)
-    of_block = round(BLOCK * total / tokens)
-    shortest = min(len(text) for text in texts if len(text))
-    return max(1, min(of_block, total // FEWEST, shortest))
+def _cut(texts: Sequence[NDArray[np.float64]], tokens: int) -> correlation.Cut:
+    return correlation.cut(texts, round(BLOCK * sum(map(len, texts)) / tokens))
 
 
 def _resample(
-    texts: Sequence[NDArray[np.float64]], tokens: int, seed: int, resamples: int
-) -> tuple[NDArray[np.float64], float] | None:
+    texts: Sequence[NDArray[np.float64]], length: int, seed: int, resamples: int
+) -> tuple[NDArray[np.float64], float]:
     """Column sums of resampled texts, ``[resamples, columns]``, and by how much their spread is too small."""
-    total = sum(len(text) for text in texts)
-    if total < FEWEST:
-        return None
-    length = _block_length(texts, tokens)
+    total = sum(map(len, texts))
+    length = min(length, *(len(text) for text in texts if len(text)))
     starts = []
     for text in texts:
         if len(text):

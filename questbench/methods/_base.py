@@ -158,7 +158,10 @@ class State:
         """A prompt is complete, and what the method does not keep of it is gone."""
 
     def stepped(self, layer: Layer) -> None:
-        """A decode step has read, its mass is collected, and nothing is dropped yet: ``layer.mass`` may be changed."""
+        """A decode step has read, its mass is collected, and nothing is dropped yet: ``layer.mass`` may be changed.
+
+        What is dropped then, one entry per KV head at most, leaves its slot to the last entry of the row.
+        """
 
     def moved(self, layer: Layer, kept: Sequence[Tensor]) -> None:
         """Entries were gathered: slot i of row b is the former slot ``kept[b][h, i]`` (``[Hk, n]`` int64)."""

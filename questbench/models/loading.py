@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from questbench.errors import PrerequisiteError, UsageError
-from questbench.models._fits import check_memory
 from questbench.models.gguf.source import find, is_gguf
 from questbench.models.shapes import named
 
@@ -123,7 +122,7 @@ def from_gguf(name: str) -> Converted:
     """
     from questbench.models.gguf.convert import converted
 
-    return converted(find(name), lambda what, needed: check_memory(what, needed, "cpu"))
+    return converted(find(name))
 
 
 def check(name: str, layers: int | None = None) -> None:

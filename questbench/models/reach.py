@@ -1,4 +1,4 @@
-"""How many of a model's layers a method acts on, from its configuration alone: said before a run begins."""
+"""How many of a model's layers a method acts on, from its configuration alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from questbench.models import loading
+from questbench.models.gguf.source import is_gguf
 from questbench.models.shapes import named
 
 
@@ -25,6 +26,13 @@ def sentence(name: str, layers: int | None = None, dense_layers: int | None = No
     if sliding is None:
         return None
     return describe(sliding, default if dense_layers is None else dense_layers, getattr(config, "sliding_window", None))
+
+
+def hybrid(config: Any, dense_layers: int) -> str | None:
+    """The sentence for a model of which some layers attend to a window; ``None`` for others."""
+    sliding = sliding_layers(config)
+    window = getattr(config.get_text_config(decoder=True), "sliding_window", None)
+    return describe(sliding, dense_layers, window) if any(sliding) and not all(sliding) else None
 
 
 def describe(sliding: list[bool], dense_layers: int, window: int | None = None) -> str:
@@ -74,8 +82,8 @@ def _configuration(name: str, layers: int | None) -> tuple[Any, int]:
         from questbench.models import _needle
 
         return AutoConfig.from_pretrained(_needle.folder(), local_files_only=True), _needle.DENSE_LAYERS
-    folder = Path(name).expanduser()
-    if not name or not folder.is_dir():
+    folder = loading.folder_of(name) if is_gguf(name) else Path(name).expanduser()
+    if not name or folder is None or not folder.is_dir():
         return None, loading.DENSE_LAYERS
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return config, loading.DENSE_LAYERS

@@ -69,12 +69,14 @@ STATS: dict[str, Want] = {
     **dict.fromkeys(("delta_vs_dense", "delta_ci_low", "delta_ci_high"), maybe(NUMBER)),
     **dict.fromkeys(("lossless_margin", "lossless_lower", "lossless_needs", "sparse_steps"), maybe(NUMBER)),
     **dict.fromkeys(("relative_vs_dense", "relative_ci_low", "relative_ci_high"), maybe(NUMBER)),
-    **dict.fromkeys(("recall_perplexity", "scored_tokens", "bytes", "tokens_scored"), maybe(NUMBER)),
+    **dict.fromkeys(
+        ("recall_perplexity", "scored_tokens", "bytes", "tokens_scored", "blocks", "block_tokens"), maybe(NUMBER)
+    ),
     **dict.fromkeys(("tokens_visible", "tokens_read", "tokens_resident", "pages_read"), maybe(NUMBER)),
     **dict.fromkeys(("prompt_tokens", "prefill_tokens", "new_tokens", "needle_read"), maybe(NUMBER)),
     **dict.fromkeys(("dense_fallback", "yardstick", "lossless", "paired", "same_tokens"), maybe(FLAG)),
     "nothing_left_out": maybe(FLAG),
-    **dict.fromkeys(("linear", "path", "left_out", "lossless_reason"), maybe(TEXT)),
+    **dict.fromkeys(("linear", "path", "left_out", "lossless_reason", "layers"), maybe(TEXT)),
     "by_depth": wants.list_of(
         Want("", lambda row: isinstance(row, list) and len(row) == 3 and all(map(NUMBER.holds, row))),
         "a list of [depth, samples, sum of scores]",

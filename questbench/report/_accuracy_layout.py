@@ -47,10 +47,15 @@ def difference(row: Any, value: str, interval: str, divisor: float = PER_CENT) -
     return f"{sign}{fmt.number(number, divisor)} [{fmt.number(low, divisor)}, {fmt.number(high, divisor)}]"
 
 
-def p_value(row: Any, metric: str) -> str:
-    """The corrected p value where there is one."""
+def significance(row: Any, metric: str) -> Any:
+    """The p value of a row, corrected where a correction was made."""
     corrected = row.get("p_holm")
-    p = row.get(f"{metric}.p_value") if fmt.missing(corrected) else corrected
+    return row.get(f"{metric}.p_value") if fmt.missing(corrected) else corrected
+
+
+def p_value(row: Any, metric: str) -> str:
+    """:func:`significance` in words."""
+    p = significance(row, metric)
     return NONE if fmt.missing(p) else "<0.001" if p < 0.001 else fmt.number(p)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from questbench.report import _format as fmt
 from questbench.report import _perplexity_table as texts
-from questbench.report._accuracy_layout import PER_CENT, Layout, difference, holm_header, p_value
+from questbench.report._accuracy_layout import PER_CENT, Layout, difference, holm_header, p_value, significance
 from questbench.report.frame import BASELINES
 from questbench.report.render import NONE, Cell, Table
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 FEW = 100
 """Fewer samples than this illustrate; they do not measure."""
 COUNTS = ("tokens_visible", "tokens_read", "tokens_resident")
+ALPHA = 0.05
+BEATS_DENSE = (
+    "Better than dense beyond chance: reading everything is not the best that this model can do here. "
+    "The cell measures the model, not the method."
+)
 READ_HEADERS = ["tokens\nvisible", "tokens\nread", "tokens\nresident"]
 
 
@@ -53,6 +58,7 @@ def _table(frame: pd.DataFrame, names: list[str]) -> Table:
             fmt.runs_line(frame),
             "Dense prefill, then evict: every method starts from the same dense prefill of each sample. "
             + fmt.counts_line(frame),
+            *_layers(frame, layout.metric),
             *layout.setup,
         ],
         about=layout.about,
@@ -80,7 +86,24 @@ def _cells(table: Table, row: Any, keys: list[str], layout: Layout) -> list[str]
         shown[1] = layout.cells(row)[1]
     else:
         shown = layout.cells(row)
+        if _beats_dense(row, layout):
+            at = next(place for place, header in enumerate(layout.columns) if header.startswith("vs dense"))
+            shown[at] += f" {table.mark(BEATS_DENSE)}"
     return [*cells, name, *shown, *reads]
+
+
+def _beats_dense(row: Any, layout: Layout) -> bool:
+    p = significance(row, layout.metric)
+    delta = row.get(f"{layout.metric}.delta_vs_dense")
+    if row["method"] in BASELINES or fmt.missing(p) or fmt.missing(delta) or p >= ALPHA:
+        return False
+    return bool(delta > 0) is layout.higher_is_better and delta != 0
+
+
+def _layers(frame: pd.DataFrame, metric: str) -> list[str]:
+    """On which layers methods act, of models in which they do not act on all."""
+    found = sorted({str(value) for value in fmt.column(frame, f"{metric}.layers") if value is not None})
+    return [f"{text[0].upper()}{text[1:]}." for text in found]
 
 
 def _scores(frame: pd.DataFrame) -> Layout:

@@ -1,7 +1,8 @@
 """Tasks on data that questbench does not ship: where it is looked for, what is checked, and what is said if it is not.
 
-``--data`` names a file (.jsonl, .json, .parquet, .zip, .txt), a folder, or ``hf:OWNER/NAME[@REVISION]``, which is a
-folder too: a snapshot of the hub's repository, of which only the files that the task can use are fetched, never code.
+``--data`` names a file (.jsonl, .json, .parquet, .zip, .txt, .md), a folder, ``pip:NAME``, which is what an installed
+package carries, or ``hf:OWNER/NAME[@REVISION]``, which is a folder too: a snapshot of the hub's repository, of which
+only the files that the task can use are fetched, never code.
 Nothing is fetched unless ``--online`` says so.
 """
 
@@ -26,7 +27,7 @@ class Fetch:
 
     what: str
     """File names and size."""
-    url: str
+    url: str = ""
     """Where a browser or wget gets it; empty where it has to be generated."""
     hub: str = ""
     """What ``--data`` takes instead, with --online."""
@@ -45,6 +46,8 @@ class DataTask(Task):
     online: bool = False
     """Fetch from the hub what is not there."""
 
+    required: ClassVar[bool] = True
+    """Whether there is nothing to run without ``--data``."""
     default_samples: ClassVar[int] = 500
     """At most so many; the rows there are if they are fewer."""
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -120,6 +123,11 @@ class DataTask(Task):
                 "Download the file again, or leave sha256= out.",
             )
         return _table(self, place)
+
+    @property
+    def reads(self) -> bool:
+        """Whether this run of the task is on data."""
+        return self.required or bool(self.data)
 
     @property
     def label(self) -> str:

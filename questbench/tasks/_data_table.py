@@ -75,7 +75,7 @@ def read(place: Place) -> Table:
         return _checked(Table(_parquet(place), place.name, place.sha256))
     rows: list[Row] = []
     lines: list[int] = []
-    if suffix == ".txt":
+    if suffix in (".txt", ".md"):
         for path in place.paths:
             rows.append({"text": _text(place, path), "title": PurePosixPath(place.member or path.name).stem})
         files = [place.name] if place.member else [path.name for path in place.paths]

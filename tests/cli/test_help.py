@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 
+from questbench import flags
 from questbench.cli.main import VERBS, VerbGroup, app
 
 PLANNED = ("analyze", "reproduce")
@@ -72,29 +73,39 @@ def test_version(questbench: Callable[..., Any]) -> None:
     assert questbench("--version").out == f"questbench {__version__}\n"
 
 
+def config_of(verb: str) -> type[Any]:
+    experiment = importlib.import_module(f"questbench.experiments.{verb}")
+    found: type[Any] = getattr(experiment, {"kernel": "KernelConfig", "e2e": "E2EConfig"}.get(verb, "AccuracyConfig"))
+    return found
+
+
 @pytest.mark.parametrize("verb", ["kernel", "e2e", "accuracy"])
 def test_defaults_are_those_of_the_experiment(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = importlib.import_module(f"questbench.experiments.{verb}")
-    config_class = {"kernel": "KernelConfig", "e2e": "E2EConfig", "accuracy": "AccuracyConfig"}[verb]
     seen: list[Any] = []
     monkeypatch.setattr(
-        "questbench.cli._run.execute", lambda kind, module, cls, flags, ctx, **_: seen.append(cls(**flags)) or 0
+        "questbench.cli._run.execute", lambda kind, module, cls, given, **_: seen.append(cls(**given)) or 0
     )
     from questbench.cli.main import invoke
 
     assert invoke([verb, *(["--task", "passkey"] if verb == "accuracy" else [])]) == 0
     required = {"tasks": ["passkey"]} if verb == "accuracy" else {}
-    expected = getattr(experiment, config_class)(**required)
+    expected = config_of(verb)(**required)
     assert dataclasses.asdict(seen[0]) == dataclasses.asdict(expected)
+
+
+@pytest.mark.parametrize("verb", ["kernel", "e2e", "accuracy"])
+def test_defaults_that_are_shown_are_read_as_the_defaults(verb: str) -> None:
+    for name, flag in flags.flags(config_of(verb)).items():
+        if flag.shown is not None:
+            assert flag.reader is not None
+            assert flag.reader(flag.shown, flag.name) == flag.default, name
 
 
 def test_snake_case_flags_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     from questbench.cli.main import invoke
 
     seen: list[Any] = []
-    monkeypatch.setattr(
-        "questbench.cli._run.execute", lambda kind, module, cls, flags, ctx, **_: seen.append(flags) or 0
-    )
+    monkeypatch.setattr("questbench.cli._run.execute", lambda kind, module, cls, given, **_: seen.append(given) or 0)
     line = "kernel --token_budget 1k,2k --seq_len 4K,4Ki,8k --page_size=32 --kv_heads 8 --max_seconds 3"
     assert invoke([*line.split(), "-M", "quest.select_by=q_head"]) == 0
     assert seen[0]["budgets"] == [1024, 2048]

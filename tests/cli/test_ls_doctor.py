@@ -164,7 +164,8 @@ def test_child_processes_of_the_command_line_are_started_in_one_place() -> None:
     assert starting == ["_child.py"]
 
 
-def test_ls_runs(questbench: Callable[..., Any], tmp_path: Path) -> None:
+def test_ls_runs(questbench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     from questbench.records import store
     from questbench.records.schema import ResultRecord
 

@@ -36,7 +36,9 @@ def test_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: Path) -> No
 
 @pytest.mark.parametrize("verb", ["kernel", "e2e", "accuracy", "report", "ls", "doctor", "build"])
 def test_help_of_a_verb_imports_nothing_heavy(verb: str, tmp_path: Path) -> None:
-    assert loaded(verb, "--help", cwd=tmp_path) == (0, set())
+    code, heavy = loaded(verb, "--help", cwd=tmp_path)
+    # The flags of an experiment are fields of its configuration.
+    assert code == 0 and heavy <= {"questbench.experiments"}
 
 
 @pytest.mark.parametrize(

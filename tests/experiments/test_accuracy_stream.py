@@ -109,8 +109,17 @@ def test_windows_and_recalls(results):
     assert stats["recall_perplexity"] > 1
 
 
-def test_every_comparison_of_the_run_is_in_the_family(results):
-    records, _, units = results
+def test_two_short_texts_are_too_few_to_call_a_difference(results):
+    records, _, _ = results
+    found = record(records, "perplexity", "tova", 64)
+    assert found.stats["p_value"] is None and found.stats["blocks"] < 6
+    assert any("No difference to dense is called" in text and "--samples" in text for text in found.warnings)
+    assert not any(r.metric == "p_holm" for r in records)
+
+
+def test_every_comparison_of_the_run_is_in_the_family(monkeypatch):
+    helpers.use(helpers.random_model(), monkeypatch)
+    records, _, units = helpers.run(**SMALL | {"samples": 6, "methods": ["quest", "h2o"], "budgets": [32, 64]})
     corrected = [r for r in records if r.metric == "p_holm"]
     assert len(corrected) == 4 and units[-1].key == "all|holm"
     for one in corrected:

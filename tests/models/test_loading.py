@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from questbench.errors import PrerequisiteError, QuestbenchError, UsageError
 from questbench.measure import memory
 from questbench.methods.quest import Quest
-from questbench.models import _folder, hf, loading
+from questbench.models import _folder, hf
+from questbench.models._fits import check_memory
 from questbench.models.loading import resolve
 from questbench.models.shapes import SHAPES
 
@@ -285,7 +286,7 @@ def test_weights_beyond_memory_are_refused_before_loading(monkeypatch, folder):
     assert "GiB are free" in refused("shape:llama-3.1-70b", dtype=torch.float64).message
     monkeypatch.setattr(memory, "_available", lambda: 1024)
     with pytest.raises(PrerequisiteError, match="need 1"):
-        loading.check_memory("x", 1 << 30, "cpu")
+        check_memory("x", 1 << 30, "cpu")
 
 
 @pytest.mark.parametrize("weight_map", [None, [], 3, "a", {"model.norm.weight": 7}])

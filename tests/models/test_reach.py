@@ -37,3 +37,16 @@ def test_the_card_says_it(tmp_path):
     assert "methods act on 1 of 6 layers (numbers 5)" in accuracy.card(config)["layers"]
     assert "act on 30 of 32" in e2e.card(E2EConfig(model="shape:llama-2-7b"))["layers"]
     assert reach.sentence("owner/name") is None and reach.sentence(str(tmp_path / "absent")) is None
+
+
+def test_a_model_of_a_package_is_looked_at_as_well(tmp_path, monkeypatch):
+    AutoConfig.for_model("gemma3_text", num_hidden_layers=6, sliding_window=8).save_pretrained(tmp_path)
+    monkeypatch.setattr("questbench.models.loading.folder_of", lambda name: tmp_path)
+    assert "methods act on 1 of 6 layers" in str(reach.sentence("pip:some-model"))
+
+
+def test_only_hybrid_models_have_their_layers_in_every_record():
+    mixed = AutoConfig.for_model("gemma3_text", num_hidden_layers=6, sliding_window=8)
+    assert "on 1 of 6 layers (numbers 5); 5 attend to a window of 8" in str(reach.hybrid(mixed, 0))
+    assert reach.hybrid(AutoConfig.for_model("llama", num_hidden_layers=2), 0) is None
+    assert reach.hybrid(AutoConfig.for_model("mistral", num_hidden_layers=2, sliding_window=8), 0) is None

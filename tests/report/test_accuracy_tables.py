@@ -129,6 +129,35 @@ def test_perplexities() -> None:
     assert "Only tokens behind the largest budget count" in to_markdown(table)
 
 
+@pytest.mark.parametrize(("delta", "p", "said"), [(0.3, 0.04, True), (0.3, 0.06, False), (-0.3, 0.04, False)])
+def test_a_method_that_beats_dense_beyond_chance_measures_the_model(delta: float, p: float, said: bool) -> None:
+    records = judged(200, lossless=False)
+    for place, record in enumerate(records):
+        if record.method == "quest" and record.metric == "score":
+            records[place] = dataclasses.replace(record, stats={**record.stats, "delta_vs_dense": delta})
+        elif record.method == "quest" and record.metric == "p_holm":
+            records[place] = dataclasses.replace(record, value=p)
+    table = one(records)
+    assert row(table, "quest")["vs dense (points)"].endswith("[1]") is said
+    assert any("measures the model, not the method" in note for note in table.footnotes) is said
+
+
+def test_a_lower_perplexity_than_that_of_dense_beyond_chance_is_noted_too() -> None:
+    better = texts()
+    for place, record in enumerate(better):
+        if record.method == "tova" and record.metric == "perplexity":
+            better[place] = dataclasses.replace(record, stats={**record.stats, "delta_vs_dense": -0.2})
+    table = one(better)
+    assert row(table, "tova")["vs dense (%) [95% CI]"].endswith("[1]")
+    assert not row(table, "quest")["vs dense (%) [95% CI]"].endswith("[1]")
+
+
+def test_a_table_says_on_which_layers_methods_act() -> None:
+    said = "methods act on 3 of 18 layers (numbers 5, 11, 17)"
+    assert "Methods act on 3 of 18 layers (numbers 5, 11, 17)." in one(texts(layers=said)).setup
+    assert not any("act on" in line for line in one(texts()).setup)
+
+
 def test_a_perplexity_of_a_fallback_is_not_shown() -> None:
     table = one(texts(dense_fallback=True))
     assert row(table, "quest")["perplexity [95% CI]"].startswith("DENSE-FALLBACK")

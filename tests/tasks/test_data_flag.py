@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from data_helpers import books, jsonl, longbench_rows, longbench_zip
 
+from questbench import flags
 from questbench.records import store
 
 
@@ -109,9 +110,10 @@ def test_refusals(line: str, code: int, text: str, questbench: Callable[..., Any
 
 
 def test_data_by_task_or_for_all() -> None:
-    from questbench.cli._options import data_sources
+    def data_sources(given: object) -> object:
+        return flags.data_sources(given, "--data")
 
-    assert data_sources(None) == {}
+    assert data_sources({"pg19": "books", "*": "a=b"}) == {"pg19": "books", "*": "a=b"}, "as run.json holds it"
     assert data_sources(["LongBench", "pg19=books"]) == {"*": "LongBench", "pg19": "books"}
     assert data_sources(["folder=old/x.jsonl"]) == {"*": "folder=old/x.jsonl"}, "a path may have an equals sign"
     assert data_sources(["hf:owner/name@v1"]) == {"*": "hf:owner/name@v1"}

@@ -292,7 +292,8 @@ def test_hub_snapshot_is_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 DATA_TASKS = [
     name
     for name in registry.names("questbench.tasks")
-    if issubclass(registry.load("questbench.tasks", name, Task, kind="task"), DataTask)  # type: ignore[type-abstract]
+    if issubclass(kind := registry.load("questbench.tasks", name, Task, kind="task"), DataTask)  # type: ignore[type-abstract]
+    and kind.required
 ]
 
 

@@ -14,7 +14,7 @@ from questbench.models.constructed.tokenizer import build_tokenizer
 from questbench.tasks._haystack import depth, fit
 from questbench.tasks._make import make_task
 
-SPECS = ("passkey", "kv", "kv:records=4", "kv:records=full")
+SPECS = ("passkey", "passkey:wording=number", "kv", "kv:records=4", "kv:records=full")
 
 
 class Characters:
@@ -62,6 +62,17 @@ def test_needle_stands_once_and_where_it_is_said_to(spec, index):
     assert key not in outside and gold not in outside
     assert sample.context.count(needle) == 1
     assert sample.question.startswith("\n") and not sample.prompt.endswith(" ")
+
+
+def test_the_other_wording_of_the_pass_key_asks_for_a_number_and_changes_nothing_else():
+    published, other = (
+        sample_of("passkey"),
+        make_task("passkey:wording=number").sample(
+            0, length=2048, tokenizer=TOKENIZERS["constructed"], rng=seeding.generator(0, "passkey", 2048, 0)
+        ),
+    )
+    assert published.question == "\nWhat is the pass key? " and "five-digit number" in other.question
+    assert (other.answer_prefix, other.answers) == (published.answer_prefix, published.answers)
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -148,6 +148,7 @@ def test_meta_can_be_stored(spec):
         "niah:depth=1.5",
         "niah:depth=middle",
         "niah:haystack=essay",
+        "passkey:wording=rhyme",
         "vt:chains=0",
         "vt:hops=0",
         "vt:hops=33",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from questbench.errors import QuestbenchError, SkipCell, UsageError
-from questbench.measure import lossless
+from questbench.experiments.accuracy.chat import MODES
+from questbench.experiments.accuracy.protocol import PROTOCOLS
+from questbench.experiments.grid import OneMachine, RunConfig
+from questbench.flags import AXES, SAMPLES, at_least, choice, data_sources, flag, number
 from questbench.methods._base import Method
 from questbench.methods._make import make, make_all
 from questbench.tasks._base import StreamTask, Task
@@ -14,41 +17,63 @@ from questbench.tasks._make import expand, make_task
 
 
 @dataclass(frozen=True)
-class AccuracyConfig:
-    """What to run; every field is an axis or a setting of the command line."""
+class AccuracyConfig(OneMachine, RunConfig):
+    """What to run."""
 
-    tasks: list[str]
-    """Registered tasks, parameters behind a colon: ``kv:records=16``."""
-    methods: list[str] = field(default_factory=lambda: ["dense", "quest", "h2o", "tova", "streaming_llm"])
-    method_args: dict[str, str] = field(default_factory=dict)
-    budgets: list[int] = field(default_factory=lambda: [256])
-    seq_lens: list[int] | None = None
-    """Tokens of the prompt; the task's own default if ``None``."""
-    page_sizes: list[int] = field(default_factory=lambda: [16])
-    protocol: str | None = None
-    """When the method becomes active; the task's own protocol if ``None``."""
-    samples: int | None = None
-    """Samples per task and length; the task's own default if ``None``."""
-    batch: int = 1
-    """Samples that run together; less after one did not fit into memory. In bf16 and fp16 it can change an answer."""
-    chat_template: str = "auto"
-    """Whether prompts go into the tokenizer's chat template: ``auto``, ``on``, ``off``."""
-    margin: float = lossless.MARGIN
-    """Largest loss of score that still counts as lossless."""
-    model: str = "constructed"
-    dtype: str = "fp32"
-    dense_layers: int | None = None
-    """Leading dense layers, alike for all methods; the model's own default if ``None``."""
-    device: str = "cpu"
-    backend: str | None = None
-    threads: int | None = None
-    seed: int = 0
-    log_samples: bool = False
-    """Keep prompts and gold answers in samples.jsonl too, not only the completions."""
-    online: bool = False
-    trust_remote_code: bool = False
-    data: dict[str, str] = field(default_factory=dict)
-    """Where tasks on data find it: task -> file, folder or ``hf:owner/name``; ``*`` is for all."""
+    tasks: list[str] = flag(
+        [], "--task NAMES", AXES, "Tasks, with parameters behind a colon: kv:records=full. Required.", order=-1
+    )
+    budgets: list[int] = flag([256])
+    seq_lens: list[int] | None = flag(None, "--seq-len TOKENS", AXES, "Tokens of the prompt (default: the task's own).")
+    samples: int | None = flag(None, "--samples N", SAMPLES, "Samples per task and length (default: the task's own).")
+    data: dict[str, str] = flag(
+        {},
+        "--data PATH",
+        SAMPLES,
+        "File, folder or hf:owner/name for tasks that need data; TASK=PATH for one of them. Repeatable.",
+        data_sources,
+    )
+    """By task; ``*`` is for all."""
+    batch: int = flag(
+        1,
+        "--batch N",
+        SAMPLES,
+        "Samples that run at a time; fewer if memory is short. In bf16 and fp16 it can change an answer.",
+    )
+    protocol: str | None = flag(
+        None,
+        "--protocol NAME",
+        SAMPLES,
+        "When the method becomes active: stepwise (from the question on), prefill, quest-paper, stream.",
+        choice("protocol", list(PROTOCOLS)),
+    )
+    """The task's own if ``None``."""
+    chat_template: str = flag(
+        "auto",
+        "--chat-template MODE",
+        SAMPLES,
+        "Put prompts into the tokenizer's chat template: auto (if it has one), on, off.",
+        choice("chat template mode", list(MODES)),
+    )
+    margin: float = flag(
+        0.02, "--margin SHARE", SAMPLES, "Largest loss of score that still counts as lossless.", number
+    )
+    model: str = flag(
+        "constructed",
+        "--model NAME",
+        SAMPLES,
+        "constructed, needle, a hub id, a local folder, or shape:NAME: ls models.",
+    )
+    dtype: str = flag("fp32", "--dtype NAME", SAMPLES, "fp32, bf16 or fp16.")
+    dense_layers: int | None = flag(
+        None, "--dense-layers N", SAMPLES, "Leading layers that stay dense (default: the model's own).", at_least(0)
+    )
+    """Alike for all methods."""
+    log_samples: bool = flag(
+        False, "--log-samples", SAMPLES, "Also keep prompts and expected answers in samples.jsonl."
+    )
+    online: bool = flag(False, "--online", SAMPLES, "Download models and data from the hub.")
+    trust_remote_code: bool = flag(False, "--trust-remote-code", SAMPLES, "Run code of the model's repository.")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def card(config: AccuracyConfig) -> dict[str, str]:
     """What is about to run, for the card that is shown before."""
     work = grid(config)
     layers = reach.sentence(config.model, dense_layers=config.dense_layers)
-    tables = [one.task.table(one.length) for one, _, _ in work if isinstance(one.task, DataTask)]
+    tables = [one.task.table(one.length) for one, _, _ in work if isinstance(one.task, DataTask) and one.task.reads]
     files = [f"{table.name} ({len(table):,} rows, SHA-256 {table.sha256[:16]})" for table in tables]
     names = dict.fromkeys(cell.name for _, usable, _ in work for cell in usable)
     protocols = dict.fromkeys(one.protocol for one, _, _ in work)
@@ -136,7 +136,8 @@ def _check_usable(session: Session, work: Work, finished: frozenset[str] | set[s
     if any(work.unit(index) in finished for index in range(min(work.samples, len(finished)))):
         return
     first: QuestbenchError | None = None
-    for index in range(work.samples if isinstance(work.task, DataTask) else 1):
+    on_data = isinstance(work.task, DataTask) and work.task.reads
+    for index in range(work.samples if on_data else 1):
         try:
             session.prepare(work, index)
         except (UsageError, CellError) as error:

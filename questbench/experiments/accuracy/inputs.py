@@ -40,7 +40,7 @@ def data_files(work: Sequence[tuple[str, Task, int]]) -> dict[str, str]:
     """
     found = {}
     for spec, task, length in work:
-        if isinstance(task, DataTask):
+        if isinstance(task, DataTask) and task.reads:
             place = task.place(length)
             found[f"{spec} at {length}: {place.name}"] = place.sha256
     return found

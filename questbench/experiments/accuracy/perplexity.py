@@ -8,6 +8,7 @@ from typing import Any
 
 from questbench.experiments.accuracy.config import Work
 from questbench.measure import blocks
+from questbench.measure.correlation import FEWEST
 from questbench.tasks._base import StreamTask, Task
 
 Row = Mapping[str, Any]
@@ -49,7 +50,14 @@ def metrics(
             **({} if details["nothing_left_out"] else {"p_value": compared.p_value}),
             "min_detectable": compared.min_detectable,
             "blocks": compared.blocks,
+            "block_tokens": compared.block_tokens,
         }
+        if compared.p_value is None and not details["nothing_left_out"]:
+            warnings.append(
+                "No difference to dense is called: what is lost is correlated over so many tokens that there are only "
+                f"{compared.blocks} blocks of {compared.block_tokens}, and the test needs {FEWEST}. Use more --samples "
+                "or a longer --seq-len."
+            )
     if not math.isfinite(found.ci_high):
         warnings.append(f"{found.tokens} scored tokens are too few for an interval; use more --samples.")
     perplexity = {

@@ -14,6 +14,7 @@ from questbench.experiments.accuracy.protocol import STREAM
 from questbench.experiments.engine import unusable
 from questbench.measure import lossless, paired, stats
 from questbench.methods._base import Method
+from questbench.models import reach
 from questbench.records.schema import ResultRecord
 from questbench.tasks._base import Task
 
@@ -219,6 +220,8 @@ def _shared(
         "steps": _mean(own, "steps"),
         "stop_ids": sorted(session.stop_ids),
     }
+    if layers := reach.hybrid(session.loaded.model.config, session.dense_layers):
+        details["layers"] = layers
     if cell.method.yardstick:
         details |= {"yardstick": True, "tokens_scored": _mean(own, "tokens_scored")}
     warnings = []

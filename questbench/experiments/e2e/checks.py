@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
 
+from questbench import flags
 from questbench.errors import UsageError
-from questbench.experiments.e2e.config import (
-    FILLS,
-    LOOPS,
-    RIVALS,
-    SELECT_BY,
-    E2EConfig,
-    cells,
-    methods,
-)
-from questbench.experiments.setup import check_known, check_machine, check_methods, check_positive, leading_layers
+from questbench.experiments.e2e.config import E2EConfig, cells, methods
+from questbench.experiments.setup import check_machine, check_methods, leading_layers
 from questbench.models import loading, shapes
 
 
@@ -26,27 +18,14 @@ def check(config: E2EConfig) -> None:
         UsageError: unknown names, impossible values.
         PrerequisiteError: a missing backend, compiler, device or package.
     """
+    flags.check(config)
     loading.check(config.model, config.layers)
     if config.model.startswith(loading.SHAPE):
         shape = shapes.named(config.model.removeprefix(loading.SHAPE))
         layers = config.layers or shape.layers
         leading_layers(config.dense_layers, loading.DENSE_LAYERS, layers, config.model)
-    numbers: Mapping[str, Sequence[int | None]] = {
-        "--seq-len": config.seq_lens,
-        "--budget": config.budgets,
-        "--batch": config.batch,
-        "--prefill-chunk": [config.prefill_chunk],
-        "--prefill-rounds": [config.prefill_rounds],
-        "--rounds": [config.rounds],
-        "--tokens": config.tokens,
-    }
-    check_positive("e2e", numbers)
     if len(config.tokens) != 2 or config.tokens[0] >= config.tokens[1]:
         raise UsageError("--tokens takes two lengths, the shorter first.", "Use --tokens 4,16.")
-    check_known("cache fill", [config.cache_fill], FILLS)
-    check_known("loop", [config.loop], LOOPS)
-    check_known("cache of transformers", config.rivals, RIVALS)
-    check_known("select-by", config.select_by, SELECT_BY)
     check_methods(config, [(methods(config, cell), cell.page_size) for cell in cells(config)])
     from questbench.models import quantise  # Imports torch, for which a wrong value need not wait.
 

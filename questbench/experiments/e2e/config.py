@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from questbench.experiments.grid import GridConfig, labelled
+from questbench.flags import AXES, HOW, MACHINE, MODEL, at_least, choice, each, flag
 from questbench.methods._base import Method
 
 FILLS = ("prefill", "random")
@@ -18,31 +19,57 @@ SELECT_BY = ("auto", "kv_head", "q_head")
 
 @dataclass(frozen=True)
 class E2EConfig(GridConfig):
-    """What to run; every field is an axis or a setting of the command line."""
+    """What to run."""
 
-    seq_lens: list[int] = field(default_factory=lambda: [4096])
-    budgets: list[int] = field(default_factory=lambda: [1024])
-    max_seconds: float = 60.0
-    model: str = "shape:sheared-llama-1.3b"
-    layers: int | None = None
-    """Only so many layers of a ``shape:`` model."""
-    weights: list[str] = field(default_factory=lambda: ["full"])
-    select_by: list[str] = field(default_factory=lambda: ["auto"])
-    threads: list[int | None] = field(default_factory=lambda: [None])
-    device: list[str] = field(default_factory=lambda: ["cpu"])
-    quantise_head: bool = False
-    """Quantise the output matrix too."""
-    dense_layers: int | None = None
-    cache_fill: str = "prefill"
-    prefill_chunk: int = 2048
-    prefill_rounds: int = 3
-    loop: str = "auto"
-    rivals: list[str] = field(default_factory=list)
-    """Caches of transformers to time beside ours: ``static``, ``dynamic``."""
-    tokens: list[int] = field(default_factory=lambda: [4, 16])
-    """Lengths of the two generations whose difference is the slope."""
-    online: bool = False
-    trust_remote_code: bool = False
+    seq_lens: list[int] = flag([4096], "--seq-len TOKENS", AXES, "Tokens of the prompt.", order=-1)
+    budgets: list[int] = flag([1024])
+    weights: list[str] = flag(["full"], "--weights NAMES", AXES, "full, int8, int4 (torchao, extra quant).")
+    select_by: list[str] = flag(
+        ["auto"],
+        "--select-by NAMES",
+        AXES,
+        "Who has a list of pages: auto, kv_head, q_head.",
+        each(choice("select-by", SELECT_BY)),
+    )
+    model: str = flag(
+        "shape:sheared-llama-1.3b",
+        "--model NAME",
+        MODEL,
+        "shape:NAME (random weights), constructed, needle, a hub id or a local folder: ls models.",
+    )
+    quantise_head: bool = flag(False, "--quantise-head", MODEL, "Quantise the output matrix too.")
+    layers: int | None = flag(None, "--layers N", MODEL, "Use only this many layers of a shape.")
+    dense_layers: int | None = flag(
+        None, "--dense-layers N", MODEL, "Leading layers that stay dense (default: the model's own).", at_least(0)
+    )
+    online: bool = flag(False, "--online", MODEL, "Download models from the hub.")
+    trust_remote_code: bool = flag(False, "--trust-remote-code", MODEL, "Run code of the model's repository.")
+    cache_fill: str = flag(
+        "prefill",
+        "--cache-fill HOW",
+        HOW,
+        "prefill, or random: fill the caches without a prompt, for decode timing alone.",
+        choice("cache fill", FILLS),
+    )
+    prefill_chunk: int = flag(
+        2048, "--prefill-chunk TOKENS", HOW, "Tokens of the prompt that go through the model at once."
+    )
+    prefill_rounds: int = flag(3, "--prefill-rounds N", HOW, "Rounds of timed prefills.")
+    loop: str = flag(
+        "auto", "--loop NAME", HOW, "auto, eager, graph (CUDA), model (its own forward).", choice("loop", LOOPS)
+    )
+    rivals: list[str] = flag(
+        [],
+        "--transformers NAMES",
+        HOW,
+        "Also time transformers with these caches: static, dynamic.",
+        each(choice("cache of transformers", RIVALS)),
+    )
+    tokens: list[int] = flag([4, 16], "--tokens N,M", HOW, "Lengths of the two generations that give the slope.")
+    max_seconds: float = flag(60.0, "--max-seconds S", HOW, "Time limit for each measurement of a cell.", order=1)
+    stages: bool = flag(True, "--stages/--no-stages", HOW, "Time the parts of a step apart.", order=2)
+    threads: list[int | None] = flag([None], "--threads N", MACHINE, "CPU threads (default: all cores).")
+    device: list[str] = flag(["cpu"], "--device NAMES", MACHINE, "cpu, cuda.")
 
     @property
     def prefills(self) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
+from questbench import flags
 from questbench.errors import UsageError
-from questbench.experiments.kernel.config import CACHES, TIMINGS, KernelConfig, cells, heads, methods
-from questbench.experiments.setup import check_known, check_machine, check_methods, check_positive, load_ops
+from questbench.experiments.kernel.config import KernelConfig, cells, heads, methods
+from questbench.experiments.setup import check_machine, check_methods, load_ops
 
 
 def check(config: KernelConfig) -> None:
@@ -16,18 +15,7 @@ def check(config: KernelConfig) -> None:
         UsageError: unknown names, impossible values.
         PrerequisiteError: a missing backend, compiler or device.
     """
-    numbers: Mapping[str, Sequence[int | None]] = {
-        "--seq-len": config.seq_lens,
-        "--budget": config.budgets,
-        "--batch": config.batch,
-        "--heads": [config.heads],
-        "--kv-heads": [config.kv_heads],
-        "--head-dim": [config.head_dim],
-        "--rounds": [config.rounds],
-    }
-    check_positive("kernel", numbers)
-    check_known("cache state", [config.cache], CACHES)
-    check_known("timing", [config.timing], TIMINGS)
+    flags.check(config)
     if config.timing is not None and config.device == "cpu":
         raise UsageError(f"--timing {config.timing} is for GPUs: a CPU has its wall clock.", "Leave --timing out.")
     heads(config)

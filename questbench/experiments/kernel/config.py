@@ -8,7 +8,8 @@ from typing import Any
 
 from questbench import registry
 from questbench.errors import UsageError
-from questbench.experiments.grid import GridConfig, labelled
+from questbench.experiments.grid import GridConfig, OneMachine, labelled
+from questbench.flags import ATTENTION, HOW, choice, flag, not_negative
 from questbench.methods._base import Method
 from questbench.models.shapes import SHAPES
 
@@ -17,20 +18,35 @@ CACHES = ("cold", "warm")
 
 
 @dataclass(frozen=True)
-class KernelConfig(GridConfig):
-    """What to run; every field is an axis or a setting of the command line."""
+class KernelConfig(OneMachine, GridConfig):
+    """What to run."""
 
-    shape: str = "llama-3.1-8b"
-    heads: int | None = None
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    threads: int | None = None
-    device: str = "cpu"
-    timing: str | None = None
-    """On a GPU: ``graph`` (the default there) or ``events``. A CPU has its wall clock."""
-    cache: str = "cold"
-    compile_limit: float = 30.0
-    """Longest time to compile torch's flex_attention, one of the baseline's ways; 0 leaves it out."""
+    shape: str = flag("llama-3.1-8b", "--shape NAME", ATTENTION, "Model whose attention is timed (see: ls models).")
+    heads: int | None = flag(None, "--heads N", ATTENTION, "Query heads, instead of the shape's.")
+    kv_heads: int | None = flag(None, "--kv-heads N", ATTENTION, "KV heads, instead of the shape's.")
+    head_dim: int | None = flag(None, "--head-dim N", ATTENTION, "Head size, instead of the shape's.")
+    cache: str = flag(
+        "cold",
+        "--cache STATE",
+        HOW,
+        "cold: keys and values come from memory; warm: from the processor's caches.",
+        choice("cache state", CACHES),
+    )
+    timing: str | None = flag(
+        None,
+        "--timing WAY",
+        HOW,
+        "On a GPU: graph (default: a CUDA graph of many steps) or events (eager).",
+        choice("timing", TIMINGS),
+    )
+    compile_limit: float = flag(
+        30.0,
+        "--compile-limit S",
+        HOW,
+        "Longest time to compile torch's flex_attention; 0 leaves it out.",
+        not_negative,
+        order=1,
+    )
 
 
 @dataclass(frozen=True)

