@@ -9,8 +9,11 @@ the head dim are 0. An entry whose range is no finite number has NaN for both, a
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # methods predict bytes with this file, and are listed where torch is not wanted
+    import torch
+    from torch import Tensor
 
 CHANNELS = 32
 """Channels whose codes stand together."""
@@ -23,12 +26,16 @@ def code_bytes(head_dim: int) -> int:
 
 def empty_codes(rows: int, kv_heads: int, slots: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Codes and ranges for so many slots, zeros."""
+    import torch
+
     codes = torch.zeros((rows, kv_heads, slots, code_bytes(head_dim)), dtype=torch.uint8, device=device)
     return codes, torch.zeros((rows, kv_heads, slots, 2), dtype=torch.float32, device=device)
 
 
 def quantized(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Codes ``[..., bytes]`` and ranges ``[..., 2]`` of keys ``[..., D]``, which are fp32 or float64."""
+    import torch
+
     low, high = keys.amin(-1, keepdim=True), keys.amax(-1, keepdim=True)
     step = (high - low) / torch.full_like(low, 15)
     defined = keys.isfinite().all(-1, keepdim=True) & step.isfinite()
@@ -41,5 +48,7 @@ def quantized(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 def widened_codes(codes: Tensor, head_dim: int) -> Tensor:
     """The codes themselves, ``[..., D]`` uint8, from their bytes."""
+    import torch
+
     blocks = codes.unflatten(-1, (-1, 1, CHANNELS // 2))
     return torch.cat([blocks & 15, blocks >> 4], dim=-2).flatten(-3)[..., :head_dim]

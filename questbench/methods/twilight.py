@@ -22,8 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-
 from questbench.errors import UsageError
 from questbench.kernels._codes import code_bytes, empty_codes
 from questbench.methods._base import CacheShape, Method, Selection, State, TopMass, TopPages
@@ -48,7 +46,7 @@ class Codes(State):
     def appended(self, layer: LayerCache, new: Sequence[int]) -> None:
         """Codes of the new entries."""
         most = max(new)
-        uneven = None if min(new) == most else torch.tensor(list(new), dtype=torch.int32, device=layer.device)
+        uneven = None if min(new) == most else layer.lengths.new_tensor(list(new))
         layer.ops.quantize(layer.paged, self.codes, self.ranges, most, uneven)
 
     def fit(self, layer: LayerCache, slots: int) -> None:
