@@ -1,4 +1,4 @@
-"""SnapKV, DuoAttention and Twilight through the experiments: what they read, hold and are predicted to read, counted."""
+"""SnapKV, DuoAttention and Twilight through the experiments: what they read, hold and should read, counted."""
 
 from __future__ import annotations
 
