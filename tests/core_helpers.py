@@ -20,6 +20,7 @@ from questbench.methods.random import Random
 from questbench.methods.snapkv import SnapKV
 from questbench.methods.streaming_llm import StreamingLLM
 from questbench.methods.tova import TOVA
+from questbench.methods.twilight import Twilight
 
 # Tiny tensors: threads cost more than they save.
 torch.set_num_threads(1)
@@ -40,6 +41,7 @@ def sparse_methods(budget: int) -> dict[str, Method]:
         "tova": TOVA(budget),
         "streaming_llm": StreamingLLM(budget),
         "streaming_llm-text": StreamingLLM(budget, positions="text"),
+        "twilight": Twilight(budget, p=1.0),
         "oracle": Oracle(budget),
         "random": Random(budget),
     }

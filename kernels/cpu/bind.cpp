@@ -227,6 +227,34 @@ void bind_evict(TensorView k_pages, TensorView v_pages, TensorView page_table, T
   });
 }
 
+void bind_quantize(TensorView k_pages, TensorView page_table, TensorView lengths, TensorView codes, TensorView ranges,
+                   int64_t incoming, Optional<TensorView> new_, int64_t threads) {
+  contract::quantize(kBackend, k_pages, page_table, lengths, codes, ranges, incoming, new_);
+  with_type(k_pages, [&]<typename T>(T) {
+    quantize(Quantize<T>{paged<T>(k_pages, k_pages, Optional<TensorView>(), page_table, lengths), data<uint8_t>(codes),
+                         data<float>(ranges), codes.size(2), incoming, data<int32_t>(new_), static_cast<int>(threads)});
+  });
+}
+
+void bind_estimate(TensorView q, TensorView codes, TensorView ranges, TensorView lengths, int64_t page_size,
+                   TensorView pages, TensorView counts, double scale, double softcap, TensorView logits, int64_t threads) {
+  contract::estimate(kBackend, q, codes, ranges, lengths, page_size, pages, counts, logits);
+  with_type(q, [&]<typename T>(T) {
+    estimate(Estimate<T>{data<T>(q), data<uint8_t>(codes), data<float>(ranges), data<int32_t>(lengths), q.size(0),
+                         q.size(1), codes.size(1), q.size(2), codes.size(2), page_size, data<int32_t>(pages),
+                         data<int32_t>(counts), pages.size(1), pages.size(2), static_cast<float>(scale),
+                         static_cast<float>(softcap), data<float>(logits), static_cast<int>(threads)});
+  });
+}
+
+void bind_prune(TensorView logits, TensorView lengths, int64_t page_size, TensorView pages, TensorView counts, double p,
+                TensorView tokens, TensorView token_counts, int64_t threads) {
+  contract::prune(kBackend, logits, lengths, page_size, pages, counts, p, tokens, token_counts);
+  prune(Prune{data<float>(logits), data<int32_t>(lengths), data<int32_t>(pages), data<int32_t>(counts), logits.size(0),
+              logits.size(1), pages.size(1), pages.size(2), page_size, p, data<int32_t>(tokens),
+              data<int32_t>(token_counts), static_cast<int>(threads)});
+}
+
 void bind_linear(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView y, int64_t threads) {
   contract::linear(kBackend, x, weight, bias, y);
   with_type(weight, [&]<typename T>(T) {
@@ -244,6 +272,9 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(select, bind_select);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend, bind_attend);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend_top, bind_attend_top);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(evict, bind_evict);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantize, bind_quantize);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(estimate, bind_estimate);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(prune, bind_prune);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, bind_linear);
 
 }  // namespace questbench

@@ -74,6 +74,16 @@ void check_page_size(int64_t page_size) {
     TVM_FFI_THROW(ValueError) << "the CUDA kernels have page sizes 4, 8, ... 128, not " << page_size;
 }
 
+int shift_of(int64_t page_size) {
+  int shift = 0;
+  while ((1 << shift) < page_size) ++shift;
+  return shift;
+}
+void check_head_dim(int64_t head_dim) {
+  if (head_dim != 64 && head_dim != 128 && head_dim != 256)
+    TVM_FFI_THROW(ValueError) << "the CUDA kernels have head dims 64, 128 and 256, not " << head_dim;
+}
+
 // Threads read and write 16 bytes at a time: elsewhere a device would fault, and its context be lost with it.
 void check_aligned(const TensorView& tensor, const char* name) {
   if (reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 != 0)
@@ -83,9 +93,7 @@ template <class T>
 Paged<T> paged(const Optional<TensorView>& k, const Optional<TensorView>& v, const Optional<TensorView>& bounds,
                const TensorView& table, const TensorView& lengths, int64_t kv_heads, int64_t page_size,
                int64_t head_dim) {
-  if (head_dim != 64 && head_dim != 128 && head_dim != 256)
-    TVM_FFI_THROW(ValueError) << "the CUDA kernels have head dims 64, 128 and 256, not " << head_dim;
-  check_page_size(page_size);
+  check_head_dim(head_dim), check_page_size(page_size);
   if (k.has_value() && k.value().size(0) * kv_heads * page_size > (int64_t{1} << 32))
     TVM_FFI_THROW(ValueError) << "a pool of more than 2^32 entries";
   if (k.has_value()) check_aligned(k.value(), "k_pages");
@@ -102,7 +110,7 @@ Paged<T> paged(const Optional<TensorView>& k, const Optional<TensorView>& v, con
   out.rows = int(lengths.size(0));
   out.kv_heads = int(kv_heads);
   out.page_size = int(page_size);
-  while ((1 << out.page_shift) < page_size) ++out.page_shift;
+  out.page_shift = shift_of(page_size);
   out.head_dim = int(head_dim);
   out.pages = int(table.size(1));
   return out;
@@ -168,7 +176,7 @@ void bind_select(TensorView scores, TensorView lengths, int64_t page_size, int64
   job.scores = data<float>(scores);
   job.lengths = data<int32_t>(lengths);
   job.rows = int(scores.size(0)), job.query_heads = int(scores.size(1)), job.pages = int(scores.size(2));
-  while ((1 << job.page_shift) < page_size) ++job.page_shift;
+  job.page_shift = shift_of(page_size);
   job.count = int(count < INT32_MAX ? count : INT32_MAX);
   job.row_counts = data<int32_t>(row_counts);
   job.width = int(width);
@@ -266,6 +274,46 @@ void bind_evict(TensorView k_pages, TensorView v_pages, TensorView page_table, T
   });
 }
 
+void bind_quantize(TensorView k_pages, TensorView page_table, TensorView lengths, TensorView codes, TensorView ranges,
+                   int64_t incoming, Optional<TensorView> new_) {
+  contract::quantize(kBackend, k_pages, page_table, lengths, codes, ranges, incoming, new_);
+  const OnDevice guard(k_pages);
+  check_aligned(codes, "codes");
+  with_type(k_pages, [&](auto kind) {
+    using T = decltype(kind);
+    quantize(QuantizeJob<T>{paged<T>(k_pages, k_pages, Optional<TensorView>(), page_table, lengths), data<unsigned char>(codes),
+                            data<float>(ranges), int(codes.size(2)), int(incoming), data<int32_t>(new_)},
+             stream_of(k_pages));
+  });
+}
+
+void bind_estimate(TensorView q, TensorView codes, TensorView ranges, TensorView lengths, int64_t page_size,
+                   TensorView pages, TensorView counts, double scale, double softcap, TensorView logits) {
+  contract::estimate(kBackend, q, codes, ranges, lengths, page_size, pages, counts, logits);
+  check_head_dim(q.size(2)), check_page_size(page_size);
+  const OnDevice guard(q);
+  check_aligned(q, "q"), check_aligned(codes, "codes");
+  with_type(q, [&](auto kind) {
+    using T = decltype(kind);
+    estimate(EstimateJob<T>{data<T>(q), data<unsigned char>(codes), data<float>(ranges), data<int32_t>(lengths),
+                            int(q.size(0)), int(q.size(1)), int(codes.size(1)), int(codes.size(2)), shift_of(page_size),
+                            data<int32_t>(pages), data<int32_t>(counts), int(pages.size(1)), int(pages.size(2)),
+                            float(scale), float(softcap), data<float>(logits)},
+             int(q.size(2)), stream_of(q));
+  });
+}
+
+void bind_prune(TensorView logits, TensorView lengths, int64_t page_size, TensorView pages, TensorView counts, double p,
+                TensorView tokens, TensorView token_counts, TensorView masses) {
+  contract::prune(kBackend, logits, lengths, page_size, pages, counts, p, tokens, token_counts);
+  check_page_size(page_size);
+  const OnDevice guard(logits);
+  prune(PruneJob{data<float>(logits), data<int32_t>(lengths), data<int32_t>(pages), data<int32_t>(counts),
+                 int(logits.size(0)), int(logits.size(1)), int(pages.size(1)), int(pages.size(2)), shift_of(page_size), p,
+                 data<int32_t>(tokens), data<int32_t>(token_counts), data<unsigned>(masses)},
+        stream_of(logits));
+}
+
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(append, bind_append);
@@ -273,5 +321,8 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(score, bind_score);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(select, bind_select);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend, bind_attend);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(evict, bind_evict);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantize, bind_quantize);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(estimate, bind_estimate);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(prune, bind_prune);
 
 }  // namespace qb

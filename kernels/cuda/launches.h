@@ -86,6 +86,46 @@ void mass(const MassJob& job, Stream stream);
 void forget_logits(float* logits, int64_t count, Stream stream);
 
 template <class T>
+struct QuantizeJob {
+  Paged<T> paged;
+  unsigned char* codes;  // [rows, kv_heads, slots, head_dim / 2]
+  float* ranges;         // [rows, kv_heads, slots, 2]: step and least value of each entry
+  int slots, incoming;
+  const int32_t* fresh;  // [rows] or null: how many of the last `incoming` entries count
+};
+template <class T>
+void quantize(const QuantizeJob<T>& job, Stream stream);
+
+template <class T>
+struct EstimateJob {
+  const T* q;                  // [rows, query_heads, head_dim]
+  const unsigned char* codes;  // [rows, kv_heads, slots, head_dim / 2]
+  const float* ranges;         // [rows, kv_heads, slots, 2]
+  const int32_t* lengths;
+  int rows, query_heads, kv_heads, slots, page_shift;
+  const int32_t* pages;   // [rows, lists, width]
+  const int32_t* counts;  // [rows, lists]
+  int lists, width;
+  float scale, softcap;
+  float* logits;  // [rows, query_heads, width * page_size], -inf past the end of a list
+};
+template <class T>
+void estimate(const EstimateJob<T>& job, int head_dim, Stream stream);
+
+struct PruneJob {
+  const float* logits;  // [rows, query_heads, width * page_size]
+  const int32_t* lengths;
+  const int32_t* pages;   // [rows, lists, width]
+  const int32_t* counts;  // [rows, lists]
+  int rows, query_heads, lists, width, page_shift;
+  double p;
+  int32_t* tokens;        // [rows, lists, width * page_size]
+  int32_t* token_counts;  // [rows, lists]
+  unsigned* masses;       // as tokens, scratch where they do not fit shared memory
+};
+void prune(const PruneJob& job, Stream stream);
+
+template <class T>
 struct EvictJob {
   Paged<T> paged;
   int32_t* positions;  // [rows, kv_heads, position_slots]

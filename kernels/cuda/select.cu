@@ -6,59 +6,22 @@
 // where a text is too long for that.
 #include <cmath>
 
-#include "launches.h"
+#include "lists.h"
 
 namespace qb {
 namespace {
 
-constexpr int kThreads = 512, kWarps = kThreads / kWarpSize, kBins = 256;
+constexpr int kThreads = kListThreads, kBins = 256;
 constexpr int kBatch = 4;  // pages of a thread whose scores or keys are on their way at a time
 constexpr int kSharedPages = 16384;  // keys up to here stay in 64 KiB of shared memory
 
-static_assert(kMaxGroup <= kWarps, "every head of a group has a warp of its own");
-
 struct SelectShared {
   unsigned bins[kBins];
-  float top[kWarps], sum[kWarps];
-  float log_total[kMaxGroup];
-  unsigned counted[kWarps];
+  MergeShared merging;
+  ListShared writing;
   unsigned prefix;
   int wanted;
 };
-
-// A page without a finite bound ranks first (NaN) and stays out of the sums.
-QB_DEVICE float known(float scaled) { return scaled < INFINITY ? scaled : NAN; }
-
-// log of the softmax's denominator of every head. Warps share the heads, so that all scores are on their way at once.
-QB_DEVICE void log_totals(const SelectJob& job, const float* scores, int heads, int pages, SelectShared& held) {
-  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, parts = kWarps / heads;
-  if (warp < parts * heads) {
-    const float* own = scores + int64_t{warp / parts} * job.pages;
-    const int first = warp % parts * kWarpSize + lane, step = parts * kWarpSize;
-    float top = -INFINITY, sum = 0;
-#pragma unroll 4
-    for (int page = first; page < pages; page += step) top = fmaxf(top, known(job.scale * own[page]));
-    for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, lanes));
-    const float base = top == -INFINITY ? 0.0f : top;
-#pragma unroll 4
-    for (int page = first; page < pages; page += step) {
-      const float x = known(job.scale * own[page]);
-      sum += x == x ? expf(x - base) : 0.0f;
-    }
-    for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
-    if (lane == 0) held.top[warp] = top, held.sum[warp] = sum;
-  }
-  __syncthreads();
-  if (int(threadIdx.x) < heads) {
-    const float* tops = held.top + threadIdx.x * parts;
-    const float* sums = held.sum + threadIdx.x * parts;
-    float top = -INFINITY, sum = 0;
-    for (int i = 0; i < parts; ++i) top = fmaxf(top, tops[i]);
-    for (int i = 0; i < parts; ++i) sum += sums[i] == 0 ? 0.0f : sums[i] * expf(tops[i] - top);
-    held.log_total[threadIdx.x] = top == -INFINITY ? 0.0f : top + logf(sum);  // only -inf known: adds nothing
-  }
-  __syncthreads();
-}
 
 QB_DEVICE float merged(const SelectJob& job, const float* scores, int heads, int page, const SelectShared& held) {
   if (job.merge == kMax) {
@@ -75,13 +38,13 @@ QB_DEVICE float merged(const SelectJob& job, const float* scores, int heads, int
   for (int g = 0; g < heads; ++g) {
     const float x = known(job.scale * scores[int64_t{g} * job.pages + page]);
     unknown |= x != x;
-    top = fmaxf(top, x - held.log_total[g]);
+    top = fmaxf(top, x - held.merging.log_total[g]);
   }
   if (unknown) return NAN;
   if (top == -INFINITY) return top;
 #pragma unroll 4
   for (int g = 0; g < heads; ++g)
-    sum += expf(known(job.scale * scores[int64_t{g} * job.pages + page]) - held.log_total[g] - top);
+    sum += expf(known(job.scale * scores[int64_t{g} * job.pages + page]) - held.merging.log_total[g] - top);
   return top + logf(sum);
 }
 
@@ -142,32 +105,6 @@ QB_DEVICE void find_threshold(const unsigned* keys, int pages, int wanted, Selec
   }
 }
 
-// Pages with a greater key, and the first `equals` with this one, in page order.
-QB_DEVICE void write_list(const unsigned* keys, int pages, unsigned threshold, int equals, int32_t* out,
-                          SelectShared& held) {
-  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  const unsigned below = (1u << lane) - 1;
-  int greater_before = 0, equal_before = 0;
-  for (int start = 0; start < pages; start += kThreads) {
-    const int page = start + int(threadIdx.x);
-    const unsigned key = page < pages ? keys[page] : 0;
-    const bool greater = page < pages && key > threshold, equal = page < pages && key == threshold;
-    const unsigned greaters = __ballot_sync(kAllLanes, greater), all_equal = __ballot_sync(kAllLanes, equal);
-    if (lane == 0) held.counted[warp] = unsigned(__popc(greaters)) << 16 | unsigned(__popc(all_equal));
-    __syncthreads();
-    unsigned before = 0, total = 0;
-    for (int i = 0; i < kWarps; ++i) {
-      if (i < warp) before += held.counted[i];
-      total += held.counted[i];
-    }
-    const int greater_rank = greater_before + int(before >> 16) + __popc(greaters & below);
-    const int equal_rank = equal_before + int(before & 0xffffu) + __popc(all_equal & below);
-    if (greater || (equal && equal_rank < equals)) out[greater_rank + min(equal_rank, equals)] = page;
-    greater_before += int(total >> 16), equal_before += int(total & 0xffffu);
-    __syncthreads();
-  }
-}
-
 QB_KERNEL __launch_bounds__(kThreads) select_kernel(SelectJob job) {
   begin_kernel();
   SelectShared& held = shared<SelectShared>();
@@ -185,7 +122,7 @@ QB_KERNEL __launch_bounds__(kThreads) select_kernel(SelectJob job) {
       const float* scores = job.scores + (int64_t{row} * job.query_heads + int64_t{list} * heads) * job.pages;
       unsigned* keys = job.pages <= kSharedPages ? reinterpret_cast<unsigned*>(shared_bytes() + sizeof(SelectShared))
                                                  : job.keys + item * job.pages;
-      if (job.merge == kSumSoftmax && heads > 1) log_totals(job, scores, heads, scored, held);
+      if (job.merge == kSumSoftmax && heads > 1) log_totals(scores, job.pages, heads, scored, job.scale, held.merging);
       if (heads == 1) {
         copy_keys(job, scores, scored, keys);
       } else {
@@ -193,7 +130,7 @@ QB_KERNEL __launch_bounds__(kThreads) select_kernel(SelectJob job) {
           keys[page] = order_key(merged(job, scores, heads, page, held));
       }
       find_threshold(keys, scored, chosen, held);
-      write_list(keys, scored, held.prefix, held.wanted, out, held);
+      write_list(keys, scored, held.prefix, held.wanted, out, held.writing, [](int page) { return page; });
     }
     if (job.force_newest && threadIdx.x == 0) out[chosen] = total - 1;
   }

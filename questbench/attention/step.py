@@ -11,7 +11,7 @@ from questbench.attention.scoring import Observer, Scoring
 from questbench.cache import Layer, LayerCache
 from questbench.cache.tail import Tail
 from questbench.errors import CellError
-from questbench.methods._base import Everything, Pages, PromptMass, Tokens, TopPages
+from questbench.methods._base import Everything, Pages, PromptMass, Tokens, TopMass, TopPages
 
 
 def decode(
@@ -58,12 +58,13 @@ def _read(
     """What the method selects, and the mass that anyone collects."""
     method, ops = layer.method, layer.ops
     selection = method.select(q, layer, ops)
+    if isinstance(selection, TopMass):
+        selection = _most_mass(layer, q, scoring, selection)
     mass = None if method.step_mass == "none" else layer.mass
     if collect:
         mass = torch.zeros((layer.rows, layer.kv_heads, layer.slots), device=q.device)
     if isinstance(selection, TopPages):
-        if layer.bounds is None:
-            raise CellError(f"{method.name} needs page bounds, but this cache keeps none.")
+        _need_bounds(layer)
         out = ops.attend_top(
             q,
             layer.paged,
@@ -97,6 +98,36 @@ def _read(
     if mass is not None and collect:
         _add_step(layer, q, scoring, mass, collect if isinstance(selection, Everything) else frozenset())
     return out
+
+
+def _most_mass(layer: LayerCache, q: Tensor, scoring: Scoring, wanted: TopMass) -> Tokens:
+    """The entries of the best pages that hold most of the mass."""
+    ops, best, paged = layer.ops, wanted.pages, layer.paged
+    if best.width < paged.table.shape[1]:
+        _need_bounds(layer)
+        scores = ops.score(q, paged, skip_newest=best.force_newest)
+    else:  # every page is taken, whatever its score
+        scores = torch.zeros((*q.shape[:2], paged.table.shape[1]), device=q.device)
+    size = paged.page_size
+    pages, counts = ops.select(
+        scores,
+        paged.lengths,
+        size,
+        best.count,
+        width=best.width,
+        force_newest=best.force_newest,
+        merge=best.merge,
+        group=q.shape[1] // layer.kv_heads,
+        scale=scoring.scale,
+    )
+    codes = wanted.codes, wanted.ranges
+    logits = ops.estimate(q, *codes, paged.lengths, size, pages, counts, scoring.scale, scoring.softcap)
+    return Tokens(*ops.prune(logits, paged.lengths, size, pages, counts, wanted.p))
+
+
+def _need_bounds(layer: LayerCache) -> None:
+    if layer.bounds is None:
+        raise CellError(f"{layer.method.name} needs page bounds, but this cache keeps none.")
 
 
 def _add_step(layer: LayerCache, q: Tensor, scoring: Scoring, own: Tensor, collect: frozenset[PromptMass]) -> None:

@@ -120,3 +120,6 @@ class NativeOps(Ops):
     attend = _method(Ops.attend)
     attend_top = _method(Ops.attend_top)
     evict = _method(Ops.evict)
+    quantize = _method(Ops.quantize)
+    estimate = _method(Ops.estimate)
+    prune = _method(Ops.prune)

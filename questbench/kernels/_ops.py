@@ -27,6 +27,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from questbench.errors import CellError
 from questbench.kernels._limits import Limits
 from questbench.kernels._operators import operator
 from questbench.kernels._paged import Paged
@@ -41,6 +42,17 @@ def _like_query(q: Tensor) -> tuple[Tensor]:
 
 def _page_scores(q: Tensor, page_table: Tensor) -> tuple[Tensor]:
     return (torch.empty((*q.shape[:2], *page_table.shape[1:2]), dtype=torch.float32, device=q.device),)
+
+
+def _entry_logits(q: Tensor, page_size: int, pages: Tensor) -> tuple[Tensor]:
+    slots = [width * max(page_size, 0) for width in pages.shape[2:3]]
+    return (torch.empty((*q.shape[:2], *slots), dtype=torch.float32, device=q.device),)
+
+
+def _token_lists(pages: Tensor, page_size: int) -> tuple[Tensor, Tensor]:
+    slots = [width * max(page_size, 0) for width in pages.shape[2:3]]
+    tokens = torch.empty((*pages.shape[:2], *slots), dtype=torch.int32, device=pages.device)
+    return tokens, torch.empty(pages.shape[:2], dtype=torch.int32, device=pages.device)
 
 
 def _page_lists(scores: Tensor, width: int, merge: int, group: int) -> tuple[Tensor, Tensor]:
@@ -64,6 +76,9 @@ class Ops(ABC):
     def name(self) -> str:
         """Registered name: the stem of the backend's file."""
         return type(self).__module__.rsplit(".", 1)[-1]
+
+    def _missing(self, op: str) -> CellError:
+        return CellError(f"The {self.name} backend has no kernel for {op}.", "Choose another --backend.")
 
     @abstractmethod
     def unavailable(self) -> str | None:
@@ -221,6 +236,70 @@ class Ops(ABC):
             scale=scale,
         )
         return self.attend(q, paged, scale, pages=pages, counts=counts, softcap=softcap, sinks=sinks, visits=visits)
+
+    @operator(paged="k_pages page_table lengths", writes="codes ranges")
+    def quantize(self, paged: Paged, codes: Tensor, ranges: Tensor, incoming: int, new: Tensor | None = None) -> None:
+        """Four-bit codes of the newest keys, which are in their pages already (layout and equations: ``_codes.py``).
+
+        The arithmetic is fp32 and every operation of it is rounded once, so that all backends write the same bits.
+
+        Args:
+            codes: ``[B, Hk, C, bytes]`` uint8 by slot, C at least the longest row; other slots are left alone.
+            ranges: ``[B, Hk, C, 2]`` fp32: step and least value of each entry.
+            incoming: entries of each row, its newest ones; all of a row that has fewer.
+            new: ``[B]`` int32, up to ``incoming``: what counts instead in row b.
+        """
+        raise self._missing("quantize")
+
+    @operator(results="logits", make=_entry_logits, strided="q")
+    def estimate(
+        self,
+        q: Tensor,
+        codes: Tensor,
+        ranges: Tensor,
+        lengths: Tensor,
+        page_size: int,
+        pages: Tensor,
+        counts: Tensor,
+        scale: float,
+        softcap: float = 0.0,
+    ) -> Tensor:
+        """Logits of the entries of listed pages: ``scale * (step * sum_d q_d code_d + low * sum_d q_d)``.
+
+        Args:
+            q: ``[B, Hq, D]`` in storage dtype.
+            codes, ranges: as :meth:`quantize` leaves them.
+            pages, counts: as :meth:`select` returns them, H = Hk or H = Hq.
+            softcap: as in :meth:`attend`.
+
+        Returns:
+            ``[B, Hq, width * S]`` fp32, slot s of the list's i-th page at ``i * S + s``; -inf behind the list and
+            in slots that its last page does not have yet. NaN where the range of an entry is NaN.
+        """
+        raise self._missing("estimate")
+
+    @operator(results="tokens token_counts", make=_token_lists, strided="logits")
+    def prune(
+        self, logits: Tensor, lengths: Tensor, page_size: int, pages: Tensor, counts: Tensor, p: float
+    ) -> tuple[Tensor, Tensor]:
+        """The smallest set of listed entries that holds a share ``p`` of the attention mass, for every list.
+
+        An entry weighs ``w = rint(2**30 * mean over the query heads of its list of softmax(logits))``, a whole number.
+        Entries are taken by falling weight, the lower slot first among equals, until their sum reaches
+        ``max(1, ceil(p * sum of all))``. So the set is exact for given weights, and two backends can differ in it only
+        where their weights do: by the rounding of an fp32 softmax. An entry whose logit is NaN or +inf in any of the
+        heads is always taken and has no weight; such logits are left out of their head's softmax, and a head that
+        knows only -inf adds nothing. Where nothing has any weight and nothing is undefined, the first entry is taken.
+
+        Args:
+            logits: ``[B, Hq, width * S]`` fp32, as :meth:`estimate` returns them.
+            pages, counts: the lists they were estimated for.
+            p: 0 to 1.
+
+        Returns:
+            ``tokens`` ``[B, H, width * S]`` int32, slots ascending, -1 past the end, and ``token_counts`` ``[B, H]``.
+        """
+        raise self._missing("prune")
 
     @operator(paged="k_pages v_pages page_table lengths", writes="k_pages v_pages lengths positions mass")
     @abstractmethod

@@ -125,6 +125,27 @@ def _evict(
         raise ValueError("evict: all entries of a row are sinks or recent, none can be dropped")
 
 
+def _quantize(
+    k_pages: Tensor, page_table: Tensor, lengths: Tensor, codes: Tensor, incoming: int, new: Tensor | None
+) -> None:
+    if new is not None:
+        _within("new", new, 0, incoming)
+    _lengths(lengths, page_table, k_pages.shape[2])
+    _ids(page_table, lengths.long(), k_pages.shape[2], k_pages.shape[0])
+    _slots(lengths, codes=codes)
+
+
+def _estimate(codes: Tensor, lengths: Tensor, page_size: int, pages: Tensor, counts: Tensor) -> None:
+    _within("lengths", lengths, 0, None)
+    _slots(lengths, codes=codes)
+    _listed("page", pages, counts, _pages(lengths, page_size))
+
+
+def _prune(lengths: Tensor, page_size: int, pages: Tensor, counts: Tensor) -> None:
+    _within("lengths", lengths, 0, None)
+    _listed("page", pages, counts, _pages(lengths, page_size))
+
+
 _CHECKS: dict[str, Callable[..., None]] = {
     "append": _append,
     "score": _score,
@@ -132,6 +153,9 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "attend": _attend,
     "attend_top": _attend_top,
     "evict": _evict,
+    "quantize": _quantize,
+    "estimate": _estimate,
+    "prune": _prune,
 }
 
 

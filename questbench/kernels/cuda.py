@@ -28,6 +28,8 @@ SPLITS_MAX = 256
 """Blocks that may share a list (``kMaxSplits``)."""
 SHARED_PAGES = 16384
 """Pages whose keys select holds in shared memory (``kSharedPages``); it has no scratch for shorter texts."""
+SHARED_ENTRIES = 16384
+"""Entries of a list whose mass prune holds in shared memory (``kSharedEntries``), without scratch."""
 STAGES = {64: 4, 128: 3, 256: 2}
 """Head dim -> tiles of a warp of attend in shared memory (``stages_for``)."""
 
@@ -50,7 +52,8 @@ class CudaLibrary:
     def extra(self, op: str) -> Callable[..., tuple[Any, ...]]:
         """Counters and partial results for the ops whose blocks meet, scratch for long lists and for the mass."""
         of_op: dict[str, Callable[..., tuple[Any, ...]]]
-        of_op = {"score": lambda: (), "select": _keys, "attend": self._room}
+        of_op = {"select": _keys, "attend": self._room, "prune": _masses}
+        of_op |= dict.fromkeys(("score", "quantize", "estimate"), lambda: ())
         return of_op.get(op, self._counters)
 
     def _counters(self, k_pages: Tensor) -> tuple[Tensor]:
@@ -131,6 +134,11 @@ def best_splits(lists: int, entries: int, places: int) -> int:
     most = max(1, min(-(-entries // (8 * TILE)), max(8 * places // lists, 1), SPLITS_MAX))
     seconds = [math.ceil(lists * splits / places) / splits for splits in range(1, most + 1)]
     return next(at for at, spent in enumerate(seconds, start=1) if spent <= 1.05 * min(seconds))
+
+
+def _masses(logits: Tensor, pages: Tensor) -> tuple[Tensor]:
+    room = (*pages.shape[:2], *logits.shape[2:]) if logits.shape[-1:] > (SHARED_ENTRIES,) else (0,)
+    return (torch.empty(room, dtype=torch.int32, device=logits.device),)
 
 
 def _keys(scores: Tensor) -> tuple[Tensor]:

@@ -10,12 +10,14 @@ error budgets are measured against.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from questbench.kernels._bounds import is_by_channel, read_bounds, write_bounds
+from questbench.kernels._codes import quantized, widened_codes
 from questbench.kernels._ops import MassMode, Merge, Ops
 from questbench.kernels._paged import Paged
 
@@ -204,6 +206,60 @@ class ReferenceOps(Ops):
                     mass[row, head, slot] = mass[row, head, last]
             lengths[row] = capacity
 
+    def quantize(self, paged: Paged, codes: Tensor, ranges: Tensor, incoming: int, new: Tensor | None = None) -> None:
+        """See :meth:`Ops.quantize`."""
+        for row in range(len(paged.lengths)):
+            length = int(paged.lengths[row])
+            first = max(0, length - (incoming if new is None else int(new[row])))
+            if first < length:
+                keys = _wide(_gather(paged.k, paged.table[row], length))[:, first:]
+                codes[row, :, first:length], ranges[row, :, first:length] = quantized(keys)
+
+    def estimate(
+        self,
+        q: Tensor,
+        codes: Tensor,
+        ranges: Tensor,
+        lengths: Tensor,
+        page_size: int,
+        pages: Tensor,
+        counts: Tensor,
+        scale: float,
+        softcap: float = 0.0,
+    ) -> Tensor:
+        """See :meth:`Ops.estimate`."""
+        wide, lists, kv_heads = _wide(q).unflatten(1, (pages.shape[1], -1)), pages.shape[1], codes.shape[1]
+        shape = (*wide.shape[:3], pages.shape[2] * page_size)
+        logits = torch.full(shape, -torch.inf, dtype=wide.dtype, device=q.device)
+        for row in range(len(q)):
+            for head in range(lists):
+                slots = _listed(pages[row, head], int(counts[row, head]), int(lengths[row]), page_size)
+                source = row, head * kv_heads // lists, slots
+                keys = widened_codes(codes[source], q.shape[2]).to(wide.dtype)
+                step, low = ranges[source].to(wide.dtype).unbind(-1)
+                own = wide[row, head]
+                found = scale * (step * (own @ keys.T) + low * own.sum(-1, keepdim=True))
+                logits[row, head, :, : len(slots)] = softcap * torch.tanh(found / softcap) if softcap > 0 else found
+        return logits.flatten(1, 2)
+
+    def prune(
+        self, logits: Tensor, lengths: Tensor, page_size: int, pages: Tensor, counts: Tensor, p: float
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Ops.prune`."""
+        rows, lists, width = pages.shape
+        tokens = torch.full((rows, lists, width * page_size), -1, dtype=torch.int32, device=logits.device)
+        token_counts = torch.zeros((rows, lists), dtype=torch.int32, device=logits.device)
+        grouped = logits.unflatten(1, (lists, -1))
+        for row in range(rows):
+            for head in range(lists):
+                slots = _listed(pages[row, head], int(counts[row, head]), int(lengths[row]), page_size)
+                if len(slots) == 0:
+                    continue
+                taken = slots[smallest_set(grouped[row, head, :, : len(slots)], p)]
+                tokens[row, head, : len(taken)] = taken.to(torch.int32)
+                token_counts[row, head] = len(taken)
+        return tokens, token_counts
+
 
 def victim(positions: Tensor, mass: Tensor | None, *, sinks: int, recent: int) -> int:
     """Slot of the entry to drop: least mass among the candidates, the oldest where masses are equal or ``None``.
@@ -258,3 +314,29 @@ def _read_mask(
         listed = pages[row, head // per_list, : int(counts[row, head // per_list])]
         read[head] = torch.isin(slot_page.to(listed.dtype), listed)
     return read
+
+
+def _listed(pages: Tensor, count: int, length: int, page_size: int) -> Tensor:
+    """Slots of the entries of one list, int64."""
+    slots = pages[:count, None].long() * page_size + torch.arange(page_size, device=pages.device)
+    return slots[slots < length]
+
+
+def smallest_set(logits: Tensor, p: float) -> Tensor:
+    """Places of the fewest entries that hold a share ``p`` of the mass, ascending; the rule of :meth:`Ops.prune`.
+
+    Args:
+        logits: ``[heads, n]``, n at least 1.
+    """
+    known = logits < torch.inf
+    share = torch.softmax(torch.where(known, logits, -torch.inf), dim=-1)
+    share = torch.where(share.isnan(), 0.0, share).mean(0)  # of a head that knows only -inf
+    defined = known.all(0)
+    mass = torch.where(defined, (2**30 * share).round(), 0).long()
+    total = int(mass.sum())
+    target = max(math.ceil(p * total), min(total, 1))
+    order = mass.sort(descending=True, stable=True).indices
+    fewest = int((mass[order].cumsum(0) < target).sum()) + 1 if total or defined.all() else 0
+    taken = ~defined
+    taken[order[:fewest]] = True
+    return taken.nonzero()[:, 0]

@@ -78,7 +78,20 @@ class Tokens:
     """``[B, H]`` int32."""
 
 
-Selection = Everything | TopPages | Pages | Tokens
+@dataclass(frozen=True)
+class TopMass:
+    """Of the best pages, read the fewest entries that hold a share of the attention mass, as codes of keys tell it."""
+
+    pages: TopPages
+    codes: Tensor
+    """``[B, Hk, C, bytes]`` uint8 by slot; see ``kernels/_codes.py``."""
+    ranges: Tensor
+    """``[B, Hk, C, 2]`` fp32."""
+    p: float
+    """The share, 0 to 1."""
+
+
+Selection = Everything | TopPages | Pages | Tokens | TopMass
 
 
 @dataclass(frozen=True)
@@ -275,6 +288,14 @@ class Method(ABC):
     @abstractmethod
     def bytes_read(self, length: int, shape: CacheShape) -> int:
         """Bytes of cache that this step of one row must read in one layer: KV entries and page bounds."""
+
+    def bytes_counted(self, length: int, shape: CacheShape, read: float) -> int:
+        """The same for a step that was counted and read ``read`` entries per KV head.
+
+        Where counts depend on the data, ``bytes_read`` is the most there can be and this is what was.
+        """
+        del read
+        return self.bytes_read(length, shape)
 
     def tokens_scored(self, length: int) -> int:
         """Keys read to decide what to attend; counted apart from the entries attended. Only yardsticks do that."""

@@ -1,4 +1,4 @@
-"""SnapKV and DuoAttention through the experiments: what they read, hold and are predicted to read, counted."""
+"""SnapKV, DuoAttention and Twilight through the experiments: what they read, hold and should read, counted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from questbench.errors import UsageError
 from questbench.experiments import e2e, kernel
 from questbench.experiments.e2e import E2EConfig
 from questbench.experiments.kernel import KernelConfig
+from questbench.methods._base import CacheShape
+from questbench.methods.twilight import Twilight
 
 METHODS = ["dense", "snapkv", "duo_attention"]
 
@@ -49,6 +51,29 @@ def test_kernel(arguments):
         assert [values[name] for name in METHODS] == [512, 64, (512 + 64) / 2]
     assert not any(found[name].stats.get("dense_fallback") for name in METHODS)
     assert found["duo_attention"].method_args["sparsity"] == 0.5
+
+
+def test_traffic_of_a_count_that_is_up_to_the_data():
+    config = KernelConfig(
+        seq_lens=[512],
+        budgets=[64],
+        heads=4,
+        kv_heads=2,
+        head_dim=64,
+        threads=1,
+        rounds=3,
+        max_seconds=0.5,
+        compile_limit=0.0,
+        stages=False,
+        methods=["dense", "quest", "twilight"],
+    )
+    records = [record for unit in kernel.run(config) for record in unit.records]
+    found = {(r.method, r.metric): r.value for r in records if r.metric in ("bytes", "tokens_read", "ideal_speedup")}
+    read, shape = found["twilight", "tokens_read"], CacheShape(4, 2, 64, 16, 2)
+    assert 1 <= read < found["quest", "tokens_read"] == 64
+    method = Twilight(64)
+    assert found["twilight", "bytes"] == method.bytes_counted(512, shape, read) < method.bytes_read(512, shape)
+    assert found["twilight", "ideal_speedup"] == found["dense", "bytes"] / found["twilight", "bytes"]
 
 
 def test_end_to_end(arguments):

@@ -43,6 +43,9 @@ def calls() -> dict[str, Call]:
     recorded: Call = {"mass": _slots(torch.float32), "mass_mode": "sum", "visits": _slots(torch.int32)}
     per_row = torch.tensor([2, 1], dtype=torch.int32)
     scores = torch.randn((ROWS, HEADS * GROUP, held.page_table.shape[1]))
+    codes: Call = {"codes": torch.zeros((ROWS, HEADS, SLOTS, DIM // 2), dtype=torch.uint8)}
+    codes["ranges"] = torch.ones((ROWS, HEADS, SLOTS, 2))
+    lists: Call = {"lengths": held.lengths, "page_size": SIZE, "pages": pages, "counts": counts}
     return {
         "append": {"k": new, "v": new.clone(), **stored, "new": per_row.clamp(max=1)},
         "score": {"q": q, **stored, "skip_newest": True},
@@ -74,6 +77,9 @@ def calls() -> dict[str, Call]:
             "recent": 2,
             "shared": False,
         },
+        "quantize": {**stored, **codes, "incoming": 2, "new": per_row},
+        "estimate": {"q": q, **codes, **lists, "scale": 0.1},
+        "prune": {"logits": torch.randn((ROWS, HEADS * GROUP, pages.shape[2] * SIZE)), **lists, "p": 0.9},
     }
 
 
@@ -186,6 +192,32 @@ FAULTS: dict[str, dict[str, list[Fault]]] = {
         "mass": [to(torch.float64), wider, short(0), lambda mass: mass[:, :, :39].contiguous()],
         "capacity": [instead(-1)],
         "recent": [instead(100), instead(-1)],
+    },
+    "quantize": {
+        "k_pages": [wider, to(torch.float64)],
+        "page_table": [to(torch.int64), short(0), holding(1 << 20)],
+        "lengths": [to(torch.int64), wider, short(0), holding(1 << 20), holding(-1)],
+        "codes": [to(torch.int32), wider, short(0), short(1), short(2), short(3)],
+        "ranges": [to(torch.float64), wider, short(0), short(2), short(3)],
+        "incoming": [instead(-1)],
+        "new": [to(torch.int64), short(0), holding(3), holding(-1)],
+    },
+    "estimate": {
+        "q": [short(0), short(1), flat],
+        "codes": [to(torch.int32), wider, short(1), short(3), lambda codes: codes[:, :, :39].contiguous()],
+        "ranges": [to(torch.float64), short(1), short(2)],
+        "lengths": [to(torch.int64), short(0), holding(-1)],
+        "page_size": [instead(0)],
+        "pages": [to(torch.int64), wider, short(0), holding(9), holding(-1), backwards],
+        "counts": [to(torch.int64), short(1), holding(9), holding(-1)],
+    },
+    "prune": {
+        "logits": [to(torch.float64), short(0), short(1), short(2), flat],
+        "lengths": [to(torch.int64), short(0), holding(-1)],
+        "page_size": [instead(0)],
+        "pages": [to(torch.int64), short(0), holding(9), backwards],
+        "counts": [to(torch.int64), short(0), holding(9)],
+        "p": [instead(-0.1), instead(1.1), instead(float("nan"))],
     },
 }
 """Call -> argument -> what is done to it."""

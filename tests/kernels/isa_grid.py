@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from kernel_cases import DTYPES, REFERENCE, check_attend, generator, make_query, make_store, random_lists
 from kernel_checks import SIZE, check_append, check_lse, check_score, check_select, entries, some_tokens
+from prune_checks import check_estimate, check_prune, check_quantize
 from test_linear import test_error_budget
 
 from questbench import kernels
@@ -37,6 +38,9 @@ def main() -> None:
             tokens, counts = some_tokens(store, 2, 40)
             check_attend(ops, store, q, dim**-0.5, tokens=tokens, counts=counts, sinks=sinks)
             check_lse(ops, store, q, dim**-0.5, tokens=tokens, counts=counts, sinks=sinks)
+            lists = random_lists(store, 2, 5)
+            check_quantize(ops, store)
+            check_prune(ops, store, check_estimate(ops, store, q, lists), lists, 0.85)
             choice = {"count": 5, "width": 5, "force_newest": True, "merge": "sum_softmax"}
             got, want = (top(q, store.paged, 0.125, **choice) for top in (ops.attend_top, partial(Ops.attend_top, ops)))
             assert torch.equal(got, want)

@@ -31,6 +31,9 @@ EXTRA = {
         "select": ["keys"],
         "attend": ["workspace", "splits", "logits"],
         "evict": ["workspace"],
+        "quantize": [],
+        "estimate": [],
+        "prune": ["masses"],
     },
 }
 """What each library is told beside the arguments and the results; the ops that it has."""

@@ -11,6 +11,7 @@ from kernel_checks import some_tokens
 from torch import Tensor
 
 from questbench import kernels
+from questbench.kernels._codes import empty_codes
 from questbench.kernels._operators import OPERATORS
 from questbench.kernels._ops import Ops
 from questbench.kernels._paged import Paged
@@ -54,6 +55,17 @@ def test_operators_that_read(cpu: Ops) -> None:
     check("attend", q=q, **stored, scale=0.1, tokens=tokens, counts=slots, **record)
     choice = {"count": 2, "width": 2, "force_newest": True, "merge": 1, "visits": mass.int()}
     check("attend_top", q=q, **stored, bounds=held.bounds, scale=0.1, **choice)
+
+
+def test_operators_of_codes(cpu: Ops) -> None:
+    held = store()
+    codes, ranges = empty_codes(2, 2, 24, 32, held.k_pages.device)
+    written = {"codes": codes, "ranges": ranges}
+    check("quantize", k_pages=held.k_pages, page_table=held.page_table, lengths=held.lengths, **written, incoming=2)
+    pages, counts = random_lists(held, 2, 2)
+    lists = {"lengths": held.lengths, "page_size": 8, "pages": pages, "counts": counts}
+    check("estimate", q=make_query(held, 2), **written, **lists, scale=0.1)
+    check("prune", logits=torch.randn((2, 4, pages.shape[2] * 8)), **lists, p=0.9)
 
 
 def test_operators_that_write(cpu: Ops) -> None:

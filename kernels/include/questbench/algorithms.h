@@ -18,6 +18,28 @@ QB_HOST_DEVICE unsigned order_key(float score) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+// Entries of a list of `count` ascending pages of a row: only the last page can be partly filled.
+QB_HOST_DEVICE int64_t listed_entries(const int32_t* pages, int64_t count, int64_t length, int64_t page_size) {
+  if (count <= 0) return 0;
+  const int64_t left = length - pages[count - 1] * page_size;
+  return (count - 1) * page_size + (left < page_size ? left : page_size);
+}
+
+// Attention mass in whole numbers, whose sums do not depend on an order: rint(2^30 * share).
+constexpr float kWholeMass = 1 << 30;
+constexpr unsigned kUndefinedMass = 1u << 31;  // above all of them: the mass of a logit that is NaN or +inf
+
+// What the mass of the entries that are taken must reach: a share `p` of `total`, and something unless there is nothing.
+QB_HOST_DEVICE unsigned mass_target(double p, unsigned total) {
+  const double share = ceil(p * total), least = total > 0 ? 1 : 0;
+  return unsigned(share < least ? least : share > total ? total : share);
+}
+
+// How many of the entries that weigh exactly `least` complete `above`, the mass of the heavier ones.
+QB_HOST_DEVICE int64_t mass_equals(unsigned target, unsigned above, unsigned least) {
+  return (int64_t{target} - above + least - 1) / least;
+}
+
 // Number of the first entry of a page's tile of one KV head, counted over the pool. 64 bits: times the head dim it
 // passes 2^32 in pools of a few gigabytes.
 QB_HOST_DEVICE int64_t first_entry(int64_t physical_page, int kv_heads, int head, int page_shift) {

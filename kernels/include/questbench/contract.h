@@ -3,7 +3,8 @@
 //
 // A shape is a word of one letter per dimension. A letter has the same size wherever it stands in one call:
 //   B rows, Q query heads, K KV heads, D channels, S slots per page, N physical pages, P logical pages of a row,
-//   n new entries, H lists, W pages of a list, L lanes of bounds by channel, G blocks of them, I inputs, O outputs;
+//   n new entries, H lists, W pages of a list, E their slots, T slots of a row, L lanes of bounds by channel, G blocks of them, C bytes of
+//   codes, I inputs, O outputs;
 //   a digit is itself, * is any size.
 #pragma once
 
@@ -22,7 +23,7 @@ using tvm::ffi::TensorView;
 // `mass_mode` of attend: the places of its words.
 constexpr int64_t kNoMass = 0, kLastMass = 1, kSumMass = 2;
 
-enum class Type { kStored, kFloat, kInt };         // the type of keys and values, fp32, int32
+enum class Type { kStored, kFloat, kInt, kByte };  // the type of keys and values, fp32, int32, uint8
 enum class Layout { kContiguous, kLastContiguous };  // the other dimensions strided as they like
 
 struct Backend {
@@ -52,7 +53,8 @@ class Contract {
     const DLDataType is = given.dtype();
     const DLDataType wanted = type == Type::kStored  ? stored_
                               : type == Type::kFloat ? DLDataType{kDLFloat, 32, 1}
-                                                     : DLDataType{kDLInt, 32, 1};
+                              : type == Type::kInt   ? DLDataType{kDLInt, 32, 1}
+                                                     : DLDataType{kDLUInt, 8, 1};
     if (is.code != wanted.code || is.bits != wanted.bits || is.lanes != 1) refuse_type(name, is, wanted, type);
     int axis = 0;
     for (; shape[axis] != 0; ++axis)
@@ -90,6 +92,19 @@ class Contract {
     bounds(given);
     if (given.ndim() == 5 && !skip_newest)
       refuse("bounds by channel have none for an open page: the newest page cannot be scored");
+  }
+  // Codes of keys by slot, 32 channels in 16 bytes; the head dim is known.
+  void codes(const TensorView& codes, const TensorView& ranges) {
+    sizes_['C' - 'A'] = (size('D') + 31) / 32 * 16;
+    tensor("codes", codes, Type::kByte, "BKTC");
+    tensor("ranges", ranges, Type::kFloat, "BKT2");
+  }
+  // Lists of pages that must be there, for all query heads of the call.
+  void lists(const TensorView& pages, const TensorView& counts, int64_t page_size) {
+    tensor("pages", pages, Type::kInt, "BHW");
+    tensor("counts", counts, Type::kInt, "BH");
+    at_least("page_size", page_size, 1), at_least("lists", size('H'), 1);
+    sizes_['E' - 'A'] = size('W') * page_size;
   }
   void rows(const TensorView& table, const TensorView& lengths) {
     tensor("lengths", lengths, Type::kInt, "B");
@@ -257,6 +272,46 @@ inline void evict(const Backend& backend, const TensorView& k_pages, const Tenso
   is.tensor("positions", positions, Type::kInt, "BK*");
   is.tensor("mass", mass, Type::kFloat, "BK*");
   is.at_least("capacity", capacity, 0), is.at_least("sinks", sinks, 0), is.at_least("recent", recent, 0);
+}
+
+inline void quantize(const Backend& backend, const TensorView& k_pages, const TensorView& table,
+                     const TensorView& lengths, const TensorView& codes, const TensorView& ranges, int64_t incoming,
+                     const Optional<TensorView>& fresh) {
+  Contract is(backend, "quantize", k_pages);
+  is.pages(k_pages, k_pages);
+  is.rows(table, lengths);
+  is.codes(codes, ranges);
+  is.at_least("incoming", incoming, 0);
+  is.tensor("new", fresh, Type::kInt, "B");
+}
+
+inline void estimate(const Backend& backend, const TensorView& q, const TensorView& codes, const TensorView& ranges,
+                     const TensorView& lengths, int64_t page_size, const TensorView& pages, const TensorView& counts,
+                     const TensorView& logits) {
+  Contract is(backend, "estimate", q);
+  is.tensor("q", q, Type::kStored, "BQD");
+  is.at_least("channels", is.size('D'), 1);
+  is.codes(codes, ranges);
+  is.group(is.size('Q'), is.size('K'));
+  is.tensor("lengths", lengths, Type::kInt, "B");
+  is.lists(pages, counts, page_size);
+  if (is.size('H') != is.size('K') && is.size('H') != is.size('Q'))
+    is.refuse("lists are per KV head or per query head, not " + std::to_string(is.size('H')) + " of them");
+  is.tensor("logits", logits, Type::kFloat, "BQE");
+}
+
+inline void prune(const Backend& backend, const TensorView& logits, const TensorView& lengths, int64_t page_size,
+                  const TensorView& pages, const TensorView& counts, double p, const TensorView& tokens,
+                  const TensorView& token_counts) {
+  Contract is(backend, "prune", logits);
+  is.tensor("logits", logits, Type::kFloat, "BQ*");
+  is.tensor("lengths", lengths, Type::kInt, "B");
+  is.lists(pages, counts, page_size);
+  is.group(is.size('Q'), is.size('H'));
+  is.tensor("logits", logits, Type::kFloat, "BQE");
+  if (!(p >= 0 && p <= 1)) is.refuse("p is a share of the mass, 0 to 1");
+  is.tensor("tokens", tokens, Type::kInt, "BHE");
+  is.tensor("token_counts", token_counts, Type::kInt, "BH");
 }
 
 inline void linear(const Backend& backend, const TensorView& x, const TensorView& weight,

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "questbench/attend.h"
-#include "questbench/select.h"
+#include "questbench/codes.h"
+#include "questbench/prune.h"
 
 namespace questbench {
 
@@ -68,6 +69,50 @@ struct Evict {
 };
 template <typename T>
 void evict(const Evict<T>& job);
+
+template <typename T>
+struct Quantize {
+  Paged<T> paged;
+  uint8_t* codes;  // [rows, kv_heads, slots, code_bytes(head_dim)]
+  float* ranges;   // [rows, kv_heads, slots, 2]: step and least value of each entry
+  int64_t slots, incoming;
+  const int32_t* fresh;  // [rows] or null: how many of the last `incoming` entries count
+  int threads;
+};
+template <typename T>
+void quantize(const Quantize<T>& job);
+
+template <typename T>
+struct Estimate {
+  const T* q;            // [rows, query_heads, head_dim]
+  const uint8_t* codes;  // [rows, kv_heads, slots, code_bytes(head_dim)]
+  const float* ranges;   // [rows, kv_heads, slots, 2]
+  const int32_t* lengths;
+  int64_t rows, query_heads, kv_heads, head_dim, slots, page_size;
+  const int32_t* pages;   // [rows, lists, width]
+  const int32_t* counts;  // [rows, lists]
+  int64_t lists, width;
+  float scale, softcap;
+  float* logits;  // [rows, query_heads, width * page_size], -inf past the end of a list
+  int threads;
+
+  int64_t heads() const { return query_heads / lists; }
+};
+template <typename T>
+void estimate(const Estimate<T>& job);
+
+struct Prune {
+  const float* logits;  // [rows, query_heads, width * page_size]
+  const int32_t* lengths;
+  const int32_t* pages;   // [rows, lists, width]
+  const int32_t* counts;  // [rows, lists]
+  int64_t rows, query_heads, lists, width, page_size;
+  double p;
+  int32_t* tokens;         // [rows, lists, width * page_size]
+  int32_t* token_counts;   // [rows, lists]
+  int threads;
+};
+void prune(const Prune& job);
 
 constexpr int64_t kSmall = 1 << 16;  // bytes below which a second thread costs more than it brings
 inline int threads_for(int threads, int64_t bytes) { return bytes < kSmall ? 1 : threads; }

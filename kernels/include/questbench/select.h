@@ -24,6 +24,35 @@ inline uint32_t order_key(float score) {
   return score != score ? 0xffffffffu : key;
 }
 
+// 16 neighbouring scores of one head times `scale`, -inf past the last; NaN for what has no finite bound (NaN and +inf).
+inline Vec known_scores(const float* scores, int64_t at, int64_t count, float scale) {
+  const float none = -std::numeric_limits<float>::infinity(), unknown = std::numeric_limits<float>::quiet_NaN();
+  Vec x;
+  if (at + kLanes <= count) {
+    x = load(scores + at) * splat(scale);
+  } else {
+    float tail[kLanes];
+    std::fill_n(tail, kLanes, none);
+    for (int64_t i = at; i < count; ++i) tail[i - at] = scores[i] * scale;
+    x = load(tail);
+  }
+  return x < splat(-none) ? x : splat(unknown);
+}
+
+// log of the denominator of one head's softmax over what it knows; 0 where that is -inf alone: it adds nothing.
+inline float log_total(const float* scores, int64_t count, float scale) {
+  const float none = -std::numeric_limits<float>::infinity();
+  Vec tops = splat(none), sums = {};
+  for (int64_t at = 0; at < count; at += kLanes) tops = max_of(known_scores(scores, at, count, scale), tops);
+  const float top = max_of(tops);
+  if (top == none) return 0;
+  for (int64_t at = 0; at < count; at += kLanes) {
+    const Vec x = known_scores(scores, at, count, scale);
+    sums += exp_of((x == x ? x : splat(none)) - splat(top));
+  }
+  return top + std::log(sum_of(sums));
+}
+
 // Scores of a group's query heads as one list of scores.
 //
 // kSumSoftmax ranks by the sum over heads of the softmax over pages, held as its logarithm: pages far below the best
@@ -46,37 +75,12 @@ inline void merge_scores(const float* scores, int64_t stride, int group, int64_t
     }
     return;
   }
-  // Whole vectors; the tail of a list is read into one that is filled up with -inf.
-  const auto scaled = [&](int g, int64_t p) {
-    const float* own = scores + g * stride + p;
-    Vec x;
-    if (p + kLanes <= pages) {
-      x = load(own) * splat(scale);
-    } else {
-      float tail[kLanes];
-      std::fill_n(tail, kLanes, none);
-      for (int64_t i = p; i < pages; ++i) tail[i - p] = own[i - p] * scale;
-      x = load(tail);
-    }
-    return x < splat(-none) ? x : splat(unknown);
-  };
-  float log_total[kMaxGroup];
-  for (int g = 0; g < group; ++g) {
-    Vec tops = splat(none), sums = {};
-    for (int64_t p = 0; p < pages; p += kLanes) tops = max_of(scaled(g, p), tops);
-    const float top = max_of(tops);
-    log_total[g] = 0;
-    if (top == none) continue;
-    for (int64_t p = 0; p < pages; p += kLanes) {
-      const Vec x = scaled(g, p);
-      sums += exp_of((x == x ? x : splat(none)) - splat(top));
-    }
-    log_total[g] = top + std::log(sum_of(sums));
-  }
+  float log_totals[kMaxGroup];
+  for (int g = 0; g < group; ++g) log_totals[g] = log_total(scores + g * stride, pages, scale);
   for (int64_t p = 0; p < pages; p += kLanes) {
     Vec parts[kMaxGroup], top = splat(none), sum = {};
     for (int g = 0; g < group; ++g) {
-      parts[g] = scaled(g, p) - splat(log_total[g]);
+      parts[g] = known_scores(scores + g * stride, p, pages, scale) - splat(log_totals[g]);
       top = max_of(parts[g], top);
     }
     const Vec base = top == splat(none) ? Vec{} : top;

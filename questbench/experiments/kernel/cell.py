@@ -80,6 +80,11 @@ class _Cell:
         clock = self._clock(probe)
         dense = self.traffic["dense"]
         counted = {name: arm.replay(REPLAYED) for name, arm in arms.items()}
+        # What was predicted, or read where that is up to the data.
+        self.traffic = {
+            name: self.cell.batch * method.bytes_counted(self.cell.seq_len, shape.cache, counted[name].mean("read"))
+            for name, method in chosen.items()
+        }
         text = Text(
             inputs.q,
             inputs.noise,
