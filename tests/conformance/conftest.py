@@ -71,7 +71,7 @@ BACKENDS = {
     one.name: one
     for one in (
         Backend("cpu", CpuOps.limits, tuple(DTYPES), 1 << 20),
-        Backend("emulated", CudaOps.limits, HALVES, 300),
+        Backend("emulated", CudaOps.limits, HALVES, 150),
         Backend("cuda", CudaOps.limits, HALVES, 1 << 20),
     )
 }

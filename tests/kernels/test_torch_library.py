@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import Store, make_query, make_store, random_lists
+from kernel_checks import some_tokens
 from torch import Tensor
 
 from questbench import kernels
 from questbench.kernels._codes import empty_codes
+from questbench.kernels._operators import OPERATORS
 from questbench.kernels._ops import Ops
 from questbench.kernels._paged import Paged
 
@@ -26,36 +28,44 @@ def store() -> Store:
     return make_store([20, 3], heads=2, dim=32, page_size=8, dtype=torch.float32)
 
 
-def check(name: str, *arguments: Any) -> None:
+def check(name: str, **given: Any) -> None:
+    """One operator, its arguments by name; those that are left out are None or 0."""
+    blank = {"Tensor?": None, "int": 0, "float": 0.0, "bool": False}
+    arguments = [given[one.name] if one.name in given else blank[one.kind] for one in OPERATORS[name].arguments]
     torch.library.opcheck(getattr(torch.ops.questbench_cpu, name).default, arguments)
 
 
 def test_operators_that_read(cpu: Ops) -> None:
     held = store()
-    q, rest = make_query(held, 2), (held.page_table, held.lengths)
+    q, rest = make_query(held, 2), {"page_table": held.page_table, "lengths": held.lengths}
+    stored = {"k_pages": held.k_pages, "v_pages": held.v_pages, **rest}
     pages, counts = random_lists(held, 2, 2)
+    tokens, slots = some_tokens(held, 4, 6)
     mass = torch.zeros((2, 2, 24))
     scores = cpu.score(q, held.paged, skip_newest=True)
     per_row = torch.tensor([2, 1], dtype=torch.int32)
-    check("score", q, held.bounds, *rest, 8, True)
-    check("select", scores, held.lengths, 8, 2, None, 2, True, 1, 2, 0.5)
-    check("select", scores, held.lengths, 8, 0, per_row, 2, True, 0, 2, 0.5)
-    stored = held.k_pages, held.v_pages, *rest
-    check("attend", q, *stored, 0.1, None, None, 0.0, None, None, 0, None, 0, None)
-    record = (mass, 2, mass.int())
-    check("attend", q, *stored, 0.1, pages, counts, 5.0, torch.zeros(4), make_query(held, 2, 7), 3, *record)
-    check(
-        "attend_top", q, held.k_pages, held.v_pages, held.bounds, *rest, 0.1, 2, None, 2, True, 1, 0.0, None, mass.int()
-    )
+    check("score", q=q, bounds=held.bounds, **rest, page_size=8, skip_newest=True)
+    rule = {"lengths": held.lengths, "page_size": 8, "width": 2, "force_newest": True, "group": 2, "scale": 0.5}
+    check("select", scores=scores, **rule, count=2, merge=1)
+    check("select", scores=scores, **rule, row_counts=per_row)
+    check("attend", q=q, **stored, scale=0.1)
+    record = {"mass": mass, "mass_mode": 2, "visits": mass.int(), "lse": torch.zeros((2, 4))}
+    odd = {"softcap": 5.0, "sinks": torch.zeros(4), "prefix_q": make_query(held, 2, 7), "prefix": 3}
+    check("attend", q=q, **stored, scale=0.1, pages=pages, counts=counts, **odd, **record)
+    check("attend", q=q, **stored, scale=0.1, tokens=tokens, counts=slots, **record)
+    choice = {"count": 2, "width": 2, "force_newest": True, "merge": 1, "visits": mass.int()}
+    check("attend_top", q=q, **stored, bounds=held.bounds, scale=0.1, **choice)
 
 
 def test_operators_of_codes(cpu: Ops) -> None:
     held = store()
     codes, ranges = empty_codes(2, 2, 24, 32, held.k_pages.device)
-    check("quantize", held.k_pages, held.page_table, held.lengths, codes, ranges, 2, None)
-    lists = (held.lengths, 8, *random_lists(held, 2, 2))
-    check("estimate", make_query(held, 2), codes, ranges, *lists, 0.1, 0.0)
-    check("prune", torch.randn((2, 4, lists[2].shape[2] * 8)), *lists, 0.9)
+    coded = {"codes": codes, "ranges": ranges, "lengths": held.lengths}
+    check("quantize", k_pages=held.k_pages, page_table=held.page_table, **coded, incoming=2)
+    pages, counts = random_lists(held, 2, 2)
+    lists = {"page_size": 8, "pages": pages, "counts": counts}
+    check("estimate", q=make_query(held, 2), **coded, **lists, scale=0.1)
+    check("prune", logits=torch.randn((2, 4, pages.shape[2] * 8)), lengths=held.lengths, **lists, p=0.9)
 
 
 def test_operators_that_write(cpu: Ops) -> None:
@@ -64,12 +74,13 @@ def test_operators_that_write(cpu: Ops) -> None:
     k = torch.ones((2, 2, 1, 32))
     for stored in (held.k_pages, held.v_pages, held.bounds):
         stored.nan_to_num_(0.0)
-    pages = (held.k_pages, held.v_pages)
-    check("append", k, k, *pages, held.bounds, held.page_table, held.lengths, None)
-    check("append", k, k, *pages, None, held.page_table, held.lengths, torch.tensor([1, 0], dtype=torch.int32))
+    paged = {"k_pages": held.k_pages, "v_pages": held.v_pages, "page_table": held.page_table, "lengths": held.lengths}
+    check("append", k=k, v=k, **paged, bounds=held.bounds)
+    check("append", k=k, v=k, **paged, new=torch.tensor([1, 0], dtype=torch.int32))
     positions = torch.arange(24, dtype=torch.int32).expand(2, 2, -1).contiguous()
-    check("evict", *pages, held.page_table, held.lengths, positions, torch.rand((2, 2, 24)), 19, 2, 2, False)
-    check("evict", *pages, held.page_table, held.lengths, positions, None, 19, 2, 2, True)
+    rule = {"capacity": 19, "sinks": 2, "recent": 2}
+    check("evict", **paged, positions=positions, mass=torch.rand((2, 2, 24)), **rule)
+    check("evict", **paged, positions=positions, **rule, shared=True)
 
 
 def test_a_decode_step_is_one_graph(cpu: Ops) -> None:
