@@ -1,4 +1,4 @@
-"""THE forward path of attention: append, select, read, forget. kernel, e2e, accuracy and generate() all run it.
+"""THE forward path of attention: append, select, read, drop. kernel, e2e, accuracy and generate() all run it.
 
 A decode step is ``layer.append(k, v)`` followed by :func:`decode`; a prompt is ``layer.append`` and :func:`prefill`.
 """

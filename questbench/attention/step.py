@@ -1,4 +1,4 @@
-"""One decode step: select -> read -> forget, as the method of each cache says."""
+"""One decode step: select -> read -> drop, as the method of each cache says."""
 
 from __future__ import annotations
 

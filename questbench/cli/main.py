@@ -25,7 +25,7 @@ VERBS = {
     "e2e": "Time prefill and every token after it, with the whole model.",
     "accuracy": "Score every method on long-context tasks.",
     "report": "Make tables and plots of stored runs, or compare them.",
-    "ls": "List methods, tasks, backends, models, plots and runs.",
+    "ls": "List methods, tasks, backends, baselines, models, plots and runs.",
     "doctor": "Say what works on this machine, what does not, and why.",
     "build": "Compile the kernels ahead of their first use.",
 }

@@ -1,6 +1,6 @@
 """A linear layer for a few rows on the CPU, at the speed of memory: what a decode step spends most of its time on.
 
-Not one of the five words: backends are compared by attention, and every method shares the linear layers. torch's own
+No op of the contract: backends are compared by attention, and every method shares the linear layers. torch's own
 ``linear`` reaches about half of the bandwidth for one row of bf16 or fp32 (``docs/e2e.md`` has the figures), so
 that the weights would drown what a method saves.
 """

@@ -1,4 +1,4 @@
-"""The five words every backend speaks: append, score, select, attend, evict.
+"""The ops of a backend: append, score, select, attend, evict; and quantize, estimate, prune for keys in four bits.
 
 Tensors only: a backend sees no cache, method or model. Shapes use B rows of a batch, Hq query heads, Hk KV heads
 (query head h reads KV head h // (Hq // Hk)), D channels, S slots per page, N physical pages, P logical pages per row.

@@ -29,7 +29,7 @@ _operators = register("questbench_cpu", "CPU", _EAGER)
 
 
 class CpuOps(NativeOps):
-    """The five ops and their fusion in C++."""
+    """The ops and their fusion in C++."""
 
     limits = Limits(group=256, page_sizes=(1, 1024))  # kMaxGroup in vector.h, kChunk in attend.h
 

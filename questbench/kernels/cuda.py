@@ -158,7 +158,7 @@ _operators = register("questbench_cuda", "CUDA", _EAGER)
 
 
 class CudaOps(NativeOps):
-    """The five ops in CUDA C++."""
+    """The ops in CUDA C++."""
 
     device = "cuda"
     dtypes = ("fp16", "bf16")

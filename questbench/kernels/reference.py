@@ -35,7 +35,7 @@ def _gather(pages: Tensor, table: Tensor, length: int) -> Tensor:
 
 
 class ReferenceOps(Ops):
-    """The five ops in plain torch."""
+    """The ops in plain torch."""
 
     device: ClassVar[str] = "any"
 

@@ -1,4 +1,4 @@
-"""A decode loop without Python in the way: static buffers, one flat plan per model, attention by ``attention.py``.
+"""A decode loop without Python in the way: static buffers, one flat plan per model, attention by ``attention.decode``.
 
     cache = build_cache(model, Quest(budget=1024), capacity=prompt + new)
     logits = prefill(model, ids, cache)

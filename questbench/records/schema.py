@@ -28,11 +28,11 @@ class ResultRecord:
     status: Status
     """``skipped`` and ``failed`` records have a ``reason`` and no value."""
     method: str
-    """Registered name of the method; ``torch`` for the fastest of torch's own ways in ``kernel``."""
+    """Registered name of the method or of the baseline."""
     method_args: dict[str, Any]
     """Every field of the method, defaults included, effective values (budget floored to whole pages)."""
     backend: str
-    """Registered name of the backend, or ``torch``."""
+    """Registered name of the backend; of a baseline, its library."""
     params: dict[str, Any]
     """Inputs only; they identify the cell."""
     metric: str

@@ -17,7 +17,7 @@ PROCESSORS = 132
 
 
 def watched(module: Any, seeds: Sequence[int] = SEEDS, processors: int = PROCESSORS) -> Watched:
-    """The five words, carried out by a library that :func:`build_emulator` made."""
+    """The ops, carried out by a library that :func:`build_emulator` made."""
     from questbench.kernels.cuda import COUNTERS, CudaLibrary, CudaOps, eager
 
     class Emulated(CudaLibrary):

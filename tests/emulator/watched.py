@@ -32,7 +32,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 class Watched:
-    """Speaks the five words like an :class:`Ops`.
+    """Has the ops of an :class:`Ops`.
 
     Args:
         inner: the backend.

@@ -36,7 +36,7 @@ class GenerateArm(StepArm):
 
 
 def stages(loop: StaticLoop, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of each part of a step, one sample per round: ``weights``, the five ops, ``rest`` and ``staged``.
+    """Seconds of each part of a step, one sample per round: ``weights``, the ops, ``rest`` and ``staged``.
 
     Ops are called one by one here, so that their sum (``staged``) may exceed the time of a plain step.
     """

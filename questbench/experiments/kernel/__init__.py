@@ -1,6 +1,6 @@
 """Attention kernels: one decode step of one layer, every method against dense and torch's best in the same rounds.
 
-A cell is one (length, budget, page size, batch, dtype). Within a cell all methods, both baselines and a plain read of
+A cell is one (length, budget, page size, batch, dtype). Within a cell all methods, the baselines and a plain read of
 memory are timed in interleaved rounds, so that ratios are paired and every row shows its distance to the limit.
 """
 

@@ -1,4 +1,4 @@
-"""Where the time of a whole model's step goes: linear layers, the five ops, the rest."""
+"""Where the time of a whole model's step goes: linear layers, the ops of attention, the rest."""
 
 from __future__ import annotations
 
