@@ -10,6 +10,11 @@ from pathlib import Path
 
 from questbench import registry
 
+SHARED = ("_base", "_data")
+"""Files of the classes that all plug-ins of a kind have in common."""
+FLAGS = ("data", "online")
+"""Fields of tasks that flags set."""
+
 
 @dataclass(frozen=True)
 class Description:
@@ -51,13 +56,39 @@ def _describe(package: str, name: str) -> Description:
     yardstick = False
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            for item in node.body:
-                if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation) and item.value:
-                    fields[ast.unparse(item.target)] = _literal(item.value)
+            fields |= _fields(tree, node)
             yardstick |= any("Yardstick" in ast.unparse(base) for base in node.bases)
     doc = ast.get_docstring(tree) or ""
     link = re.search(r"https?://[^\s)>,]+", doc)
     return Description(name, _first_sentence(doc), fields, yardstick, link.group(0).rstrip(".") if link else "")
+
+
+def _fields(tree: ast.Module, node: ast.ClassDef) -> dict[str, str]:
+    """The fields of a class: those that its bases in questbench have, and its own."""
+    found: dict[str, str] = {}
+    for base in reversed(node.bases):
+        module, _, name = _imported(tree, ast.unparse(base)).rpartition(".")
+        # What all tasks or methods have is no parameter of one of them, and a flag of its own sets it.
+        if module.startswith("questbench.") and module.rpartition(".")[2] not in SHARED:
+            other = ast.parse(_source(*module.rpartition(".")[::2]))
+            for known in other.body:
+                if isinstance(known, ast.ClassDef) and known.name == name:
+                    found |= _fields(other, known)
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation) and item.value:
+            found[ast.unparse(item.target)] = _literal(item.value)
+    return {name: value for name, value in found.items() if name not in FLAGS}
+
+
+def _imported(tree: ast.Module, name: str) -> str:
+    """The full name of what a file calls so: ``RulerNiah`` or ``base.LongBench``."""
+    first, dot, rest = name.partition(".")
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if first == (alias.asname or alias.name):
+                    return f"{node.module}.{alias.name}{dot}{rest}"
+    return ""
 
 
 def _source(package: str, name: str) -> str:

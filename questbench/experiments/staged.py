@@ -10,6 +10,8 @@ from torch import Tensor
 from questbench.kernels._ops import Ops
 
 STAGES = ("append", "score", "select", "attend", "evict")
+PARTS = {"quantize": "append", "estimate": "score", "prune": "select"}
+"""Ops that are counted with the stage whose work they refine."""
 Marks = list[tuple[str, Any, Any]]
 """Stage, mark before, mark after; what a mark is, the clock knows."""
 
@@ -66,8 +68,22 @@ class StagedOps(Ops):
         """Timed."""
         self._timed("evict", *args, **kwargs)
 
-    def _timed(self, stage: str, *args: Any, **kwargs: Any) -> Any:
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Timed, as a part of append."""
+        self._timed("quantize", *args, **kwargs)
+
+    def estimate(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Timed, as a part of score."""
+        logits: Tensor = self._timed("estimate", *args, **kwargs)
+        return logits
+
+    def prune(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Timed, as a part of select."""
+        lists: tuple[Tensor, Tensor] = self._timed("prune", *args, **kwargs)
+        return lists
+
+    def _timed(self, op: str, *args: Any, **kwargs: Any) -> Any:
         before = self._mark()
-        result = getattr(self._ops, stage)(*args, **kwargs)
-        self.marks.append((stage, before, self._mark()))
+        result = getattr(self._ops, op)(*args, **kwargs)
+        self.marks.append((PARTS.get(op, op), before, self._mark()))
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -42,6 +43,15 @@ def test_parameters_are_the_fields(questbench: Callable[..., Any]) -> None:
     assert methods["streaming_llm"]["parameters"] == {"sinks": "4", "positions": "cache"}
     assert "yardstick" in methods["oracle"]["summary"]
     assert "yardstick" not in methods["quest"]["summary"]
+
+
+def test_parameters_of_bases_are_listed_and_those_that_flags_set_are_not(questbench: Callable[..., Any]) -> None:
+    from questbench.tasks._base import Task
+
+    for row in rows(questbench("ls", "tasks", "--json").out):
+        task = registry.load("questbench.tasks", row["name"], Task, kind="task")
+        fields = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
+        assert set(row["parameters"]) == {field.name for field in fields} - {"data", "online", "sha256"}, row["name"]
 
 
 def test_summaries_are_plain_sentences(questbench: Callable[..., Any]) -> None:
