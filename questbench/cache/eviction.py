@@ -92,5 +92,6 @@ def entries(paged: Paged, slots: Tensor) -> tuple[Tensor, Tensor]:
     safe = slots.clamp(min=0)
     pages = paged.table.long().gather(1, (safe // paged.page_size).flatten(1)).view(safe.shape)
     heads = torch.arange(paged.kv_heads, device=slots.device)[:, None]
-    k, v = (x[pages, heads, safe % paged.page_size] * (slots >= 0)[..., None] for x in (paged.k, paged.v))
+    none = (slots < 0)[..., None]
+    k, v = (x[pages, heads, safe % paged.page_size].masked_fill(none, 0) for x in (paged.k, paged.v))
     return k, v
