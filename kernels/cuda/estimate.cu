@@ -53,7 +53,7 @@ QB_DEVICE unsigned code_pair(unsigned word, int shift) {
 }
 
 template <class T, int D, int kTiles>
-QB_KERNEL __launch_bounds__(kThreads) estimate_kernel(EstimateJob<T> job) {
+QB_KERNEL __launch_bounds__(kThreads, 4) estimate_kernel(EstimateJob<T> job) {
   begin_kernel();
   const int list = blockIdx.y, row = blockIdx.z, heads = job.query_heads / job.lists, size = 1 << job.page_shift;
   const int head = list / (job.lists / job.kv_heads), slots = job.width << job.page_shift;
