@@ -492,6 +492,22 @@ def test_settings_of_generation() -> None:
             made(settings)
 
 
+def test_a_method_that_reads_prompts_for_itself_has_a_prefill_of_its_own(
+    harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helpers.add_windowed(tmp_path, monkeypatch)
+    helpers.use(helpers.random_model(), monkeypatch)
+    settings = {"tasks": ["lm_eval:choice"], "samples": 2} | SMALL
+    _, together, units = helpers.run(**settings | {"methods": ["windowed", "quest"], "budgets": [32, 48]})
+    assert [unit.prefills for unit in units if unit.samples] == [3, 3]  # dense, and windowed at either budget
+    found = {(row["sample"], row["cell"]): helpers.plain(row) for row in together}
+    for methods, budget in ((["windowed"], 32), (["windowed"], 48), (["quest"], 32)):
+        _, rows, _ = helpers.run(**settings | {"methods": methods, "budgets": [budget]})
+        assert all(found[row["sample"], row["cell"]] == helpers.plain(row) for row in rows)
+    own = [row["likelihoods"] for row in together if row["sample"] == together[0]["sample"]]
+    assert len({repr(values) for values in own}) == len(own) == 5
+
+
 def test_without_lm_eval_the_error_says_what_to_install(
     questbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

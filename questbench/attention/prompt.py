@@ -1,4 +1,4 @@
-"""A prompt, or a part of one: dense causal attention, and the mass that methods judge by when the prompt ends."""
+"""A prompt, or a part of one: causal attention, dense unless the method has its own, and the mass it is judged by."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from questbench.attention.causal import plain, written_out
 from questbench.attention.scoring import Scoring
 from questbench.cache import Layer, LayerCache
 from questbench.cache.tail import Tail
-from questbench.methods._base import Everything, PromptMass
+from questbench.methods._base import Everything, PromptMass, defines
 
 
 def prefill(
@@ -26,7 +26,7 @@ def prefill(
     resumed: bool = False,
     more: bool = False,
 ) -> Tensor:
-    """Dense causal attention of several queries per row; their keys and values are in the cache already.
+    """Causal attention of several queries per row; their keys and values are in the cache already.
 
     Queries behind a non-empty cache (a chat turn, a later part of a prompt) see everything that is resident. Nothing
     is dropped here: call ``layer.end_prefill()`` when the prompt is complete. A prompt in parts gives what it gives in
@@ -66,7 +66,8 @@ def _part(
     wanted = (collect | {own}) - {0}
     earlier = max(held - count for held, count in zip(layer.held, counts, strict=True))
     sums = "sum" in wanted and _make_sum(layer, resumed or own != "sum", earlier)
-    written = scoring.softcap != 0.0 or scoring.sinks is not None or prefix_q is not None
+    reads = defines(layer.method, "read_prompt")
+    written = not reads and (scoring.softcap != 0.0 or scoring.sinks is not None or prefix_q is not None)
     for row, count in enumerate(counts):
         if count == 0:
             continue
@@ -75,7 +76,9 @@ def _part(
             keys, values = k[row, :, -count:], v[row, :, -count:]
         else:
             keys, values = layer.gather(row)
-        if not written:
+        if reads:
+            out[row, :, -count:] = layer.method.read_prompt(queries, keys, values, layer, scoring)
+        elif not written:
             out[row, :, -count:] = plain(queries, keys, values, scoring.scale)
         if sums or written:
             sunk = None if prefix_q is None else prefix_q[row, :, -count:]

@@ -1,4 +1,4 @@
-"""One decode step: select -> read -> drop, as the method of each cache says."""
+"""One decode step: select -> read -> merge -> drop, as the method of each cache says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from questbench.attention.scoring import Observer, Scoring
 from questbench.cache import Layer, LayerCache
 from questbench.cache.tail import Tail
 from questbench.errors import CellError
-from questbench.methods._base import Everything, Pages, PromptMass, Tokens, TopMass, TopPages
+from questbench.methods._base import Everything, Pages, PromptMass, Tokens, TopMass, TopPages, defines
 
 
 def decode(
@@ -60,6 +60,11 @@ def _read(
     selection = method.select(q, layer, ops)
     if isinstance(selection, TopMass):
         selection = _most_mass(layer, q, scoring, selection)
+    lse = None
+    if defines(method, "merge"):
+        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        if isinstance(selection, TopPages):  # the fused op has no such output
+            selection = Pages(*_best_pages(layer, q, scoring, selection))
     mass = None if method.step_mass == "none" else layer.mass
     if collect:
         mass = torch.zeros((layer.rows, layer.kv_heads, layer.slots), device=q.device)
@@ -94,25 +99,25 @@ def _read(
             mass=mass,
             mass_mode="last" if collect else method.step_mass,
             visits=visits,
+            lse=lse,
         )
     if mass is not None and collect:
         _add_step(layer, q, scoring, mass, collect if isinstance(selection, Everything) else frozenset())
-    return out
+    return out if lse is None else method.merge(q, out, lse, layer)
 
 
-def _most_mass(layer: LayerCache, q: Tensor, scoring: Scoring, wanted: TopMass) -> Tokens:
-    """The entries of the best pages that hold most of the mass."""
-    ops, best, paged = layer.ops, wanted.pages, layer.paged
+def _best_pages(layer: LayerCache, q: Tensor, scoring: Scoring, best: TopPages) -> tuple[Tensor, Tensor]:
+    """Pages and counts, as ``Ops.select`` returns them."""
+    ops, paged = layer.ops, layer.paged
     if best.width < paged.table.shape[1]:
         _need_bounds(layer)
         scores = ops.score(q, paged, skip_newest=best.force_newest)
     else:  # every page is taken, whatever its score
         scores = torch.zeros((*q.shape[:2], paged.table.shape[1]), device=q.device)
-    size = paged.page_size
-    pages, counts = ops.select(
+    return ops.select(
         scores,
         paged.lengths,
-        size,
+        paged.page_size,
         best.count,
         width=best.width,
         force_newest=best.force_newest,
@@ -120,6 +125,12 @@ def _most_mass(layer: LayerCache, q: Tensor, scoring: Scoring, wanted: TopMass) 
         group=q.shape[1] // layer.kv_heads,
         scale=scoring.scale,
     )
+
+
+def _most_mass(layer: LayerCache, q: Tensor, scoring: Scoring, wanted: TopMass) -> Tokens:
+    """The entries of the best pages that hold most of the mass."""
+    ops, paged, size = layer.ops, layer.paged, layer.page_size
+    pages, counts = _best_pages(layer, q, scoring, wanted.pages)
     codes = wanted.codes, wanted.ranges
     logits = ops.estimate(q, *codes, paged.lengths, size, pages, counts, scoring.scale, scoring.softcap)
     return Tokens(*ops.prune(logits, paged.lengths, size, pages, counts, wanted.p))

@@ -158,17 +158,17 @@ def fork_layer(layer: Layer, method: Method, *, page_size: int | None = None) ->
     Groups of heads share no pages with a cache of all heads: their entries are copied.
 
     Raises:
-        ValueError: the other cache is stored in groups of its own, and ``method`` is not the one that made them.
+        ValueError: the other cache is stored in groups of heads, and ``method`` wants others.
     """
-    if isinstance(layer, GroupedLayer):
-        if method != layer.method or page_size not in (None, layer.page_size):
-            raise ValueError(
-                f"a cache of {layer.method.name} is stored in groups of heads: fork it under the same method"
-            )
-        twins = [part.fork(part.method) for part in layer.parts]
-        return GroupedLayer(method, layer.shape, [tuple(heads.tolist()) for heads in layer.heads], twins)
     shape = dataclasses.replace(layer.shape, page_size=page_size or layer.page_size)
     groups = method.head_groups(shape)
+    if isinstance(layer, GroupedLayer):
+        if [list(group.heads) for group in groups] != [heads.tolist() for heads in layer.heads]:
+            raise ValueError(
+                f"a cache of {layer.method.name} is stored in groups of heads: fork it for a method of the same groups"
+            )
+        parts = [part.fork(own.method, page_size=page_size) for part, own in zip(layer.parts, groups, strict=True)]
+        return GroupedLayer(method, shape, [group.heads for group in groups], parts)
     if len(groups) == 1:
         return layer.fork(groups[0].method, page_size=page_size)
     parts = [_fork_heads(layer, group, shape.part(len(group.heads))) for group in groups]

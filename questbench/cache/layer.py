@@ -7,10 +7,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from questbench.cache.eviction import kept_slots, of_row
+from questbench.cache.eviction import dropped_slots, entries, evict, kept_slots, of_row, victims
 from questbench.cache.owned import OwnedPages
 from questbench.cache.store import EntryStore
-from questbench.methods._base import CacheShape, Keep, Method
+from questbench.methods._base import CacheShape, Keep, Method, defines
 
 
 class LayerCache(EntryStore):
@@ -64,20 +64,21 @@ class LayerCache(EntryStore):
                 self.retain(keep)
             if longest != keep.entries + 1 or not in_place:
                 return
+        assert self.positions is not None
+        if self.state is not None and defines(self.state, "dropping"):
+            self._tell(victims(self.ops, self.paged, self.positions, self.mass, keep))
+        if not self.frozen:
             self._slots.newest = keep.entries if min(self.held) == longest else None
             self.held = [min(held, keep.entries) for held in self.held]
             self._floor = list(self.held)
             self.pages.own_all()
-        assert self.positions is not None
-        self.ops.evict(
-            self.paged,
-            self.positions,
-            self.mass if keep.by == "mass" else None,
-            capacity=keep.entries,
-            sinks=keep.sinks,
-            recent=keep.recent,
-            shared=keep.shared,
-        )
+        evict(self.ops, self.paged, self.positions, self.mass, keep)
+
+    def _tell(self, slots: Tensor) -> None:
+        """Tell the state what is about to be dropped: ``[B, Hk, n]``, or -1."""
+        assert self.state is not None
+        if slots.shape[2]:
+            self.state.dropping(self, slots, *entries(self.paged, slots))
 
     def retain(self, keep: Keep) -> None:
         """Gather the kept entries of every row, oldest first, into a store of their own."""
@@ -89,6 +90,8 @@ class LayerCache(EntryStore):
             kept_slots(self.positions[row, :, : held[row]], of_row(self.mass, row, held[row]), keep)
             for row in range(self.rows)
         ]
+        if self.state is not None and defines(self.state, "dropping"):
+            self._tell(dropped_slots(kept, held))
         # Steps that drop something need room for one entry, others for what was asked for and has not come yet.
         room = 1 if self.method.keep_step() else max(self._capacity - max(self.seen), 1)
         width = -(-(keep.entries + room) // self.page_size)

@@ -13,6 +13,7 @@ from questbench.experiments.costs import Model
 from questbench.experiments.grid import GridConfig, refusals_of
 from questbench.methods._base import Method, PromptMass
 from questbench.methods._make import PACKAGE, check_arguments, make, method_class
+from questbench.methods._prompt import PromptOf
 
 if TYPE_CHECKING:
     import torch
@@ -148,15 +149,26 @@ def observed(methods: Iterable[Method]) -> frozenset[PromptMass]:
 
 
 def base_cache(
-    model: PreTrainedModel, ops: Ops, methods: Iterable[Method], *, page_size: int, capacity: int = 0
+    model: PreTrainedModel,
+    ops: Ops,
+    methods: Iterable[Method],
+    *,
+    page_size: int,
+    capacity: int = 0,
+    reader: Method | None = None,
+    dense_layers: int = 0,
 ) -> SparseCache:
-    """A dense cache of prompts that each of these methods can be forked from."""
+    """A cache of prompts that each of these methods can be forked from.
+
+    Args:
+        reader: the method that reads the prompts, from ``dense_layers`` on; densely, if none.
+    """
     from questbench.models import hf
 
     return hf.build_cache(
         model,
-        make("dense", 0),
-        dense_layers=0,
+        make("dense", 0) if reader is None else PromptOf(reader=reader),
+        dense_layers=dense_layers,
         page_size=page_size,
         ops=ops,
         capacity=capacity,

@@ -2,9 +2,11 @@
 
     a layer is made       head_groups     which KV heads go under which method, each group in a cache of its own
     a cache is made       start           state of the method's own beside the cache
+    a prompt is read      read_prompt     its attention; dense, unless a method has its own
     the prompt's end      prompt_mass     whose attention of the prompt is collected; ``judge`` makes importance of it
                           keep_prompt     what is kept
     a step begins         select          what is read
+    a step has read       merge           what is added to its output from the method's state
     a step ends           step_mass       what attention of the step is kept
                           keep_step       what is kept
     a later turn          reread          how several queries see what is resident
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -163,6 +165,12 @@ class State:
         What is dropped then, one entry per KV head at most, leaves its slot to the last entry of the row.
         """
 
+    def dropping(self, layer: Layer, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Entries in ``slots`` ``[B, Hk, n]`` are about to go, after a step or at a prompt's end, and are still there.
+
+        Keys and values ``[B, Hk, n, D]``; a row that drops fewer has -1 for a slot and zeros behind its last.
+        """
+
     def moved(self, layer: Layer, kept: Sequence[Tensor]) -> None:
         """Entries were gathered: slot i of row b is the former slot ``kept[b][h, i]`` (``[Hk, n]`` int64)."""
 
@@ -241,6 +249,19 @@ class Method(ABC):
         """State for a new cache, which may hold entries already where it is a fork of another method's."""
         return None
 
+    @property
+    def prefill_key(self) -> Hashable:
+        """What a prompt's entries depend on: methods of equal keys can share a prefill. ``None``: it is dense."""
+        return self if defines(self, "read_prompt") else None
+
+    def read_prompt(self, q: Tensor, k: Tensor, v: Tensor, layer: Layer, scoring: Any) -> Tensor:
+        """Attention ``[Hq, m, D]`` of one row's prompt, or of a part of it, instead of the dense one.
+
+        ``q`` ``[Hq, m, D]`` are the newest m of the n entries ``[Hk, n, D]``. ``scoring`` has the model's ``scale``,
+        ``softcap`` and ``sinks``. Attention mass of the prompt that anyone judges by is dense all the same.
+        """
+        raise NotImplementedError
+
     def judge(self, layer: Layer, mass: Tensor) -> Tensor:
         """Importance of the entries at the prompt's end, from the ``prompt_mass`` that was collected.
 
@@ -259,6 +280,13 @@ class Method(ABC):
     @abstractmethod
     def select(self, q: Tensor, layer: Layer, ops: Ops) -> Selection:
         """What the query ``[B, Hq, D]`` of this decode step reads. The new entry is already in the cache."""
+
+    def merge(self, q: Tensor, out: Tensor, lse: Tensor, layer: Layer) -> Tensor:
+        """What a step returns ``[B, Hq, D]``: its output merged with what ``layer.state`` knows of dropped entries.
+
+        ``lse`` ``[B, Hq]`` is the logarithm of what ``out`` was divided by; see ``Ops.attend``.
+        """
+        return out
 
     def keep_step(self) -> Keep | None:
         """What is kept after each decode step; ``None`` keeps everything."""
@@ -306,6 +334,11 @@ class Method(ABC):
         """Every parameter with its effective value, for the record."""
         del page_size
         return dataclasses.asdict(self)
+
+
+def defines(of: Method | State, hook: str) -> bool:
+    """Whether a method or a state has a hook of its own: what only this hook needs is made for nobody else."""
+    return getattr(type(of), hook) is not getattr(Method if isinstance(of, Method) else State, hook)
 
 
 def at_least(method: Method, entries: int, why: str) -> None:

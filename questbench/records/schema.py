@@ -96,7 +96,7 @@ class RunManifest:
     end: str | None = None
     """UTC time; ``None`` while the run goes on or if it was killed."""
     prefills: int | None = None
-    """Dense prefills made (accuracy); one per sample and protocol."""
+    """Prefills made (accuracy); one per sample, protocol and way to read the prompt."""
     exit_code: int | None = None
     """How the run ended."""
     inputs: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +54,53 @@ def run(finished: Any = (), stored: Any = (), **settings: Any) -> tuple[list[Res
     accuracy.check(config)
     units = list(accuracy.run(config, finished=set(finished), stored=stored))
     return [r for unit in units for r in unit.records], [row for unit in units for row in unit.samples], units
+
+
+WINDOWED = '''
+"""A method whose prompts are read through a window, and that reads everything in a step."""
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from questbench.methods._base import Everything, Method
+
+def seen(count, entries, window):
+    """``[count, entries]``: what the newest queries of a prompt see."""
+    query, key = torch.arange(entries - count, entries)[:, None], torch.arange(entries)
+    return (key <= query) & ((key < 4) | (key > query - window))
+
+@dataclass(frozen=True)
+class Windowed(Method):
+    @property
+    def warmup_steps(self):
+        return sys.maxsize
+
+    def read_prompt(self, q, k, v, layer, scoring):
+        mask = seen(q.shape[1], k.shape[1], self.budget // 2)
+        return scaled_dot_product_attention(
+            q[None], k[None], v[None], attn_mask=mask, scale=scoring.scale, enable_gqa=True
+        )[0]
+
+    def select(self, q, layer, ops):
+        return Everything()
+
+    def tokens_visible(self, length, page_size):
+        return length
+
+    def bytes_read(self, length, shape):
+        return shape.entry_bytes * length
+'''
+
+
+def add_windowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Add the method ``windowed``; its module."""
+    (folder / "windowed.py").write_text(WINDOWED)
+    methods = importlib.import_module("questbench.methods")
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+    monkeypatch.delitem(sys.modules, "questbench.methods.windowed", raising=False)
+    return importlib.import_module("questbench.methods.windowed")
 
 
 def plain(row: dict) -> dict:

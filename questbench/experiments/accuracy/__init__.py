@@ -1,5 +1,7 @@
 """Accuracy of every method on the same samples: one dense prefill per sample, forked for every cell.
 
+Cells whose method reads prompts for itself get a prefill of their own (``Method.prefill_key``).
+
     prefill the context dense (collecting the attention mass that any method needs)
     for each cell (method, budget, page size):  fork -> question and answer token by token through attention.decode
 

@@ -39,6 +39,8 @@ def card(config: AccuracyConfig) -> dict[str, str]:
     tables = [one.task.table(one.length) for one, _, _ in work if isinstance(one.task, DataTask) and one.task.reads]
     files = [f"{table.name} ({len(table):,} rows, SHA-256 {table.sha256[:16]})" for table in tables]
     names = dict.fromkeys(cell.name for _, usable, _ in work for cell in usable)
+    readers = dict.fromkeys(c.name for _, usable, _ in work for c in usable if c.method.prefill_key is not None)
+    own = [f"{name} reads each prompt for itself" for name in readers]
     protocols = dict.fromkeys(one.protocol for one, _, _ in work)
     return {
         "model": config.model,
@@ -47,7 +49,7 @@ def card(config: AccuracyConfig) -> dict[str, str]:
         "tasks": ", ".join(f"{one.spec} at {units.echo_count(one.length)}, n = {one.samples}" for one, _, _ in work),
         **({"data": ", ".join(dict.fromkeys(files))} if files else {}),
         "cells": f"{sum(len(usable) for _, usable, _ in work)} ({', '.join(names)})",
-        "prefill": "dense, once per sample; evicting methods evict after it",
+        "prefill": "; ".join(["dense, once per sample", *own, "evicting methods evict after it"]),
         "prompts": f"chat template {config.chat_template}; {config.batch} at a time; "
         "what the model cannot take is cut from the middle",
     }

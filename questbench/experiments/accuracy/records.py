@@ -212,7 +212,7 @@ def _shared(
     sparse = _sparse_share(own)
     details: dict[str, Any] = {
         "sparse_steps": sparse,
-        "nothing_left_out": cell.method.budgeted and not sparse,
+        "nothing_left_out": cell.method.budgeted and not sparse and cell.method.prefill_key is None,
         **{name: _mean(own, name) for name in COUNTS},
         "dense_fallback": any(row["dense_fallback"] for row in own),
         "prompt_tokens": _mean(own, "prompt_tokens"),
@@ -231,6 +231,8 @@ def _shared(
         warnings.append("dense fallback: a sparse layer attended the whole text; this is not the method's accuracy.")
     if details["nothing_left_out"]:
         warnings.append("nothing was left out: every text fits the budget, so this is dense attention again.")
+    if cell.method.prefill_key is not None:
+        warnings.append(f"{cell.name} reads each prompt for itself, where the others share a dense prefill.")
     if left_out:
         details["unusable"] = len(left_out)
         some = f"{len(left_out)} samples" if len(left_out) > 1 else "1 sample"

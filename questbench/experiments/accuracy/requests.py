@@ -1,6 +1,6 @@
 """Requests of an evaluation harness: likelihoods of continuations and of whole texts, and completions.
 
-    context, but its last tokens   one dense prefill, shared by all cells and by all continuations of the same context
+    context, but its last tokens   one prefill, shared by cells that read it alike and by all its continuations
     the last tokens of the context }
     the continuation               }  token by token through attention.decode, with the method active
 
@@ -27,11 +27,10 @@ from questbench.experiments.accuracy.batch import Batch, Script
 from questbench.experiments.accuracy.config import Cell, Work
 from questbench.experiments.accuracy.protocol import Asked, Prepared, Prompt, Steps
 from questbench.experiments.accuracy.scripts import Decoding, Taught, converse, teach
-from questbench.experiments.accuracy.session import Finished, Session
+from questbench.experiments.accuracy.session import Finished, Session, by_prefill
 from questbench.experiments.accuracy.template import render
 from questbench.experiments.counting import RowCounters
 from questbench.experiments.failures import spoiled
-from questbench.experiments.setup import base_cache
 from questbench.models import hf
 from questbench.tasks._base import Request, RequestTask, Sample
 from questbench.tasks._tokens import part_ids, prompt_ids
@@ -70,7 +69,7 @@ class RequestSession(Session):
             known = [self.known(work, cell, one, len(prepared), first=cell is cells[0]) for cell in cells]
             rows = [row | run.row(cell, place) for row, cell in zip(known, cells, strict=True)]
             contexts = {asked.ids[: asked.cut] for asked in one.asked}
-            found.append(Finished(rows, prefills - 1 + len(contexts)))
+            found.append(Finished(rows, prefills - 1 + len(contexts) * len(by_prefill(cells))))
         return found
 
 
@@ -121,30 +120,30 @@ class _Run:
         self.failed: dict[str, dict[str, Any]] = {}
 
     def play(self) -> None:
-        """Prefill every context once; each cell forks it for each of its continuations."""
+        """Prefill every context once for cells that read it alike; each forks it for each of its continuations."""
         places: dict[tuple[int, ...], list[int]] = {}
         for place, (_, one) in enumerate(self.asked):
             places.setdefault(one.ids[: one.cut], []).append(place)
         # Contexts of like length run together, so that little is padded.
         order = sorted(places, key=len, reverse=True)
         for start in range(0, len(order), len(self.prepared)):
-            self._batch({context: places[context] for context in order[start : start + len(self.prepared)]})
+            batch = {context: places[context] for context in order[start : start + len(self.prepared)]}
+            for cells in by_prefill(self.cells):
+                self._batch(cells, batch)
 
-    def _batch(self, contexts: dict[tuple[int, ...], list[int]]) -> None:
+    def _batch(self, cells: Sequence[Cell], contexts: dict[tuple[int, ...], list[int]]) -> None:
         session, together = self.session, [self.asked[place][1] for own in contexts.values() for place in own]
-        methods, longest = [cell.method for cell in self.cells], max(len(one.ids) for one in together)
-        size = self.cells[0].page_size
-        base = base_cache(session.loaded.model, session.ops, methods, page_size=size, capacity=longest)
+        base = session.base(cells, max(len(one.ids) for one in together))
         start = time.perf_counter()
         try:
             early = any(one.ahead for one in together)
             batch = Batch.prefill(session.loaded.model, list(contexts), base, all_logits=early)
         except Exception as error:
             why = made.failed(spoiled(error, several=len(self.prepared) > 1))
-            self.failed = {cell.key: why for cell in self.cells}
+            self.failed |= {cell.key: why for cell in cells}
             return
         spent = time.perf_counter() - start
-        for cell in self.cells:
+        for cell in cells:
             self.seconds[cell.key]["prefill"] += spent
             if cell.key in self.failed:
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from questbench.experiments.setup import base_cache, opened, thread_count
 from questbench.kernels._ops import Ops
 from questbench.measure.memory import out_of_memory
 from questbench.models import hf
+from questbench.models.hf_cache import SparseCache
 from questbench.models.loading import LoadedModel
 from questbench.tasks._tokens import spelled
 
@@ -35,7 +36,7 @@ class Finished:
     rows: list[dict[str, Any]]
     """For samples.jsonl, one per cell."""
     prefills: int
-    """Dense prefills made; more than one only after a larger batch ran out of memory."""
+    """Prefills made: one per way to read the prompt, and more after a larger batch ran out of memory."""
 
 
 @dataclass
@@ -155,29 +156,49 @@ class Session:
     def _together(
         self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
     ) -> list[Finished]:
-        model = self.loaded.model
-        longest = max(one.prompt.length + one.max_new_tokens for one in prepared)
-        observed = [cell.method for cell in cells]
-        base = base_cache(model, self.ops, observed, page_size=cells[0].page_size, capacity=longest)
+        groups = by_prefill(cells)
+        found = {key: rows for group in groups for key, rows in self._prefilled(work, group, prepared).items()}
+        done = []
+        for place, one in enumerate(prepared):
+            known = [self.known(work, cell, one, len(prepared), first=cell is cells[0]) for cell in cells]
+            rows = [row | found[cell.key][place] for row, cell in zip(known, cells, strict=True)]
+            done.append(Finished(rows, prefills + len(groups) - 1))
+        return done
+
+    def base(self, cells: Sequence[Cell], capacity: int) -> SparseCache:
+        """An empty cache for prompts, which cells of one ``prefill_key`` can be forked from."""
+        methods, reader = [cell.method for cell in cells], cells[0].method
+        return base_cache(
+            self.loaded.model,
+            self.ops,
+            methods,
+            page_size=cells[0].page_size,
+            capacity=capacity,
+            reader=None if reader.prefill_key is None else reader,
+            dense_layers=0 if reader.prefill_key is None else self.dense_layers,
+        )
+
+    def _prefilled(
+        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Samples through the cells that share a prefill: the rows' own part, by cell."""
+        base = self.base(cells, max(one.prompt.length + one.max_new_tokens for one in prepared))
         start = time.perf_counter()
         failure = None
         try:
-            batch = Batch.prefill(model, [one.prompt.prefill for one in prepared], base)
+            batch = Batch.prefill(self.loaded.model, [one.prompt.prefill for one in prepared], base)
         except Exception as error:
             if len(prepared) > 1 or not apart(error):
                 raise
             failure = reason(error)
         prefill = time.perf_counter() - start
-        rows: list[list[dict[str, Any]]] = [[] for _ in prepared]
+        spent = {"prefill": prefill / len(prepared)}
+        found = {}
         for cell in cells:
-            found = [made.failed(failure)] * len(prepared) if failure else self._cell(work, cell, batch, prepared)
-            for own, one, row in zip(rows, prepared, found, strict=True):
-                row = self.known(work, cell, one, len(prepared), first=cell is cells[0]) | row
-                if "seconds" in row:
-                    row["seconds"] = {"prefill": prefill / len(prepared), **row["seconds"]}
-                own.append(row)
+            rows = [made.failed(failure)] * len(prepared) if failure else self._cell(work, cell, batch, prepared)
+            found[cell.key] = [row | {"seconds": spent | row["seconds"]} if "seconds" in row else row for row in rows]
         hf.release(base)
-        return [Finished(own, prefills) for own in rows]
+        return found
 
     def known(self, work: Work, cell: Cell, prepared: Prepared, batch: int, *, first: bool) -> dict[str, Any]:
         """What is known of a row before anything runs; ``first``: its cell is the first of the sample."""
@@ -238,6 +259,14 @@ class Session:
             converse(one.prompt.turns, replace(decoding, max_new_tokens=one.max_new_tokens), counter)
             for one, counter in zip(prepared, counters, strict=True)
         ]
+
+
+def by_prefill(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells that can share a prefill, together; one after the other, so that one text is held at a time."""
+    groups: dict[Hashable, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.method.prefill_key, []).append(cell)
+    return list(groups.values())
 
 
 def stop_ids(loaded: LoadedModel) -> frozenset[int]:
