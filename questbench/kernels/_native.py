@@ -10,6 +10,7 @@ any rank pass; what tensors hold is checked by ``_values.py``, on request.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
@@ -45,32 +46,33 @@ def functions(library: Library) -> dict[str, Function]:
 
 
 def _function(op: Operator, library: Library) -> Function:
-    make, extra, check = op.picker(op.make), op.picker(library.extra(op.name)), _values.checker(op)
+    """Written out as text, once: taking arguments apart in every call would cost microseconds."""
+    extra = library.extra(op.name)
     names = [argument.name for argument in op.arguments]
-    contiguous = [(names.index(name), _whole) for name in op.strided]
-    contiguous += [(names.index(name), _rows) for name in op.rows]
-
-    def call(*given: Any) -> Any:
-        results = make(given)
-        room = extra(given)
-        if _values.enabled:
-            check(given)
-        passed = list(given)
-        for at, laid_out in contiguous:
-            if (tensor := given[at]) is not None:
-                passed[at] = laid_out(tensor)
-        getattr(library.load(), op.name)(*passed, *results, *room)
-        return _given_back(results)
-
-    return call
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.contiguous()
+    laid_out = {**dict.fromkeys(op.strided, "whole"), **dict.fromkeys(op.rows, "rows")}
+    passed = [f"{laid_out[name]}({name})" if name in laid_out else name for name in names]
+    source = (
+        f"def {op.name}({', '.join(names)}):\n"
+        f"    results = make({', '.join(inspect.signature(op.make).parameters)})\n"
+        f"    room = extra({', '.join(inspect.signature(extra).parameters)})\n"
+        f"    if values.enabled:\n"
+        f"        check(({', '.join(names)},))\n"
+        f"    load().{op.name}({', '.join(passed)}, *results, *room)\n"
+        f"    return {'results[0]' if len(op.results) == 1 else 'results or None'}\n"
+    )
+    space: dict[str, Any] = {"make": op.make, "extra": extra, "values": _values, "check": _values.checker(op)}
+    space |= {"load": library.load, "whole": _whole, "rows": _rows}
+    exec(source, space)
+    made: Function = space[op.name]
+    return made
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dim() == 0 or tensor.stride(-1) == 1 else tensor.contiguous()
+def _whole(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _rows(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or tensor.dim() == 0 or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _given_back(results: tuple[Tensor, ...]) -> Any:

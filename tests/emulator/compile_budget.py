@@ -75,7 +75,7 @@ def measure(kit: Toolkit, source: Path, target: str) -> dict[str, Usage]:
     Raises:
         CompileError: nvcc refused it.
     """
-    command = [str(kit.nvcc), *_build_cuda.NVCC_FLAGS, *_build_cuda._includes(kernel_sources()), f"-arch={target}"]
+    command = [str(kit.nvcc), *_build_cuda.NVCC_FLAGS, *_build_cuda.includes(kernel_sources()), f"-arch={target}"]
     command += ["-Xptxas=-v", "-cubin", "-o", os.devnull, str(source)]
     parts = [kit.version, target, *_build_cuda.NVCC_FLAGS, source.read_text()]
     parts += _build_cuda._contents(_build_cuda._headers(kernel_sources()))
