@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from questbench._memory import empty
+
 NOISE_BYTES = 64 << 20
 """Random entries are drawn once and laid end to end: drawing gigabytes would take longer than measuring them."""
 LONGEST = 8192
@@ -41,3 +43,14 @@ class Noise:
         for start in range(0, total, width):
             count = min(width, total - start)
             yield tuple(x[:, :, :count].expand(self.rows, -1, -1, -1) for x in (self._entries, self._values))  # type: ignore[misc]
+
+    def whole(self, total: int, group: int = 1) -> tuple[Tensor, Tensor]:
+        """All of it in one piece, ``[B, Hk * group, total, D]``: each KV head ``group`` times."""
+        size = (self.rows, self.kv_heads * group, total, self.head_dim)
+        stored = empty(size, self.dtype, self.device), empty(size, self.dtype, self.device)
+        done = 0
+        for parts in self.parts(total):
+            for whole, part in zip(stored, parts, strict=True):
+                whole[:, :, done : done + part.shape[2]] = part.repeat_interleave(group, dim=1) if group > 1 else part
+            done += parts[0].shape[2]
+        return stored

@@ -63,7 +63,7 @@ class LmEval(RequestTask):
         """Specs of single tasks, of a group several."""
         task, colon, others = settings.partition(":")
         folder = next((part[13:] for part in others.split(":") if part.startswith("include_path=")), "")
-        return [f"{name}:{one}{colon}{others}" for one in _load(task, folder, online)]
+        return [f"{name}:{one}{colon}{others}" for one in _load(task, folder, online, None)]
 
     def tasks(self) -> Mapping[str, Any]:
         """The harness's tasks of this name.
@@ -124,14 +124,14 @@ class LmEval(RequestTask):
             raise UsageError(f"lm-eval's {self.task} runs code or looks at pictures.", "Use a task on plain text.")
         if not self.rolling:
             _ = self.scored
-        there = len(self.harness.eval_docs)
+        there = len(_documents(self.harness))
         if asked is not None and asked > there:
             raise UsageError(f"lm-eval's {self.task} has {there:,} samples, not {asked:,}.", f"Use --samples {there}.")
         return asked or min(self.default_samples, there)
 
     def digest(self) -> str:
         """SHA-256 of the documents."""
-        text = json.dumps([dict(doc) for doc in self.harness.eval_docs], sort_keys=True, default=repr)
+        text = json.dumps([dict(doc) for doc in _documents(self.harness)], sort_keys=True, default=repr)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def build(self, count: int, seed: int, chat: Callable[..., str] | None) -> list[Sample]:
@@ -163,7 +163,7 @@ class LmEval(RequestTask):
         """Metrics of a sample, by ``metric,filter``, as the harness computes them."""
         task = self.harness
         found: dict[str, Any] = {}
-        doc = task.eval_docs[sample.meta["document"]]
+        doc = _documents(task)[sample.meta["document"]]
         times = task.config.repeats or 1  # greedy decoding says the same every time
         asked = [SimpleNamespace(resps=[reply] * times, doc=doc, filtered_resps={}) for reply in replies]
         for one in task._filters:
@@ -193,7 +193,13 @@ class LmEval(RequestTask):
 
 
 @functools.cache
-def _load(task: str, folder: str, online: bool, fewshot: int | None = None) -> Mapping[str, Any]:
+def _documents(harness: Any) -> Any:
+    """The task's documents; the harness processes all of them anew whenever it is asked."""
+    return harness.eval_docs
+
+
+@functools.cache
+def _load(task: str, folder: str, online: bool, fewshot: int | None) -> Mapping[str, Any]:
     if not task:
         raise UsageError("lm_eval needs the name of a task of lm-eval.", "Write --task lm_eval:hellaswag.")
     if not online:

@@ -90,7 +90,7 @@ def _part(
                 if sums:
                     layer.prefill_mass["sum"][row, :, : probabilities.shape[3]] += probabilities.sum((1, 2))
     windows = [mode for mode in wanted if isinstance(mode, int)]
-    if windows:
+    if windows and not (resumed and layer.tail is None):  # else earlier queries were left out
         layer.tail = Tail.of(layer.tail if resumed else None, q, counts, max(windows))
         if not more:
             collect_windows(layer, scoring, windows)

@@ -91,7 +91,7 @@ def _read(
             visits=visits,
         )
     else:
-        listed = selection if isinstance(selection, Pages | Tokens) else None
+        listed = selection if isinstance(selection, (Pages, Tokens)) else None
         everything = selection if isinstance(selection, Everything) else Everything()
         out = ops.attend(
             q,
@@ -117,11 +117,12 @@ def _read(
 def _best_pages(layer: LayerCache, q: Tensor, scoring: Scoring, best: TopPages) -> tuple[Tensor, Tensor]:
     """Pages and counts, as ``Ops.select`` returns them."""
     ops, paged = layer.ops, layer.paged
-    if best.width < paged.table.shape[1]:
+    pages = paged.table.shape[1]
+    if isinstance(best.count, int) and best.count >= pages:  # every page is taken, whatever its score
+        scores = torch.zeros((*q.shape[:2], pages), device=q.device)
+    else:
         _need_bounds(layer)
         scores = ops.score(q, paged, skip_newest=best.force_newest)
-    else:  # every page is taken, whatever its score
-        scores = torch.zeros((*q.shape[:2], paged.table.shape[1]), device=q.device)
     return ops.select(
         scores,
         paged.lengths,
@@ -161,6 +162,7 @@ def _add_step(layer: LayerCache, q: Tensor, scoring: Scoring, own: Tensor, colle
     if "sum" in collect and earlier is not None and earlier.shape[2] >= own.shape[2] - 1:  # else steps were left out
         # Not in place: a fork may look at the same tensor.
         layer.prefill_mass["sum"] = own + F.pad(earlier, (0, own.shape[2] - earlier.shape[2]))
-    if windows := [mode for mode in collect if isinstance(mode, int)]:
+    windows = [mode for mode in collect if isinstance(mode, int)]
+    if windows and layer.tail is not None:  # else earlier queries were left out
         layer.tail = Tail.of(layer.tail, q[:, :, None], [1] * layer.rows, max(windows))
         collect_windows(layer, scoring, windows)

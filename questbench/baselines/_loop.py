@@ -141,11 +141,14 @@ def fastest_loop(run: Decode, made: Mapping[str, Make]) -> Fastest:
             loops[path] = _begun(run, make)
     watch = timer.stopwatch(run.device)
     interleave = functools.partial(timer.interleave, stopwatch=watch)
-    found = fastest({path: StepArm(loop) for path, loop in loops.items()}, interleave, left_out, max_seconds=SECONDS)
+    arms = {path: StepArm(loop) for path, loop in loops.items()}
+    found = fastest(arms, interleave, left_out, max_seconds=SECONDS)
     for path, loop in loops.items():
         if path != found.path:
             hf.release(loop.cache)
-    found.arm = loops.get(found.path)
+    if found.arm is not None:
+        found.arm.setup()  # to before the trial, whose steps must not take the room of those that are timed
+        found.arm = found.arm.loop
     return found
 
 

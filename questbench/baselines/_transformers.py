@@ -13,7 +13,6 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from questbench._memory import empty
 from questbench._noise import Noise
 from questbench.baselines import _ways
 from questbench.baselines._base import Decode, Fastest, Still, fastest, right
@@ -70,12 +69,7 @@ class TransformersArm:
             for k, v in noise.parts(self.length):
                 layer.update(k, v)
             return
-        size = (noise.rows, noise.kv_heads, self.length, noise.head_dim)
-        k, v = (empty(size, noise.dtype, noise.device) for _ in "kv")
-        done = 0
-        for part_k, part_v in noise.parts(self.length):
-            k[:, :, done : done + part_k.shape[2]], v[:, :, done : done + part_k.shape[2]] = part_k, part_v
-            done += part_k.shape[2]
+        k, v = noise.whole(self.length)
         layer.update(k[:, :, :0], v[:, :, :0])
         layer.keys, layer.values = k, v
 

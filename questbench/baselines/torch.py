@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from questbench._memory import empty
 from questbench.baselines import _flex, _ways
 from questbench.baselines._base import Baseline, Still, Text, Ways, right
 from questbench.baselines._ways import Way
@@ -62,15 +61,4 @@ def stores(text: Text, group: int = 1) -> list[tuple[Tensor, Tensor]]:
     Args:
         group: how often each KV head is stored.
     """
-    noise = text.noise
-    size = (noise.rows, noise.kv_heads * group, text.seq_len, noise.head_dim)
-    copies = []
-    for _ in range(text.copies):
-        stored = empty(size, noise.dtype, noise.device), empty(size, noise.dtype, noise.device)
-        done = 0
-        for parts in noise.parts(text.seq_len):
-            for whole, part in zip(stored, parts, strict=True):
-                whole[:, :, done : done + part.shape[2]] = part.repeat_interleave(group, dim=1) if group > 1 else part
-            done += parts[0].shape[2]
-        copies.append(stored)
-    return copies
+    return [text.noise.whole(text.seq_len, group) for _ in range(text.copies)]

@@ -85,10 +85,8 @@ class GroupedLayer:
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """What :meth:`split` has taken apart; shorter rows are filled up with zeros."""
         widest = max(part.shape[-1] for part in parts)
-        grouped = [
-            F.pad(part, (0, widest - part.shape[-1])).unflatten(1, (len(heads), -1))
-            for part, heads in zip(parts, self.heads, strict=True)
-        ]
+        even = [x if x.shape[-1] == widest else F.pad(x, (0, widest - x.shape[-1])) for x in parts]  # padding copies
+        grouped = [part.unflatten(1, (len(heads), -1)) for part, heads in zip(even, self.heads, strict=True)]
         return torch.cat(grouped, dim=1).index_select(1, self._place).flatten(1, 2)
 
     def append(self, k: Tensor, v: Tensor, new: Sequence[int] | None = None) -> None:

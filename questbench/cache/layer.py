@@ -162,9 +162,10 @@ class LayerCache(EntryStore):
         self._fit_slots()
         self.seen, self.steps = list(other.seen), other.steps
         self._floor, self._evicted = list(other._floor), other._evicted
-        same_rule = all(
-            getattr(self.method, rule) == getattr(other.method, rule) for rule in ("step_mass", "prompt_mass")
-        )
+        mine, theirs = self.method, other.method
+        same_rule = (mine.step_mass, mine.prompt_mass) == (theirs.step_mass, theirs.prompt_mass)
+        if same_rule and (defines(mine, "judge") or defines(theirs, "judge")):  # mass is what their judge made of it
+            same_rule = type(mine) is type(theirs) and dataclasses.replace(theirs, budget=mine.budget) == mine
         self._slots.take(other._slots, heads, mass=same_rule)
         self._inherited = self.mass is not None and other.mass is not None and same_rule
         if not self._inherited:

@@ -88,7 +88,8 @@ class EntryStore:
         self.frozen = False
         """Whether a step is the same device operations every time; see :meth:`freeze`."""
         self._slots = self._new_slots(self.pages.table.shape[1] * page_size)
-        self.state: State | None = method.start(self)
+        # Whoever brings pages gives the state that belongs to them.
+        self.state: State | None = None if pages is not None else method.start(self)
 
     @staticmethod
     def split(x: Tensor) -> tuple[Tensor, ...]:

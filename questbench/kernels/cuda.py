@@ -101,17 +101,13 @@ class CudaLibrary:
             return torch.zeros(COUNTERS + words, dtype=torch.int32, device=like.device)
         if held is None or held.numel() < COUNTERS + words:
             held = torch.zeros(COUNTERS + 2 * words, dtype=torch.int32, device=like.device)
-            self._grown.append(held)
+            _KEPT.append(held)
             self._workspaces[like.device, stream] = held
         return held
 
-    @property
-    def _grown(self) -> list[Tensor]:
-        """Workspaces that were too small later: a captured graph still writes to them."""
-        return _KEPT
-
 
 _KEPT: list[Tensor] = []
+"""Workspaces that were too small later: a captured graph still writes to them."""
 SHARED_MEMORY = 228 << 10
 """Bytes of a multiprocessor of sm_90 and sm_100, where torch does not tell."""
 

@@ -19,6 +19,7 @@ of one layer alone, the layer whose number of retrieval heads is nearest to the 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -61,7 +62,7 @@ class DuoAttention(Method):
 
     def head_groups(self, shape: CacheShape) -> tuple[HeadGroup, ...]:
         """Retrieval heads, which are dense, and streaming heads, where a layer has them."""
-        layers = self._retrieval()
+        layers = self._retrieval
         if shape.layers != 1 and len(layers) != shape.layers:
             raise UsageError(f"{self.pattern} has {len(layers)} layers, and this model has {shape.layers}.", SOURCE)
         if len(layers[0]) != shape.kv_heads:
@@ -94,12 +95,12 @@ class DuoAttention(Method):
             raise UsageError(
                 f"duo_attention.sparsity is a share, not {self.sparsity}.", "Use -M duo_attention.sparsity=0.5."
             )
-        self._retrieval()
+        _ = self._retrieval  # can be read
         at_least(self, self._sinks + 2, f"{self._sinks} sinks, one window entry and the new one")
 
     def tokens_resident(self, length: int) -> int:
         """Mean over all heads of the model, rounded up."""
-        layers = self._retrieval()
+        layers = self._retrieval
         full = sum(map(sum, layers)) / (len(layers) * len(layers[0]))
         return math.ceil(full * length + (1 - full) * min(length, self.budget))
 
@@ -123,7 +124,7 @@ class DuoAttention(Method):
             "sinks": self._sinks,
         }
 
-    @property
+    @functools.cached_property
     def _sinks(self) -> int:
         if self.sinks is not None:
             return self.sinks
@@ -137,6 +138,7 @@ class DuoAttention(Method):
                 f"{beside} does not say a sink_size ({error}).", "Mend it, or set -M duo_attention.sinks=128."
             ) from None
 
+    @functools.cached_property
     def _retrieval(self) -> list[list[bool]]:
         """Per layer and KV head: whether it keeps everything."""
         weights = _read(_file(self.pattern))

@@ -139,7 +139,8 @@ class StaticLoop:
 
     def mark(self) -> Mark:
         """Where the loop stands, for :meth:`rewind`."""
-        columns = [(layer.get_seq_length(), _held(layer)) for layer in self.cache.layers]
+        seen = self.places[:, 0].tolist()
+        columns = [(layer.get_seq_length(), _held(layer, seen)) for layer in self.cache.layers]
         return Mark(self.tokens.clone(), self.places.clone(), columns)
 
     def rewind(self, mark: Mark) -> bool:
@@ -221,11 +222,11 @@ class StaticLoop:
         return dense(q[:, :, None], keys, values, mask, block.window, block.scoring).flatten(1)
 
 
-def _held(layer: Any) -> list[list[int]]:
-    """Entries that each part of a layer holds in each row."""
+def _held(layer: Any, seen: Sequence[int]) -> list[list[int]]:
+    """Entries that each part of a layer holds in each row, padding apart."""
     if isinstance(layer, MethodLayer):
         return [[0]] if layer.store is None else [list(part.held) for part in layer.store.parts]
-    return [[layer.keys.shape[2]]]
+    return [[min(length, layer.keys.shape[2]) for length in seen]]
 
 
 def _seen(cache: SparseCache, mask: Tensor | None) -> list[int]:
@@ -247,7 +248,7 @@ def _go_back(layer: Any, columns: int, held: list[list[int]]) -> bool:
         return whole
     whole = bool(layer.keys.shape[2] == layer.cumulative_length)  # else the window has lost what stood before
     if whole:
-        layer.keys, layer.values = layer.keys[:, :, : held[0][0]], layer.values[:, :, : held[0][0]]
+        layer.keys, layer.values = layer.keys[:, :, :columns], layer.values[:, :, :columns]
     layer.cumulative_length = columns
     return whole
 

@@ -195,6 +195,26 @@ def test_pages_with_the_best_bounds_have_a_log_sum_exp_too(ops):
     assert torch.equal(attention.decode(one.layer, query, SCORING)[..., 0], lse)
 
 
+def test_a_list_with_room_for_every_page_is_still_chosen_by_score(ops):
+    @dataclass(frozen=True)
+    class Roomy(Noting):
+        width: int = 5
+
+        def select(self, q, layer, ops):
+            return TopPages(2, self.width)
+
+        def merge(self, q, out, lse, layer):
+            return out
+
+    outs = []
+    for width in (2, 5):
+        driver = Driver(Roomy(width=width), ops, 1, bounds=True)
+        driver.prefill([37])
+        assert driver.layer.paged.table.shape[1] == 5
+        outs.append(driver.step())
+    assert torch.equal(*outs)
+
+
 def test_methods_without_the_hooks_pay_nothing(ops, monkeypatch):
     driver = Driver(H2O(16), ops, 1)
     driver.prefill([37])

@@ -21,6 +21,17 @@ def attended(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> t
     return (logits.softmax(-1)[:, None] @ wide_v)[:, 0], logits.logsumexp(-1) / math.log(2.0)
 
 
+def check_plan(
+    indptr: Tensor, indices: Tensor, last_page_len: Tensor, page_size: int, group: int, tensor_cores: bool
+) -> None:
+    """What ``plan()`` asks of its arguments, whether or not steps are captured."""
+    assert {x.dtype for x in (indptr, indices, last_page_len)} == {torch.int32}
+    assert len(indptr) == len(last_page_len) + 1 and int(indptr[-1]) == len(indices)
+    assert (indptr.diff() > 0).all() and (last_page_len >= 1).all() and (last_page_len <= page_size).all()
+    if not tensor_cores and group not in (1, 2, 3, 4, 8):
+        raise RuntimeError("Unsupported group_size")
+
+
 class Wrapper:
     """``BatchDecodeWithPagedKVCacheWrapper`` for HND pages."""
 
@@ -44,13 +55,8 @@ class Wrapper:
         sm_scale: float,
         logits_soft_cap: float | None,
     ) -> None:
-        for tensor in (indptr, indices, last_page_len):
-            assert tensor.dtype == torch.int32
         assert indptr.device.type == last_page_len.device.type == "cpu"
-        assert len(indptr) == len(last_page_len) + 1 and int(indptr[-1]) == len(indices)
-        assert (indptr.diff() > 0).all() and (last_page_len >= 1).all() and (last_page_len <= page_size).all()
-        if not self.use_tensor_cores and num_qo_heads // num_kv_heads not in (1, 2, 3, 4, 8):
-            raise RuntimeError("Unsupported group_size")
+        check_plan(indptr, indices, last_page_len, page_size, num_qo_heads // num_kv_heads, self.use_tensor_cores)
         self.planned = dict(locals())
 
     def run(

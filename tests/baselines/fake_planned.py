@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from fake_flashinfer import check_plan
 from torch import Tensor
 
 MAX_GRID = 6
@@ -136,15 +137,11 @@ class _Wrapper:
     ) -> None:
         assert not self.device.replaying, "plan() cannot be used in a CUDA graph"
         self.device.calls.append(("plan", self.name, indptr.tolist(), last_page_len.tolist()))
-        assert indptr.dtype == indices.dtype == last_page_len.dtype == torch.int32
-        assert (indptr.diff() > 0).all() and (last_page_len >= 1).all() and (last_page_len <= page_size).all()
-        assert int(indptr[-1]) == len(indices)
+        check_plan(indptr, indices, last_page_len, page_size, num_qo_heads // num_kv_heads, self.name == "tensor-core")
         if len(last_page_len) != len(self.last):
             raise ValueError("The batch size should be fixed in cudagraph mode")
         if len(indices) > len(self.indices):
             raise ValueError("The size of indices should be less than or equal to the allocated buffer")
-        if self.name == "cuda-core" and num_qo_heads // num_kv_heads not in (1, 2, 3, 4, 8):
-            raise RuntimeError("Unsupported group_size")
         self.indptr.copy_(indptr)
         self.indices[: len(indices)].copy_(indices)
         self.last.copy_(last_page_len)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "baselines"))
 from fake_planned import Device
 
 from questbench.baselines import flashinfer
+from questbench.baselines._loop import WARM
 from questbench.cache.paging import PagePool
 from questbench.experiments import e2e
 from questbench.experiments.e2e import E2EConfig
@@ -76,6 +77,21 @@ def test_flashinfer_is_a_row_of_its_own_in_the_same_loop(device: Device) -> None
     names = [next(cell.text for cell in row if cell.text in (*METHODS, "flashinfer")) for row in table.rows]
     assert names == ["dense", "flashinfer", "quest", "h2o"]
     assert "x flash-\ninfer" in table.columns and any(best in line for line in table.setup)
+
+
+def test_the_trial_of_a_baseline_takes_none_of_its_room(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loop stands where those of the methods do when they are timed."""
+    seen = []
+    trial = flashinfer.fastest_loop
+
+    def watched(run, made):
+        found = trial(run, made)
+        seen.append((run.seq_len, found.arm.layers[0].store.held[0]))
+        return found
+
+    monkeypatch.setattr(flashinfer, "fastest_loop", watched)
+    records_of(methods=["quest"])
+    assert seen and all(held == length + WARM for length, held in seen)
 
 
 def test_a_path_that_fails_is_left_out_with_its_reason(device: Device) -> None:

@@ -27,20 +27,14 @@ def arguments(tmp_path):
     return write
 
 
+def kernel_config(**own) -> KernelConfig:
+    size = {"heads": 4, "kv_heads": 2, "head_dim": 64}
+    brief = {"threads": 1, "rounds": 3, "max_seconds": 0.5, "compile_limit": 0.0}
+    return KernelConfig(seq_lens=[512], budgets=[64], **size, **brief, **own)
+
+
 def test_kernel(arguments):
-    config = KernelConfig(
-        seq_lens=[512],
-        budgets=[64],
-        heads=4,
-        kv_heads=2,
-        head_dim=64,
-        threads=1,
-        rounds=3,
-        max_seconds=0.5,
-        compile_limit=0.0,
-        methods=METHODS,
-        method_args=arguments(6, 2),
-    )
+    config = kernel_config(methods=METHODS, method_args=arguments(6, 2))
     kernel.check(config)
     records = [record for unit in kernel.run(config) for record in unit.records]
     assert all(record.status == "ok" for record in records if record.method in METHODS)
@@ -54,18 +48,7 @@ def test_kernel(arguments):
 
 
 def test_traffic_of_a_count_that_is_up_to_the_data():
-    config = KernelConfig(
-        seq_lens=[512],
-        budgets=[64],
-        heads=4,
-        kv_heads=2,
-        head_dim=64,
-        threads=1,
-        rounds=3,
-        max_seconds=0.5,
-        compile_limit=0.0,
-        methods=["dense", "quest", "twilight"],
-    )
+    config = kernel_config(methods=["dense", "quest", "twilight"])
     records = [record for unit in kernel.run(config) for record in unit.records]
     stages = {r.params["stage"] for r in records if (r.method, r.metric) == ("twilight", "latency")}
     assert stages == {"total", "append", "score", "select", "attend"}

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from core_helpers import HEAD_DIM, PAGE, Counter, Driver
+from core_helpers import HEAD_DIM, PAGE, SCORING, Counter, Driver
 
 from questbench import attention
 from questbench.errors import UsageError
@@ -119,6 +119,17 @@ def test_a_fork_keeps_what_a_prefill_of_its_own_keeps(ops):
         short.layer.fork(method).end_prefill()
 
 
+def test_a_fork_judges_for_itself(ops):
+    """Nothing was dropped yet, and the votes are those of another kernel."""
+    long, short = SnapKV(200, window=8, kernel=1), SnapKV(24, window=8, kernel=9)
+    driver, direct = Driver(long, ops, 1), Driver(short, ops, 1)
+    driver.prefill([61])
+    direct.prefill([61])
+    twin = driver.layer.fork(short)
+    twin.end_prefill()
+    assert twin.held == [23] and torch.equal(twin.places(0), direct.layer.places(0))
+
+
 def test_what_is_visible_grows_with_what_is_generated(ops):
     method, counter = SnapKV(24, window=8), Counter()
     driver = Driver(method, ops, 1, observer=counter)
@@ -150,3 +161,14 @@ def test_nonsense_is_refused():
         with pytest.raises(UsageError, match="odd kernel"):
             SnapKV(64, **wrong).check(16)
     SnapKV(34).check(16)
+
+
+def test_a_window_that_lacks_queries_is_not_collected(ops):
+    driver = Driver(Dense(), ops, 1)
+    driver.prefill([37], frozenset({8}))
+    assert 8 in driver.layer.prefill_mass
+    driver.layer.forget_prompt()
+    q, k, v = driver.entries(1)
+    driver.layer.append(k, v)
+    attention.decode(driver.layer, q[:, :, 0].contiguous(), SCORING, collect=frozenset({8}))
+    assert not driver.layer.prefill_mass and driver.layer.tail is None

@@ -209,6 +209,18 @@ def test_going_back_gives_the_same_tokens():
     assert loop.layers[0].store.held == [40] and loop.layers[1].store.held == [15]
 
 
+def test_going_back_over_the_recording_of_a_batch_with_windows():
+    """A window that is not full moves into pages when the step is recorded, rows of any length."""
+    model, (ids, mask) = tiny("gemma2"), prompts([3, 1])
+    cache, logits = prefilled(model, Dense(), ids, mask)
+    loop = GraphLoop(model, cache, mask=mask, steps=2 * NEW, record=again)
+    loop.tokens.copy_(logits.argmax(-1))
+    mark = loop.mark()
+    made = [loop.step().tolist() for _ in range(FIRST + 1)]
+    loop.rewind(mark)
+    assert [loop.step().tolist() for _ in range(FIRST + 1)] == made
+
+
 def test_masks_are_kept_for_windows_alone():
     ids, mask = prompts(LENGTHS)
     for name, kept in (("llama", False), ("gemma2", True)):

@@ -129,7 +129,8 @@ class _Run:
         for start in range(0, len(order), len(self.prepared)):
             batch = {context: places[context] for context in order[start : start + len(self.prepared)]}
             for cells in by_prefill(self.cells):
-                self._batch(cells, batch)
+                if left := [cell for cell in cells if cell.key not in self.failed]:
+                    self._batch(left, batch)
 
     def _batch(self, cells: Sequence[Cell], contexts: dict[tuple[int, ...], list[int]]) -> None:
         session, together = self.session, [self.asked[place][1] for own in contexts.values() for place in own]
@@ -141,12 +142,11 @@ class _Run:
         except Exception as error:
             why = made.failed(spoiled(error, several=len(self.prepared) > 1))
             self.failed |= {cell.key: why for cell in cells}
+            hf.release(base)
             return
         spent = time.perf_counter() - start
         for cell in cells:
             self.seconds[cell.key]["prefill"] += spent
-            if cell.key in self.failed:
-                continue
             try:
                 for places in itertools.zip_longest(*contexts.values()):
                     self._fork(cell, batch, places)

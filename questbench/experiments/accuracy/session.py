@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from questbench.experiments.accuracy.config import AccuracyConfig, Cell, Work
 from questbench.experiments.accuracy.protocol import STREAM, Needles, Prepared, shorten, split, split_stream
 from questbench.experiments.accuracy.scripts import Decoding, Reply, Taught, converse, teach
 from questbench.experiments.counting import ReadCounter, RowCounters
-from questbench.experiments.failures import apart, reason, spoiled
+from questbench.experiments.failures import apart, give_back, reason, spoiled
 from questbench.experiments.setup import base_cache, opened, thread_count
 from questbench.kernels._ops import Ops
 from questbench.measure.memory import out_of_memory
@@ -143,7 +142,7 @@ class Session:
                 raise
             short = out_of_memory(error)
         # The traceback of the error held the tensors that did not fit; here it is gone.
-        gc.collect()
+        give_back(self.config.device)
         half = len(prepared) - len(prepared) // 2
         if short:
             self.batch = min(self.batch, half)

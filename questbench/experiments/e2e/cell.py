@@ -76,7 +76,7 @@ def measure(config: E2EConfig, cell: Cell, session: Session, turn: Turn) -> list
             if not out_of_memory(error):
                 raise
             raise CellError(
-                f"out of memory, although {required.total / 2**30:.1f} GiB beside the weights were predicted: {error}",
+                f"out of memory, although {costs.gib(required.total)} beside the weights were predicted: {error}",
                 "Use a shorter --seq-len, a smaller --batch or fewer methods.",
             ) from None
     return Records(config, cell, session, chosen, found, required).all()
@@ -125,7 +125,7 @@ def _decode(cell: Cell, session: Session, chosen: Mapping[str, Method], room: in
             loops[name] = best.arm
     deadline.check()
     arms: dict[str, Any] = {name: StepArm(loop) for name, loop in loops.items()}
-    arms["torch"] = control(session.noise(cell), session.text.num_attention_heads, cell.seq_len)
+    arms["torch"] = control(run.noise, session.text.num_attention_heads, cell.seq_len)
     probe = bandwidth.ReadProbe(threads=cell.threads, device=cell.device)
     found.probe_bytes = probe.bytes
     neighbours = busy.Watch()

@@ -187,11 +187,11 @@ class Records(CellRecords):
 
     def _break_even(self, name: str) -> ResultRecord:
         """The shortest text from which on a step must read less than dense; weights are alike and cancel."""
-        shape = self.session.costs(self.cell).cache
+        model = self.session.costs(self.cell)
         method, dense = self.chosen[name], self.chosen["dense"]
 
         def wins(length: int) -> bool:
-            return method.bytes_read(length, shape) < dense.bytes_read(length, shape)
+            return model.cache_read(method, length) < model.cache_read(dense, length)
 
         low, high = 1, LONGEST
         if not wins(high):
