@@ -12,8 +12,7 @@ from test_e2e import METHODS, SMALL, value
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "baselines"))
 from fake_planned import Device
 
-from questbench.baselines import flashinfer
-from questbench.baselines._loop import WARM
+from questbench.baselines import _loop, flashinfer
 from questbench.cache.paging import PagePool
 from questbench.experiments import e2e
 from questbench.experiments.e2e import E2EConfig
@@ -82,16 +81,16 @@ def test_flashinfer_is_a_row_of_its_own_in_the_same_loop(device: Device) -> None
 def test_the_trial_of_a_baseline_takes_none_of_its_room(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loop stands where those of the methods do when they are timed."""
     seen = []
-    trial = flashinfer.fastest_loop
+    trial = _loop.fastest_loop
 
     def watched(run, made):
         found = trial(run, made)
         seen.append((run.seq_len, found.arm.layers[0].store.held[0]))
         return found
 
-    monkeypatch.setattr(flashinfer, "fastest_loop", watched)
+    monkeypatch.setattr(_loop, "fastest_loop", watched)
     records_of(methods=["quest"])
-    assert seen and all(held == length + WARM for length, held in seen)
+    assert seen and all(held == length + _loop.WARM for length, held in seen)
 
 
 def test_a_path_that_fails_is_left_out_with_its_reason(device: Device) -> None:
