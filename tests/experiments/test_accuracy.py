@@ -152,3 +152,12 @@ def test_the_streaming_window_is_where_arithmetic_says():
     found = [row["needle_resident_first"] for row in rows if row["method"] == "streaming_llm"]
     assert found == expected
     assert 0 < sum(expected) < 12
+
+
+def test_progress_counts_samples_and_names_budgets_where_a_method_has_several():
+    told: list[tuple[int, int, str]] = []
+    config = AccuracyConfig(**{**SMALL, "methods": ["quest"], "budgets": [64, 128], "samples": 2})  # type: ignore[arg-type]
+    list(accuracy.run(config, progress=lambda *state: told.append(state)))
+    assert [state[:2] for state in told] == [(0, 2), (1, 2), (2, 2)]
+    assert told[0][2] == "the first sample"
+    assert told[2][2].startswith("passkey at 512: dense 100%, quest 64 100%, quest 128 100%")

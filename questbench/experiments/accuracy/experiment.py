@@ -78,7 +78,7 @@ def run(
     Args:
         finished: keys of stored units, which are skipped.
         stored: rows of samples.jsonl of an earlier part of this run; summaries are made of them and of new ones.
-        progress: told after every unit.
+        progress: told once the model is there, and after every sample.
 
     Raises:
         UsageError, CellError: no sample of a task can be used.
@@ -92,7 +92,7 @@ def run(
     session = Session.open(config)
     small = {one.key: error for one, usable, _ in work if (error := _too_large(session, one, usable)) is not None}
     fitting = [one for one, _, _ in work if one.key not in small]
-    total, done = sum(one.samples + 1 for one in fitting), 0
+    total, done = sum(one.samples for one in fitting), 0
     own = {one.key: RequestSession.of(session) if isinstance(one.task, RequestTask) else session for one in fitting}
     for one in fitting:
         _check_usable(own[one.key], one, finished)
@@ -101,6 +101,8 @@ def run(
     counts = {part: one.samples for part, one in zip(parts, fitting, strict=True)}
     left = Forecast({part: part[1] for part in parts}, seconds=False, counts=counts, kind=lambda part: part[0])
     compared: list[ResultRecord] = []
+    if progress:
+        progress(done, total, "the first sample")
     for one, usable, refused in work:
         if one.key in small:
             out = [Refused(cell.method, cell.page_size, small[one.key]) for cell in usable]
@@ -125,14 +127,11 @@ def run(
                 done += 1
                 left.finished((one.spec, one.length))
                 if progress:
-                    progress(done, total, f"{estimate(one.spec, rows.values(), usable)}{left.words()}")
+                    progress(done, total, f"{estimate(one, rows.values(), usable)}{left.words()}")
         records = summary(session, one, usable, list(rows.values()))
         compared += records
         if f"{one.key}|summary" not in finished:
             yield Unit(f"{one.key}|summary", records + refusals(session, one, refused))
-        done += 1
-        if progress:
-            progress(done, total, f"{one.spec} done{left.words()}")
     if FAMILY not in finished:
         yield Unit(FAMILY, family(compared))
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from questbench import units
 from questbench.errors import CellError
 from questbench.experiments.accuracy.chat import thinking
 from questbench.experiments.accuracy.config import Cell, Work
@@ -174,9 +175,10 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def estimate(spec: str, rows: Iterable[Mapping[str, Any]], usable: Sequence[Cell]) -> str:
-    """How the cells of a task do so far, in words."""
+def estimate(work: Work, rows: Iterable[Mapping[str, Any]], usable: Sequence[Cell]) -> str:
+    """How the cells of a task do so far, in words; a method that has several cells with its budgets."""
     parts = []
+    names = [cell.name for cell in usable]
     by_cell: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_cell.setdefault(row["cell"], []).append(row)
@@ -184,8 +186,11 @@ def estimate(spec: str, rows: Iterable[Mapping[str, Any]], usable: Sequence[Cell
         own = by_cell.get(cell.key, [])
         scores = [row["score"] for row in own if "score" in row]
         losses = [(row["nll"], row["scored_tokens"]) for row in own if "nll" in row]
+        label = cell.name
+        if names.count(label) > 1:
+            label += f" {units.count(cell.method.budget)}"
         if scores:
-            parts.append(f"{cell.name} {sum(scores) / len(scores):.0%}")
+            parts.append(f"{label} {sum(scores) / len(scores):.0%}")
         elif losses:
-            parts.append(f"{cell.name} {blocks.exp(sum(x for x, _ in losses) / sum(n for _, n in losses)):.4g}")
-    return f"{spec}: " + ", ".join(parts)
+            parts.append(f"{label} {blocks.exp(sum(x for x, _ in losses) / sum(n for _, n in losses)):.4g}")
+    return f"{work.spec} at {units.count(work.length)}: " + ", ".join(parts)
