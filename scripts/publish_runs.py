@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 KEPT = ("p20", "p80", "p90", "p99", "n", "ci_low", "ci_high", "achieved", "bandwidth", "tokens_read", "ideal")
+ANSWERS = (
+    *("hits", "losses", "gains", "delta_vs_dense", "delta_ci_low", "delta_ci_high", "p_value", "lossless"),
+    *("by_depth", "needle_read", "tokens_visible", "tokens_resident", "prompt_tokens", "dense_fallback"),
+    *("sparse_layers", "layers", "scored_tokens", "block_tokens", "blocks"),
+)
+"""Of accuracy: what was answered, against dense on the same samples, and what was read for it."""
 NAMES = ("path", "path_of_attention", "left_out", "probe_bandwidth", "others", "trial")
 """Which way a baseline took, how it was chosen, and what the machine did meanwhile."""
 
@@ -34,6 +40,7 @@ def condensed(run: Path) -> dict[str, Any]:
         "dirty": environment["git"]["dirty"],
         "machine": environment["cpu"],
         "gpus": environment["gpus"],
+        **({"inputs": manifest["inputs"]} if manifest.get("inputs") else {}),
         "packages": environment["packages"],
         "load": environment["load"],
         "params": common,
@@ -43,11 +50,21 @@ def condensed(run: Path) -> dict[str, Any]:
 
 def _record(row: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in row["params"].items() if key not in common}
-    kept = {key: row["stats"][key] for key in (*KEPT, *NAMES) if key in (row["stats"] or {})}
+    kept = {key: row["stats"][key] for key in (*KEPT, *ANSWERS, *NAMES) if key in (row["stats"] or {})}
     head = {key: row[key] for key in ("method", "metric", "unit", "value")}
     extra = {} if row["status"] == "ok" else {"status": row["status"], "reason": row["reason"]}
     warnings = {"warnings": row["warnings"]} if row["warnings"] else {}
     return {**head, **own, **kept, **extra, **warnings}
+
+
+def written(what: str, runs: list[dict[str, Any]]) -> str:
+    """The file's text, a line for each record."""
+    bodies = []
+    for run in runs:
+        records = ",\n".join(json.dumps(record) for record in run["records"])
+        body = json.dumps({**run, "records": None}, indent=1)
+        bodies.append(body.replace('"records": null', f'"records": [\n{records}\n]'))
+    return f'{{"what": {json.dumps(what)}, "runs": [\n' + ",\n".join(bodies) + "\n]}\n"
 
 
 def main() -> None:
@@ -58,7 +75,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     runs = [condensed(run) for run in options.runs]
-    options.out.write_text(json.dumps({"what": options.what, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+    options.out.write_text(written(options.what, runs), encoding="utf-8")
     print(f"{options.out}: {len(runs)} runs, {sum(len(run['records']) for run in runs)} records")
 
 
