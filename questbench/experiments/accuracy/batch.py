@@ -6,6 +6,7 @@ is what it would be alone: attention and eviction know rows, and everything else
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
 
