@@ -57,10 +57,8 @@ class Batch:
         """
         longest = max(map(len, prompts))
         if all(len(prompt) == longest for prompt in prompts):
-            logits = (
-                hf.forward(model, prompts, cache, all_logits=True) if all_logits else hf.prefill(model, prompts, cache)
-            )
-            return cls(model, cache, None, logits)
+            read = functools.partial(hf.forward, all_logits=True) if all_logits else hf.prefill
+            return cls(model, cache, None, read(model, prompts, cache))
         ids = torch.zeros((len(prompts), longest), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
