@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
+from questbench.attention import flash
 from questbench.attention.scoring import Scoring
 
 PREFILL_CHUNK = 256
@@ -18,8 +19,18 @@ PREFILL_BLOCK = 1 << 25
 """Probabilities that are written out at once (128 MiB of them): longer texts get blocks of fewer rows."""
 
 
-def plain(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Causal attention by torch's fused kernel; the queries ``[Hq, m, D]`` are the newest of the n entries."""
+def plain(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
+    """Causal attention by torch's fused kernel; the queries ``[Hq, m, D]`` are the newest of the n entries.
+
+    Returns:
+        Output ``[Hq, m, D]``, and log-sum-exp ``[Hq, m]`` where the kernel leaves it.
+    """
+    if flash.usable(queries, keys, values):
+        return flash.causal(queries, keys, values, scale)
+    return _by_torch(queries, keys, values, scale), None
+
+
+def _by_torch(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     count, entries = queries.shape[1], keys.shape[1]
     if count == entries:
         return F.scaled_dot_product_attention(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from questbench.attention import flash
 from questbench.attention.causal import plain, written_out
 from questbench.attention.scoring import Scoring
 from questbench.cache import Layer, LayerCache
@@ -67,7 +68,8 @@ def _part(
     earlier = max(held - count for held, count in zip(layer.held, counts, strict=True))
     sums = "sum" in wanted and _make_sum(layer, resumed or own != "sum", earlier)
     reads = defines(layer.method, "read_prompt")
-    written = not reads and (scoring.softcap != 0.0 or scoring.sinks is not None or prefix_q is not None)
+    fused = scoring.plain and prefix_q is None
+    written = not reads and not fused
     for row, count in enumerate(counts):
         if count == 0:
             continue
@@ -76,11 +78,15 @@ def _part(
             keys, values = k[row, :, -count:], v[row, :, -count:]
         else:
             keys, values = layer.gather(row)
+        lse = None
+        if fused and (sums or not reads):
+            out[row, :, -count:], lse = plain(queries, keys, values, scoring.scale)
         if reads:
             out[row, :, -count:] = layer.method.read_prompt(queries, keys, values, layer, scoring)
-        elif not written:
-            out[row, :, -count:] = plain(queries, keys, values, scoring.scale)
-        if sums or written:
+        if sums and lse is not None:
+            mass = layer.prefill_mass["sum"][row]
+            mass[:, : keys.shape[1]] += flash.column_sums(queries, keys, lse, scoring.scale)
+        elif sums or written:
             sunk = None if prefix_q is None else prefix_q[row, :, -count:]
             for start, probabilities, part in written_out(
                 queries, keys, values, scoring, written, sunk, everything.prefix

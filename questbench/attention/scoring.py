@@ -19,6 +19,11 @@ class Scoring:
     sinks: Tensor | None = None
     """``[Hq]`` fp32 logits without a value (gpt-oss)."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether probabilities are the softmax of scaled products and nothing else: all that fused kernels know."""
+        return self.softcap == 0.0 and self.sinks is None
+
     def split(self, layer: Layer) -> tuple[Scoring, ...]:
         """That of the query heads of each part of a layer."""
         if self.sinks is None:

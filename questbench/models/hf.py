@@ -148,17 +148,29 @@ def forward(
         NotFiniteError: the logits hold NaN or infinity.
         PrerequisiteError: a token is outside the model's vocabulary.
     """
+    logits = _run(model, _ready(model, ids), cache, None if all_logits else 1, inputs)
+    return check_finite(logits if all_logits else logits[:, -1], model.dtype)
+
+
+def _ready(model: PreTrainedModel, ids: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+    """Tokens ``[B, n]`` on the device of a model that is switched to our attention."""
     if model.config.get_text_config(decoder=True)._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
     tokens = torch.as_tensor(ids, dtype=torch.long)
     check_tokens(model, tokens)
     tokens = tokens.to(next(model.parameters()).device)
-    if tokens.dim() == 1:
-        tokens = tokens[None]
-    if not all_logits and "logits_to_keep" in inspect.signature(model.forward).parameters:
-        inputs["logits_to_keep"] = 1
+    return tokens[None] if tokens.dim() == 1 else tokens
+
+
+def _run(model: PreTrainedModel, tokens: Tensor, cache: Cache, last: int | None, inputs: dict[str, Any]) -> Tensor:
+    """Logits of the ``last`` positions at least, of all by default; a model may not know how to leave the others out.
+
+    The output matrix is the largest of a small model: a part of a prompt that asks for no logits does not read it.
+    """
+    if last is not None and "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs = {**inputs, "logits_to_keep": last or torch.empty(0, dtype=torch.long, device=tokens.device)}
     logits: Tensor = model(input_ids=tokens, use_cache=True, **cache_argument(model, cache), **inputs).logits
-    return check_finite(logits if all_logits else logits[:, -1], model.dtype)
+    return logits
 
 
 def prefill(
@@ -191,10 +203,7 @@ def prefill(
     """
     if chunk < 1:
         raise UsageError(f"A prompt cannot be fed in parts of {chunk} tokens.", "Use --prefill-chunk 2k.")
-    tokens = torch.as_tensor(ids, dtype=torch.long)
-    check_tokens(model, tokens)
-    tokens = tokens.to(next(model.parameters()).device)
-    tokens = tokens[None] if tokens.dim() == 1 else tokens
+    tokens = _ready(model, ids)
     total = tokens.shape[1]
     whole = whole_mask(cache, mask, *tokens.shape)
     before = 0 if whole is None else whole.shape[1] - total
@@ -208,12 +217,13 @@ def prefill(
                 end = before + stop
                 places = (whole[:, :end].long().cumsum(1) - 1).clamp(min=0)
                 inputs = {"attention_mask": whole[:, :end], "position_ids": places[:, before + start :]}
-            logits = forward(model, tokens[:, start:stop], cache, **inputs)
+            # What is not finite in an earlier part is in what every later token attends to.
+            logits = _run(model, tokens[:, start:stop], cache, int(stop == total), inputs)
             if progress is not None:
                 progress(stop, total)
     finally:
         settings.more = settings.resumed = False
-    return logits
+    return check_finite(logits[:, -1], model.dtype)
 
 
 def _template(model: PreTrainedModel) -> list[Any]:

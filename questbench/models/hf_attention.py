@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from questbench.attention import PREFILL_CHUNK, Scoring
+from questbench.attention import PREFILL_CHUNK, Scoring, flash
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.models.hf_cache import KVHandle
 
@@ -82,6 +82,52 @@ def dense(
             f"An attention mask of shape {tuple(mask.shape)} does not fit {columns} columns.",
             "Pass the 2D mask [batch, tokens] that the tokenizer returns, or none.",
         )
+    if new == 1:
+        return _step(query, keys, values, mask, window, scoring)
+    padding = _padding(mask, keys.shape[0])
+    if padding is None or not scoring.plain or not flash.usable(query, keys, values):
+        return _masked(query, keys, values, mask, window, scoring)
+    out = torch.zeros_like(query)
+    for row, first in enumerate(padding):
+        count = min(new, columns - first)
+        if count:
+            own = query[row, :, new - count :], keys[row, :, first:], values[row, :, first:]
+            whole = window is None or columns - first <= window
+            out[row, :, new - count :] = (
+                flash.causal(*own, scoring.scale)[0] if whole else flash.windowed(*own, window or 0, scoring.scale)
+            )
+    return out
+
+
+def _padding(mask: Tensor | None, rows: int) -> list[int] | None:
+    """Columns at the left of each row that are padding; ``None`` where padding lies elsewhere, or on a GPU."""
+    if mask is None:
+        return [0] * rows
+    if mask.device.type != "cpu":
+        return None  # asking it would cost a wait
+    seen = mask.bool()
+    if bool((seen[:, :-1] & ~seen[:, 1:]).any()):
+        return None
+    return (mask.shape[1] - seen.sum(1)).tolist()
+
+
+def _step(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, window: int | None, scoring: Scoring
+) -> Tensor:
+    """One query per row: only padding is hidden from it."""
+    low = 0 if window is None else max(0, keys.shape[2] - window)
+    seen = None if mask is None else mask[:, None, None, low:].bool()
+    if seen is not None:
+        # A query on padding sees itself, lest its softmax be over nothing.
+        seen = seen | (torch.arange(low + 1, keys.shape[2] + 1, device=query.device) == keys.shape[2])
+    return _attend(query, keys[:, :, low:], values[:, :, low:], seen, scoring)
+
+
+def _masked(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, window: int | None, scoring: Scoring
+) -> Tensor:
+    """In blocks of rows under masks: what no kernel has without one."""
+    new, columns = query.shape[2], keys.shape[2]
     out = torch.empty((*query.shape[:3], values.shape[3]), dtype=query.dtype, device=query.device)
     for start in range(0, new, PREFILL_CHUNK):
         rows = slice(start, min(start + PREFILL_CHUNK, new))
@@ -100,16 +146,17 @@ def dense(
     return out
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scoring: Scoring) -> Tensor:
-    """Attention under a mask ``[B, 1, n, m]``."""
-    if scoring.softcap == 0.0 and scoring.sinks is None:
+def _attend(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scoring: Scoring) -> Tensor:
+    """Attention under a mask ``[B, 1, n, m]``, or of everything."""
+    if scoring.plain:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=scoring.scale, enable_gqa=True)
     group = query.shape[1] // keys.shape[1]
     wide_k, wide_v = (x.float().repeat_interleave(group, dim=1) for x in (keys, values))
     logits = query.float() @ wide_k.transpose(2, 3) * scoring.scale
     if scoring.softcap > 0:
         logits = scoring.softcap * torch.tanh(logits / scoring.softcap)
-    logits = logits.masked_fill(~seen, -torch.inf)
+    if seen is not None:
+        logits = logits.masked_fill(~seen, -torch.inf)
     if scoring.sinks is not None:
         sink = scoring.sinks[:, None, None].expand(query.shape[0], -1, query.shape[2], 1)
         logits = torch.cat([logits, sink], dim=-1)

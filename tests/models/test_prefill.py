@@ -7,7 +7,7 @@ import torch
 from core_helpers import sparse_methods
 from tiny import prompts, tiny
 
-from questbench.attention import causal
+from questbench.attention import causal, flash
 from questbench.errors import UsageError
 from questbench.methods.dense import Dense
 from questbench.models import hf
@@ -84,6 +84,7 @@ def test_parts_by_flash_attention_end_their_diagonal_in_the_same_corner(chunk, m
     model, (ids, mask) = tiny("llama"), prompts(LENGTHS)
     want = hf.prefill(model, ids, build(model, Dense()), mask=mask, chunk=chunk)
     asked = []
+    monkeypatch.setattr(flash, "usable", lambda *_: False)
     monkeypatch.setattr(causal, "_flash", lambda q, k, v: asked.append((q.shape, k.shape)) or True)
     close(hf.prefill(model, ids, build(model, Dense()), mask=mask, chunk=chunk), want)
     assert asked and all(q[1] < k[1] for q, k in asked), "later parts alone"

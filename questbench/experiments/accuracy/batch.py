@@ -6,6 +6,7 @@ is what it would be alone: attention and eviction know rows, and everything else
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
 
@@ -49,22 +50,26 @@ class Batch:
     def prefill(
         cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: SparseCache, *, all_logits: bool = False
     ) -> Batch:
-        """Prefill ``prompts``, one row each, in one forward; ``all_logits`` keeps those of every token.
+        """Prefill ``prompts``, one row each; ``all_logits`` keeps those of every token.
 
         Raises:
             NotFiniteError: NaN or infinite logits, in whatever row.
         """
         longest = max(map(len, prompts))
         if all(len(prompt) == longest for prompt in prompts):
-            return cls(model, cache, None, hf.forward(model, prompts, cache, all_logits=all_logits))
+            read = functools.partial(hf.forward, all_logits=True) if all_logits else hf.prefill
+            return cls(model, cache, None, read(model, prompts, cache))
         ids = torch.zeros((len(prompts), longest), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
         mask = mask.to(next(model.parameters()).device)
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = hf.forward(model, ids, cache, all_logits=all_logits, attention_mask=mask, position_ids=places)
+        if all_logits:
+            places = (mask.cumsum(1) - 1).clamp(min=0)
+            logits = hf.forward(model, ids, cache, all_logits=True, attention_mask=mask, position_ids=places)
+        else:
+            logits = hf.prefill(model, ids, cache, mask=mask)
         return cls(model, cache, mask, logits)
 
     def on(self, cache: SparseCache) -> Batch:
