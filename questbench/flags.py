@@ -7,8 +7,10 @@ texts as users write them (``8k,32k``; commas sweep, ``k`` is 1024), or the valu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from questbench import registry, seeding, units
@@ -81,6 +83,7 @@ def flag(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@functools.cache
 def flags(config_class: type[Any]) -> Mapping[str, Flag]:
     """The flags of a configuration by field, in the order of the help page."""
     found = {}
@@ -90,7 +93,8 @@ def flags(config_class: type[Any]) -> Mapping[str, Flag]:
         made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         reader = declared.reader or READERS[str(field.type).removesuffix(" | None")]
         found[field.name] = dataclasses.replace(declared, default=made, reader=reader)
-    return dict(sorted(found.items(), key=lambda item: (PANELS.index(item[1].panel), item[1].order)))
+    ordered = sorted(found.items(), key=lambda item: (PANELS.index(item[1].panel), item[1].order))
+    return MappingProxyType(dict(ordered))
 
 
 def read(config_class: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:

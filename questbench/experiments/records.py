@@ -81,18 +81,18 @@ class CellRecords:
     def speedup(self, name: str, baseline: str, fallback: bool, ideal: float | None) -> ResultRecord:
         """Over our own dense, whose bytes allow no more than ``ideal``; or over a baseline, which they do not bind."""
         ratios = stats.paired_ratios(self.timed[baseline].seconds, self.timed[name].seconds)
-        warnings = [] if ideal is None else roofline.above_ideal(ratios.values, ideal)
+        warnings = [] if ideal is None else roofline.above_ideal(ratios, ideal)
         if fallback:
             warnings.append(f"dense fallback: {name} attended the whole text, so this ratio is not a speed-up.")
         return self.record(
             name,
             "speedup",
             "x",
-            None if fallback else ratios.median,
+            None if fallback else stats.median(ratios),
             status="skipped" if fallback else "ok",
             reason="dense fallback: the whole text was attended" if fallback else None,
-            samples=ratios.values,
-            stats={**stats.summary(ratios.values), "dense_fallback": fallback},
+            samples=ratios,
+            stats={**stats.summary(ratios), "dense_fallback": fallback},
             warnings=warnings,
             baseline=baseline,
         )

@@ -216,7 +216,7 @@ class Method(ABC):
 
     @property
     def needs_bounds(self) -> Literal["closed", "all"] | None:
-        """Pages whose key bounds must be right at every step: ``all``, those that are full, or none."""
+        """Pages whose key bounds must be right at every step: ``all``, full ones, or none, as under any ``keep_step``."""
         return None
 
     @property

@@ -27,7 +27,7 @@ from questbench.records.wants import (
 
 SCHEMA_VERSION = 1
 
-Kind = Literal["kernel", "e2e", "accuracy", "analyze"]
+Kind = Literal["kernel", "e2e", "accuracy"]
 Status = Literal["ok", "skipped", "failed"]
 Fidelity = Literal["measured", "modelled"]
 
@@ -75,7 +75,7 @@ STATS: dict[str, Want] = {
     **dict.fromkeys(("tokens_visible", "tokens_read", "tokens_resident", "pages_read"), maybe(NUMBER)),
     **dict.fromkeys(("prompt_tokens", "prefill_tokens", "new_tokens", "needle_read"), maybe(NUMBER)),
     **dict.fromkeys(("dense_fallback", "yardstick", "lossless", "paired", "same_tokens"), maybe(FLAG)),
-    "nothing_left_out": maybe(FLAG),
+    **dict.fromkeys(("nothing_left_out", "own_prefill"), maybe(FLAG)),
     **dict.fromkeys(("linear", "path", "left_out", "lossless_reason", "layers"), maybe(TEXT)),
     "by_depth": wants.list_of(
         Want("", lambda row: isinstance(row, list) and len(row) == 3 and all(map(NUMBER.holds, row))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,6 @@ from questbench.records import store
 from questbench.records.schema import ResultRecord, RunManifest
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from questbench.report.plots._base import Drawn
     from questbench.report.render import Table
 
@@ -42,12 +40,6 @@ class Report:
     def exit_code(self) -> ExitCode:
         """``REGRESSION`` if a comparison found one."""
         return ExitCode.REGRESSION if self.regressions else ExitCode.OK
-
-    def renderables(self) -> list[RenderableType]:
-        """Tables for the terminal: the comparison if there is one, then ours."""
-        from questbench.report.render import to_rich
-
-        return [to_rich(table) for table in [*self.comparison, *self.tables]]
 
 
 def build(
@@ -127,16 +119,6 @@ def build(
     except OSError as error:
         raise _unwritable(out, error) from None
     return Report(records, own, shown, [*notes, *skipped], regressions, paths)
-
-
-def show(records: Iterable[ResultRecord], manifest: RunManifest | None = None) -> list[RenderableType]:
-    """Tables of fresh records for the terminal, as ``kernel`` and ``accuracy`` show them when they end."""
-    from questbench.report.render import to_rich
-    from questbench.report.tables import tables
-
-    records = store.newest_per_cell(records)
-    manifests = {manifest.run: manifest} if manifest else {}
-    return [to_rich(table) for table in tables(records, manifests)]
 
 
 def _plot_names(plots: Sequence[str] | None) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from questbench import units
+from questbench.report.frame import DENSE, is_baseline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,9 +108,14 @@ def looks(labels: Iterable[str], yardsticks: Iterable[str] = ()) -> dict[str, Lo
 
 
 def drawing_order(labels: Iterable[str]) -> list[str]:
-    """Baselines below, quest on top: what is drawn last is never hidden."""
-    rank = {"dense": 0, "torch": 1, "flashinfer": 1, "quest": 3}
-    return sorted(dict.fromkeys(labels), key=lambda label: rank.get(label.split(" ")[0], 2))
+    """Dense at the bottom, other baselines above it, quest on top: what is drawn last is never hidden."""
+    rank = {DENSE: 0, "quest": 3}
+
+    def place(label: str) -> int:
+        name = label.split(" ")[0]
+        return rank.get(name, 1 if is_baseline(name) else 2)
+
+    return sorted(dict.fromkeys(labels), key=place)
 
 
 def broken(label: str) -> str:

@@ -27,7 +27,7 @@ from questbench.experiments.accuracy.batch import Batch, Script
 from questbench.experiments.accuracy.config import Cell, Work
 from questbench.experiments.accuracy.protocol import Asked, Prepared, Prompt, Steps
 from questbench.experiments.accuracy.scripts import Decoding, Taught, converse, teach
-from questbench.experiments.accuracy.session import Finished, Session, by_prefill
+from questbench.experiments.accuracy.session import Session, by_prefill
 from questbench.experiments.accuracy.template import render
 from questbench.experiments.counting import RowCounters
 from questbench.experiments.failures import spoiled
@@ -59,18 +59,15 @@ class RequestSession(Session):
         limit = work.length if self.max_length is None else min(work.length, self.max_length)
         return tokenised(task, self._samples[index], self.loaded.tokenizer, limit, work.behind)
 
-    def _together(
-        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
-    ) -> list[Finished]:
+    def _through(
+        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared]
+    ) -> tuple[dict[str, list[dict[str, Any]]], list[int]]:
+        """See :class:`Session`; every context of a sample is a prefill."""
         run = _Run(self, cast(RequestTask, work.task), cells, prepared)
         run.play()
-        found = []
-        for place, one in enumerate(prepared):
-            known = [self.known(work, cell, one, len(prepared), first=cell is cells[0]) for cell in cells]
-            rows = [row | run.row(cell, place) for row, cell in zip(known, cells, strict=True)]
-            contexts = {asked.ids[: asked.cut] for asked in one.asked}
-            found.append(Finished(rows, prefills - 1 + len(contexts) * len(by_prefill(cells))))
-        return found
+        found = {cell.key: [run.row(cell, place) for place in range(len(prepared))] for cell in cells}
+        contexts = [len({asked.ids[: asked.cut] for asked in one.asked}) for one in prepared]
+        return found, [count * len(by_prefill(cells)) for count in contexts]
 
 
 def tokenised(task: RequestTask, sample: Sample, tokenizer: Any, limit: int, behind: int) -> Prepared:

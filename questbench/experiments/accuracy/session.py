@@ -155,14 +155,21 @@ class Session:
     def _together(
         self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
     ) -> list[Finished]:
-        groups = by_prefill(cells)
-        found = {key: rows for group in groups for key, rows in self._prefilled(work, group, prepared).items()}
+        found, made = self._through(work, cells, prepared)
         done = []
         for place, one in enumerate(prepared):
-            known = [self.known(work, cell, one, len(prepared), first=cell is cells[0]) for cell in cells]
+            known = [self._known(work, cell, one, len(prepared), first=cell is cells[0]) for cell in cells]
             rows = [row | found[cell.key][place] for row, cell in zip(known, cells, strict=True)]
-            done.append(Finished(rows, prefills + len(groups) - 1))
+            done.append(Finished(rows, prefills - 1 + made[place]))
         return done
+
+    def _through(
+        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared]
+    ) -> tuple[dict[str, list[dict[str, Any]]], list[int]]:
+        """Samples through all cells: the rows' own part, by cell; and the prefills that each sample took."""
+        groups = by_prefill(cells)
+        found = {key: rows for group in groups for key, rows in self._prefilled(work, group, prepared).items()}
+        return found, [len(groups)] * len(prepared)
 
     def base(self, cells: Sequence[Cell], capacity: int) -> SparseCache:
         """An empty cache for prompts, which cells of one ``prefill_key`` can be forked from."""
@@ -199,7 +206,7 @@ class Session:
         hf.release(base)
         return found
 
-    def known(self, work: Work, cell: Cell, prepared: Prepared, batch: int, *, first: bool) -> dict[str, Any]:
+    def _known(self, work: Work, cell: Cell, prepared: Prepared, batch: int, *, first: bool) -> dict[str, Any]:
         """What is known of a row before anything runs; ``first``: its cell is the first of the sample."""
         row = made.identity(work, cell, prepared, batch)
         if self.config.log_samples:

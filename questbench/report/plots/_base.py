@@ -26,7 +26,6 @@ from questbench import registry
 from questbench.errors import PrerequisiteError
 from questbench.report import _format as fmt
 from questbench.report import escape, style
-from questbench.report.frame import BASELINES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,11 +190,11 @@ def _with_baseline(
 ) -> pd.DataFrame:
     """Dense results do not depend on the page size: a set-up without any borrows those of its sibling."""
     part = frame.loc[index]
-    if "page_size" not in by or part["method"].isin(BASELINES).any():
+    if "page_size" not in by or part["baseline"].any():
         return part
     import pandas as pd
 
-    siblings = keyed[keyed["method"].isin(BASELINES)]
+    siblings = keyed[keyed["baseline"]]
     for name, value in zip(by, values, strict=True):
         if name != "page_size":
             siblings = siblings[siblings[name] == value]
