@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from questbench.experiments.counting import ReadCounter
 from questbench.experiments.grid import GridConfig
 from questbench.measure import roofline, stats, timer
 from questbench.methods._base import Method
@@ -96,6 +97,23 @@ class CellRecords:
             warnings=warnings,
             baseline=baseline,
         )
+
+    def speedups(self, name: str, fallback: bool, ideal: float, baselines: Iterable[str]) -> list[ResultRecord]:
+        """Of a method over dense, with what its bytes allow, and over other baselines."""
+        over_dense = []
+        if name != "dense":
+            over_dense = [
+                self.speedup(name, "dense", fallback, ideal),
+                self.record(name, "ideal_speedup", "x", ideal, fidelity="modelled", baseline="dense"),
+            ]
+        return [*over_dense, *(self.speedup(name, baseline, fallback, None) for baseline in baselines)]
+
+    def counts(self, name: str, counter: ReadCounter, first: int = 0) -> list[ResultRecord]:
+        """Entries that a method saw, read and held, from step ``first`` on."""
+        return [
+            self.record(name, f"tokens_{metric}", "tokens", counter.mean(metric, first=first))
+            for metric in ("visible", "read", "resident")
+        ]
 
     def bandwidth_fraction(self, name: str, must_read: int, **more: Any) -> ResultRecord:
         """How much of the bandwidth that memory gave in the same rounds was reached.

@@ -10,23 +10,10 @@ import numpy as np
 
 from questbench.errors import UsageError
 from questbench.measure import finite
-from questbench.measure.cautions import warnings
-from questbench.measure.order import median, median_interval, quantile, relative_noise
+from questbench.measure.cautions import warnings as warnings
+from questbench.measure.order import median as median
+from questbench.measure.order import median_interval, quantile, relative_noise
 from questbench.seeding import derive
-
-__all__ = [
-    "Z95",
-    "bootstrap_mean",
-    "bounded_mean",
-    "median",
-    "median_interval",
-    "paired_ratios",
-    "quantile",
-    "relative_noise",
-    "summary",
-    "warnings",
-    "wilson",
-]
 
 Z95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -162,12 +161,6 @@ def contents(folder: Path) -> dict[str, str]:
             return dict(zip((path.name for path in paths), several.map(sha256, paths), strict=True))
     except OSError as error:
         raise PrerequisiteError(f"{error.filename} cannot be read: {error.strerror}.", "Check the file.") from error
-
-
-def fingerprint(folder: Path) -> str:
-    """One hash of all of :func:`contents`: whole files, so that no change of a weight goes unseen."""
-    lines = [f"{name} {digest}" for name, digest in contents(folder).items()]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _explained(error: Exception, folder: Path, what: str, trusted: bool) -> QuestbenchError:

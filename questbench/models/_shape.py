@@ -14,7 +14,7 @@ def cache_shape(model: PreTrainedModel, page_size: int, index: int = 0, layers: 
         AttributeError, TypeError: the configuration does not tell.
     """
     text = model.config.get_text_config(decoder=True)
-    # transformers before 5.20 has no configurations of layers.
+    # Earlier versions of transformers have no configurations of layers.
     own = text.per_layer_config[index] if hasattr(text, "per_layer_config") else text
     heads = int(own.num_attention_heads)
     kv_heads = int(getattr(own, "num_key_value_heads", None) or heads)

@@ -29,7 +29,6 @@ from questbench.experiments.accuracy.protocol import Asked, Prepared, Prompt, St
 from questbench.experiments.accuracy.scripts import Decoding, Taught, converse, teach
 from questbench.experiments.accuracy.session import Session, by_prefill
 from questbench.experiments.accuracy.template import render
-from questbench.experiments.counting import RowCounters
 from questbench.experiments.failures import spoiled
 from questbench.models import hf
 from questbench.tasks._base import Request, RequestTask, Sample
@@ -153,19 +152,11 @@ class _Run:
 
     def _fork(self, cell: Cell, batch: Batch, places: Sequence[int | None]) -> None:
         """One continuation of every context that has another one."""
-        session, spent = self.session, self.seconds[cell.key]
-        counters = [session.counter() for _ in places]
-        watch = RowCounters(counters, range(len(places)))
-        start = time.perf_counter()
-        cache = hf.fork(
-            batch.cache, cell.method, dense_layers=session.dense_layers, page_size=cell.page_size, observer=watch
-        )
-        forked = time.perf_counter()
+        counters = [self.session.counter() for _ in places]
         scripts = [self._script(place, logits) for place, logits in zip(places, batch.logits, strict=True)]
-        results = batch.on(cache).play(scripts, watch)
-        hf.release(cache)
-        spent["fork"] += forked - start
-        spent["decode"] += time.perf_counter() - forked
+        results, spent = self.session.play(cell, batch, scripts, counters)
+        for name, seconds in spent.items():
+            self.seconds[cell.key][name] += seconds
         for place, result, counter in zip(places, results, counters, strict=True):
             if place is not None:
                 self.found[cell.key, place] = result

@@ -226,22 +226,26 @@ class Session:
 
     def _forked(self, work: Work, cell: Cell, batch: Batch, prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
         counters = [self.counter(one.prompt.needles) for one in prepared]
-        watch = RowCounters(counters, range(len(prepared)))
+        results, spent = self.play(cell, batch, self._scripts(work, prepared, counters), counters)
+        seconds = {name: took / len(prepared) for name, took in spent.items()}
+        return [
+            self._row(work, one, result, counter) | made.reads(counter) | {"seconds": seconds}
+            for one, result, counter in zip(prepared, results, counters, strict=True)
+        ]
+
+    def play(
+        self, cell: Cell, batch: Batch, scripts: Sequence[Script[Any]], counters: Sequence[ReadCounter]
+    ) -> tuple[list[Any], dict[str, float]]:
+        """One script per row over a fork of a prefilled batch: their results, and the seconds of fork and decode."""
+        watch = RowCounters(counters, range(len(counters)))
         start = time.perf_counter()
         cache = hf.fork(
             batch.cache, cell.method, dense_layers=self.dense_layers, page_size=cell.page_size, observer=watch
         )
         forked = time.perf_counter()
-        results = batch.on(cache).play(self._scripts(work, prepared, counters), watch)
-        seconds = {
-            "fork": (forked - start) / len(prepared),
-            "decode": (time.perf_counter() - forked) / len(prepared),
-        }
+        results = batch.on(cache).play(scripts, watch)
         hf.release(cache)
-        return [
-            self._row(work, one, result, counter) | made.reads(counter) | {"seconds": seconds}
-            for one, result, counter in zip(prepared, results, counters, strict=True)
-        ]
+        return results, {"fork": forked - start, "decode": time.perf_counter() - forked}
 
     def _row(
         self, work: Work, prepared: Prepared, result: list[Reply] | Taught, counter: ReadCounter

@@ -36,19 +36,13 @@ STAGE_AHEAD = 4_000_000
 """Clock cycles (about 2 ms) that the device is kept busy while a staged step is queued from Python."""
 
 
-class CopyArm(Protocol):
+class CopyArm(timer.Arm, Protocol):
     """An arm over several copies of its data, used in turn."""
 
     @property
     def copies(self) -> int:
         """How many."""
         ...
-
-    def setup(self) -> None:
-        """See :class:`questbench.measure.timer.Arm`."""
-
-    def step(self, index: int, /) -> object:
-        """See :class:`questbench.measure.timer.Arm`."""
 
 
 class Clock(ABC):

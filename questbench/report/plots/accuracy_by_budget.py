@@ -8,8 +8,8 @@ from questbench.report.plots import _accuracy
 
 KIND = "accuracy"
 TITLE = (
-    "Score over budget, all methods on the same samples and, but for those that read prompts for themselves, behind the "
-    "same dense prefill. Bars are 95% intervals."
+    "Score over budget, all methods on the same samples and, but for those that read prompts for themselves, behind "
+    "the same dense prefill. Bars are 95% intervals."
 )
 AXES = ("task", "seq_len", "budget")
 draw = functools.partial(_accuracy.draw, x="budget", x_label="budget (tokens)")
