@@ -223,6 +223,13 @@ def not_negative(value: Any, name: str) -> float:
     return found
 
 
+def share(value: Any, name: str) -> float:
+    """A number between 0 and 1."""
+    if not 0 < (found := number(value, name)) < 1:
+        raise UsageError(f"{name} {found:g} is not between 0 and 1.", f"Use {name} 0.02 for 2 points.")
+    return found
+
+
 def duration(value: Any, name: str) -> float:
     """``"20m"`` -> 1200.0."""
     return units.parse_duration(value, what=f"duration for {name}") if isinstance(value, str) else positive(value, name)

@@ -31,7 +31,6 @@ class PairedComparison:
     ci_low: float
     """95 % interval of ``delta``. It shows a size; the p value decides, and near 0.05 they may disagree."""
     ci_high: float
-    """See ``ci_low``."""
     p_value: float
     """Two-sided, of "no difference": exact McNemar for scores of 0 and 1, sign flips otherwise."""
     losses: int

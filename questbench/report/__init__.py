@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from questbench.errors import ExitCode, PrerequisiteError, UsageError
 from questbench.records import store
 from questbench.records.schema import ResultRecord, RunManifest
+from questbench.records.writer import unwritable
 
 if TYPE_CHECKING:
     from questbench.report.plots._base import Drawn
@@ -117,7 +118,7 @@ def build(
         if removed := _files.replace_list(out, paths):
             skipped.append(f"{removed} files of an earlier report were removed from '{out}'.")
     except OSError as error:
-        raise _unwritable(out, error) from None
+        raise unwritable(out, error) from None
     return Report(records, own, shown, [*notes, *skipped], regressions, paths)
 
 
@@ -167,8 +168,3 @@ def _draw(
         except _base.NothingToDraw as reason:
             skipped.append(f"Plot {name} was skipped: {reason}.")
     return drawn, skipped
-
-
-def _unwritable(out: Path, error: OSError) -> PrerequisiteError:
-    message = f"Cannot write to '{out}': {error.strerror or error}."
-    return PrerequisiteError(message, "Name a folder you can write with --out DIR.")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from questbench import registry
-from questbench.errors import PrerequisiteError
+from questbench.records.writer import unwritable
 from questbench.report import _format as fmt
 from questbench.report import escape, style
 
@@ -153,8 +153,7 @@ def _write(plot: Plot, name: str, frame: pd.DataFrame, inputs: Sequence[str], ou
             figure.savefig(drawn.png, dpi=style.DPI, metadata={"Software": None})
             data.to_csv(drawn.csv, index=False, lineterminator="\n")
         except OSError as error:
-            message = f"Cannot write to '{out}': {error.strerror or error}."
-            raise PrerequisiteError(message, "Name a folder you can write with --out DIR.") from None
+            raise unwritable(out, error) from None
     return drawn
 
 
