@@ -7,7 +7,6 @@ texts as users write them (``8k,32k``; commas sweep, ``k`` is 1024), or the valu
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -83,9 +82,13 @@ def flag(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-@functools.cache
+_made: dict[type[Any], Mapping[str, Flag]] = {}
+
+
 def flags(config_class: type[Any]) -> Mapping[str, Flag]:
-    """The flags of a configuration by field, in the order of the help page."""
+    """The flags of a configuration by field, in the order of the help page; made once."""
+    if config_class in _made:
+        return _made[config_class]
     found = {}
     for field in dataclasses.fields(config_class):
         own = [vars(base).get("__dataclass_fields__", {}).get(field.name) for base in config_class.__mro__]
@@ -94,7 +97,7 @@ def flags(config_class: type[Any]) -> Mapping[str, Flag]:
         reader = declared.reader or READERS[str(field.type).removesuffix(" | None")]
         found[field.name] = dataclasses.replace(declared, default=made, reader=reader)
     ordered = sorted(found.items(), key=lambda item: (PANELS.index(item[1].panel), item[1].order))
-    return MappingProxyType(dict(ordered))
+    return _made.setdefault(config_class, MappingProxyType(dict(ordered)))
 
 
 def read(config_class: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:

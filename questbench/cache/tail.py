@@ -43,4 +43,5 @@ class Tail:
 
 def of_heads(x: Tensor, heads: Tensor, kv_heads: int) -> Tensor:
     """Of ``[B, H, ...]``, what belongs to some of ``kv_heads`` KV heads; H counts query or KV heads."""
-    return x.unflatten(1, (kv_heads, -1)).index_select(1, heads).flatten(1, 2)
+    found: Tensor = x.unflatten(1, (kv_heads, -1)).index_select(1, heads).flatten(1, 2)
+    return found

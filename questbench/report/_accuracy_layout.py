@@ -31,8 +31,8 @@ class Layout:
     higher_is_better: bool
 
 
-def difference(value: str, interval: str, divisor: float = PER_CENT) -> Shown:
-    """``-28 [-40, -15]`` with its sign; the bracket only where there is a finite one."""
+def difference(value: str, interval: str) -> Shown:
+    """In per cent, ``-28 [-40, -15]`` with its sign; the bracket only where there is a finite one."""
 
     def shown(row: Any) -> str:
         number = row.get(value)
@@ -41,8 +41,8 @@ def difference(value: str, interval: str, divisor: float = PER_CENT) -> Shown:
         sign = "" if number < 0 else "+"
         low, high = (row.get(f"{interval}_{end}") for end in ("low", "high"))
         if fmt.missing(low) or fmt.missing(high) or not (math.isfinite(low) and math.isfinite(high)):
-            return sign + fmt.number(number, divisor)
-        return f"{sign}{fmt.number(number, divisor)} [{fmt.number(low, divisor)}, {fmt.number(high, divisor)}]"
+            return sign + fmt.number(number, PER_CENT)
+        return f"{sign}{fmt.number(number, PER_CENT)} [{fmt.number(low, PER_CENT)}, {fmt.number(high, PER_CENT)}]"
 
     return shown
 

@@ -9,6 +9,7 @@ from questbench.report import _format as fmt
 from questbench.report import _perplexity_table as texts
 from questbench.report._accuracy_layout import PER_CENT, Layout, difference, holm_header, p_value, significance
 from questbench.report._columns import Column, Shown, begin, fallback, fill, number, rows_of, sparse
+from questbench.report.frame import DENSE
 from questbench.report.render import NONE, Table
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _scores(frame: pd.DataFrame) -> Layout:
     counts = [int(value) for value in fmt.column(frame, "score.n") if value is not None]
     if counts and min(counts) < FEW:
         setup.append(f"Fewer than {FEW} samples: differences below the resolvable one mean nothing.")
-    dense = fmt.column(frame[frame["method"] == fmt.DENSE], "score")
+    dense = fmt.column(frame.loc[frame["method"] == DENSE], "score")
     if dense and not any(dense) and None not in dense:
         setup.append("Dense scores 0: this model cannot do the task, so there is nothing to lose. Try another --model.")
     versus = "vs dense\n(points)"

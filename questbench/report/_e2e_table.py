@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from questbench import units
 from questbench.report import _format as fmt
 from questbench.report._columns import Column, begin, fallback, fill, honest, number, rows_of, tokens
-from questbench.report._format import DENSE
+from questbench.report.frame import DENSE
 from questbench.report.render import NONE, Table
 
 if TYPE_CHECKING:

@@ -95,7 +95,7 @@ def column(frame: pd.DataFrame, name: str) -> list[Any]:
 
 def rivals(frame: pd.DataFrame, *, apart: bool = False) -> list[str]:
     """Libraries that something was compared with: in the rounds of the methods, or ``apart`` from them."""
-    named = [ratio for ratio in frame if ratio.startswith("speedup.") and ratio.count(".") == 1]
+    named = [ratio for ratio in map(str, frame) if ratio.startswith("speedup.") and ratio.count(".") == 1]
     found = {ratio.partition(".")[2]: False in column(frame, f"{ratio}.paired") for ratio in named}
     return [name for name, alone in found.items() if name != DENSE and alone == apart]
 
@@ -154,9 +154,9 @@ def runs_line(frame: pd.DataFrame) -> str:
     return "Runs: " + "; ".join(f"{mark} = {known[mark]}" for mark in sorted(known, key=lambda mark: (len(mark), mark)))
 
 
-def counts_line(frame: pd.DataFrame, names: Iterable[str] = ("seq_len", "budget")) -> str:
+def counts_line(frame: pd.DataFrame) -> str:
     """``32k = 32,768 tokens; ...`` for every length and budget of the rows."""
-    values = {int(value) for name in names for value in column(frame, name) if value}
+    values = {int(value) for name in ("seq_len", "budget") for value in column(frame, name) if value}
     return "; ".join(units.echo_count(value) for value in sorted(values) if value >= 1024)
 
 
@@ -193,7 +193,7 @@ def run_warnings(frame: pd.DataFrame) -> list[str]:
     return list(found)
 
 
-def frequent_warnings(frame: pd.DataFrame, most: int = 3) -> list[str]:
+def frequent_warnings(frame: pd.DataFrame) -> list[str]:
     """For the small print of a figure: whole runs first, then the kinds of warning that half of its cells have."""
     kinds: dict[str, list[str]] = {}
     for texts in frame["warnings"]:
@@ -206,7 +206,7 @@ def frequent_warnings(frame: pd.DataFrame, most: int = 3) -> list[str]:
         for kind, texts in sorted(kinds.items(), key=lambda item: -len(item[1]))
         if 2 * len(texts) >= len(frame) or kind.startswith(_RUN_WIDE)
     ]
-    return run_warnings(frame) + often[:most]
+    return run_warnings(frame) + often[:3]
 
 
 _RUN_WIDE = ("This machine was busy", "Other programs", "The read bandwidth")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from questbench.report import _format as fmt
 from questbench.report._columns import Column, begin, fallback, fill, honest, number, rows_of, tokens
+from questbench.report.frame import DENSE
 from questbench.report.render import Table
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def mismeasured(row: Any) -> str | None:
 
 def _speedup(row: Any) -> Any:
     """Over dense; 1 of dense itself."""
-    own = row["method"] == fmt.DENSE and not fmt.missing(row.get("latency"))
+    own = row["method"] == DENSE and not fmt.missing(row.get("latency"))
     return 1.0 if own else row.get("speedup.dense")
 
 

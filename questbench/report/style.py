@@ -254,8 +254,8 @@ def small_print(figure: Figure, text: str) -> None:
     )
 
 
-def plain_log_axis(axes: Axes, *, most: int = 7) -> None:
-    """A logarithmic y axis with numbers rather than powers (1, 2, 5, 10): as many as fit, ``most`` at most."""
+def plain_log_axis(axes: Axes) -> None:
+    """A logarithmic y axis with numbers rather than powers (1, 2, 5, 10): as many as fit, seven at most."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     low, high = axes.get_ylim()
@@ -265,7 +265,7 @@ def plain_log_axis(axes: Axes, *, most: int = 7) -> None:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in _STEPS:
         ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-        if len(ticks) <= most:
+        if len(ticks) <= 7:
             break
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())

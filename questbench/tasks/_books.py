@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from questbench.errors import UsageError
 from questbench.tasks._base import Sample, StreamTask, Tokenizer
@@ -126,14 +127,14 @@ def first_words(text: str, length: int, tokenizer: Tokenizer) -> int:
 
 def _border(text: str, windows: int, length: int, tokenizer: Tokenizer) -> int:
     """Where so many windows end, each counted from the end of the one before it."""
-    ends = _known_borders(text, length, tokenizer)
+    ends = _known_borders(text, length, cast(Hashable, tokenizer))
     while len(ends) <= windows:
         ends.append(ends[-1] + first_words(text[ends[-1] :], length, tokenizer))
     return ends[windows]
 
 
 @functools.lru_cache(maxsize=16)
-def _known_borders(text: str, length: int, tokenizer: Tokenizer) -> list[int]:
+def _known_borders(text: str, length: int, tokenizer: Hashable) -> list[int]:
     """The borders of a text that anyone has asked for; more are found behind them."""
     del text, length, tokenizer
     return [0]

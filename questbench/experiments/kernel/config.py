@@ -69,7 +69,7 @@ class Cell:
 def cells(config: KernelConfig) -> list[Cell]:
     """The grid: the product of all axes."""
     axes = config.seq_lens, config.page_sizes, config.batch, config.dtype, config.budgets
-    return [Cell(seq_len, budget, *rest) for seq_len, *rest, budget in itertools.product(*axes)]
+    return [Cell(length, budget, size, rows, dtype) for length, size, rows, dtype, budget in itertools.product(*axes)]
 
 
 def methods(config: KernelConfig, cell: Cell) -> dict[str, Method]:

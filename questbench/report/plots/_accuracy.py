@@ -61,8 +61,8 @@ def draw(
     if measure.column not in frame or "task" not in frame:
         raise NothingToDraw(f"no {measure.name.partition(' (')[0]} in the records")
     frame = frame.assign(**{x: _counts(frame, x)})
-    values = (x, measure.column, measure.low, measure.high, *also)
-    columns = ["task", "seq_len", "label", "budget", *values, "yardstick", "baseline"]
+    shown = (x, measure.column, measure.low, measure.high, *also)
+    columns = ["task", "seq_len", "label", "budget", *shown, "yardstick", "baseline"]
     baseline = frame["baseline"]
     if measure.dense is not None:
         frame.loc[baseline, [measure.column, measure.low, measure.high]] = measure.dense
