@@ -212,25 +212,18 @@ def number(value: Any, name: str) -> float:
     return float(value)
 
 
-def positive(value: Any, name: str) -> float:
-    """A number above 0."""
-    if not 0 < (found := number(value, name)) < math.inf:
-        raise UsageError(f"{name} {found:g}: must be a number above 0.", f"Write {name} 10.")
-    return found
+def _bounded(holds: Callable[[float], bool], words: str, example: str) -> Callable[[Any, str], float]:
+    def one(value: Any, name: str) -> float:
+        if not holds(found := number(value, name)):
+            raise UsageError(f"{name} {found:g}: must be a number {words}.", f"Write {name} {example}.")
+        return found
+
+    return one
 
 
-def not_negative(value: Any, name: str) -> float:
-    """A number of 0 or more."""
-    if not 0 <= (found := number(value, name)) < math.inf:
-        raise UsageError(f"{name} {found:g}: must be a number of 0 or more.", f"Write {name} 10.")
-    return found
-
-
-def share(value: Any, name: str) -> float:
-    """A number between 0 and 1."""
-    if not 0 < (found := number(value, name)) < 1:
-        raise UsageError(f"{name} {found:g} is not between 0 and 1.", f"Use {name} 0.02 for 2 points.")
-    return found
+positive = _bounded(lambda value: 0 < value < math.inf, "above 0", "10")
+not_negative = _bounded(lambda value: 0 <= value < math.inf, "of 0 or more", "10")
+share = _bounded(lambda value: 0 < value < 1, "between 0 and 1", "0.02 for 2 points of 100")
 
 
 def duration(value: Any, name: str) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
+from questbench.cache import LayerCache
 from questbench.kernels._ops import Ops
 
 PARTS = {"quantize": "append", "estimate": "score", "prune": "select"}
@@ -64,3 +66,25 @@ class StagedOps(Ops):
     quantize = _timed(Ops.quantize)
     estimate = _timed(Ops.estimate)
     prune = _timed(Ops.prune)
+
+
+@contextlib.contextmanager
+def staged(parts: Sequence[LayerCache], mark: Callable[[], Any]) -> Iterator[Marks]:
+    """Time the ops of some caches during the block; the marks grow until they are cleared."""
+    plain = parts[0].ops
+    ops = StagedOps(plain, mark)
+    for part in parts:
+        part.ops = ops
+    try:
+        yield ops.marks
+    finally:
+        for part in parts:
+            part.ops = plain
+
+
+def summed(spans: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Seconds per stage."""
+    total: dict[str, float] = {}
+    for stage, spent in spans:
+        total[stage] = total.get(stage, 0.0) + spent
+    return total
