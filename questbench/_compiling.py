@@ -11,6 +11,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import struct
@@ -67,6 +68,15 @@ def compiler(*defaults: str) -> Compiler:
         f"There is no C++ compiler: {wrong} not found.",
         ("Unset CXX, or set it to a compiler. " if named else "") + hint,
     )
+
+
+def processor() -> str:
+    """Model and instruction sets of this machine, which code that is built for it depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.lower().startswith(("model name", "flags", "features"))}))
 
 
 @functools.cache

@@ -79,5 +79,5 @@ class NotFiniteError(CellError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says of its failure, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What a library says of its failure, in one line that a message can hold."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()[:300]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from questbench import registry, seeding, units
@@ -81,8 +82,13 @@ def flag(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+_made: dict[type[Any], Mapping[str, Flag]] = {}
+
+
 def flags(config_class: type[Any]) -> Mapping[str, Flag]:
-    """The flags of a configuration by field, in the order of the help page."""
+    """The flags of a configuration by field, in the order of the help page; made once."""
+    if config_class in _made:
+        return _made[config_class]
     found = {}
     for field in dataclasses.fields(config_class):
         own = [vars(base).get("__dataclass_fields__", {}).get(field.name) for base in config_class.__mro__]
@@ -90,7 +96,8 @@ def flags(config_class: type[Any]) -> Mapping[str, Flag]:
         made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         reader = declared.reader or READERS[str(field.type).removesuffix(" | None")]
         found[field.name] = dataclasses.replace(declared, default=made, reader=reader)
-    return dict(sorted(found.items(), key=lambda item: (PANELS.index(item[1].panel), item[1].order)))
+    ordered = sorted(found.items(), key=lambda item: (PANELS.index(item[1].panel), item[1].order))
+    return _made.setdefault(config_class, MappingProxyType(dict(ordered)))
 
 
 def read(config_class: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,18 +212,18 @@ def number(value: Any, name: str) -> float:
     return float(value)
 
 
-def positive(value: Any, name: str) -> float:
-    """A number above 0."""
-    if not 0 < (found := number(value, name)) < math.inf:
-        raise UsageError(f"{name} {found:g}: must be a number above 0.", f"Write {name} 10.")
-    return found
+def _bounded(holds: Callable[[float], bool], words: str, example: str) -> Callable[[Any, str], float]:
+    def one(value: Any, name: str) -> float:
+        if not holds(found := number(value, name)):
+            raise UsageError(f"{name} {found:g}: must be a number {words}.", f"Write {name} {example}.")
+        return found
+
+    return one
 
 
-def not_negative(value: Any, name: str) -> float:
-    """A number of 0 or more."""
-    if not 0 <= (found := number(value, name)) < math.inf:
-        raise UsageError(f"{name} {found:g}: must be a number of 0 or more.", f"Write {name} 10.")
-    return found
+positive = _bounded(lambda value: 0 < value < math.inf, "above 0", "10")
+not_negative = _bounded(lambda value: 0 <= value < math.inf, "of 0 or more", "10")
+share = _bounded(lambda value: 0 < value < 1, "between 0 and 1", "0.02 for 2 points of 100")
 
 
 def duration(value: Any, name: str) -> float:

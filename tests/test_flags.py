@@ -126,3 +126,10 @@ def test_no_name_stands_for_two_fields(config_class: type[Any]) -> None:
     names = [name for flag in flags.flags(config_class).values() for name in flag.names]
     assert len(names) == len(set(names))
     assert all(flag.help.endswith((".", ")")) for flag in flags.flags(config_class).values())
+
+
+def test_flags_are_made_once_and_cannot_be_changed() -> None:
+    found = flags.flags(KernelConfig)
+    assert flags.flags(KernelConfig) is found
+    with pytest.raises(TypeError):
+        found["seed"] = found["rounds"]  # type: ignore[index]

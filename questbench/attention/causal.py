@@ -71,20 +71,20 @@ def _flash(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
 def written_out(
     queries: Tensor,
     keys: Tensor,
-    values: Tensor,
+    values: Tensor | None,
     scoring: Scoring,
-    with_output: bool,
     prefix_q: Tensor | None = None,
     prefix: int = 0,
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """Causal attention in blocks of query rows, in fp32.
 
     Yields:
-        (first row, probabilities ``[Hk, g, m, entries up to the last row's]``, output ``[Hq, m, D]`` or ``None``).
+        (first row, probabilities ``[Hk, g, m, entries up to the last row's]``, output ``[Hq, m, D]``; ``None`` without
+        values).
     """
     heads, count, _ = queries.shape
     kv_heads, entries, _ = keys.shape
-    wide_k, wide_v = keys.float(), values.float() if with_output else None
+    wide_k, wide_v = keys.float(), None if values is None else values.float()
     grouped = queries.float().unflatten(0, (kv_heads, -1))
     turned = None if prefix_q is None else prefix_q.float().unflatten(0, (kv_heads, -1))
     place = torch.arange(entries, device=queries.device)

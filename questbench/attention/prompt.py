@@ -89,7 +89,7 @@ def _part(
         elif sums or written:
             sunk = None if prefix_q is None else prefix_q[row, :, -count:]
             for start, probabilities, part in written_out(
-                queries, keys, values, scoring, written, sunk, everything.prefix
+                queries, keys, values if written else None, scoring, sunk, everything.prefix
             ):
                 if part is not None:
                     out[row, :, q.shape[2] - count + start :][:, : part.shape[1]] = part.to(q.dtype)
@@ -114,12 +114,12 @@ def collect_windows(layer: LayerCache, scoring: Scoring, windows: Iterable[int])
     for row, valid in enumerate(layer.tail.valid):
         if valid == 0:
             continue
-        keys, values = layer.gather(row)
+        keys = layer.keys(row)
         sunk = None if prefix_q is None else prefix_q[row, :, -valid:]
         for last in windows:
             mine = layer.prefill_mass[last][row]
             queries, turned = tail[row, :, -min(last, valid) :], None if sunk is None else sunk[:, -last:]
-            for _, probabilities, _ in written_out(queries, keys, values, scoring, False, turned, everything.prefix):
+            for _, probabilities, _ in written_out(queries, keys, None, scoring, turned, everything.prefix):
                 mine[:, : probabilities.shape[3]] += probabilities.sum((1, 2))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -26,20 +25,21 @@ def load(name: str) -> Baseline:
     return registry.load(PACKAGE, name, Baseline, kind="baseline")()
 
 
-def unavailable(name: str) -> str | None:
-    """Why a baseline does not work here, or ``None``."""
+def unavailable(name: str, made: Baseline | None = None) -> str | None:
+    """Why a baseline does not work here, or ``None``.
+
+    Args:
+        made: the baseline, where it is loaded already.
+    """
     try:
-        return registry.call("baseline", name, lambda: load(name).unavailable())
+        return registry.call("baseline", name, lambda: (made or load(name)).unavailable())
     except registry.PluginError as error:
         return error.message
 
 
 def of(verb: Literal["kernel", "e2e"], device: str) -> Iterator[tuple[str, Baseline, str | None]]:
     """(name, baseline, why it does not work here) of all that a command times unasked on this kind of device."""
-    found = {}
-    for name in names():
-        with contextlib.suppress(registry.PluginError):  # ``questbench doctor`` names the broken ones
-            found[name] = load(name)
+    found = registry.usable(PACKAGE, load)
     for name, baseline in sorted(found.items(), key=lambda item: (item[1].device != "any", item[0])):
         if verb in baseline.verbs and not baseline.asked and baseline.device in ("any", device.partition(":")[0]):
-            yield name, baseline, unavailable(name)
+            yield name, baseline, unavailable(name, baseline)

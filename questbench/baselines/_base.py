@@ -93,8 +93,7 @@ class Ways:
     """The ways of one baseline to attend to a :class:`Text`."""
 
     arms: dict[str, Still]
-    want: Tensor
-    """The right output for the first query."""
+    """Those whose output is right."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Ways that do not work here, with the reason."""
 

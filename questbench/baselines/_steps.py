@@ -28,11 +28,9 @@ class Heads:
 class DenseSteps(ABC):
     """Dense attention of the layers that share one page table, step after step."""
 
-    @abstractmethod
     def prepare(self, held: Sequence[int]) -> None:
         """Outside the graph, before every step: rows hold ``held[b]`` entries, this step's not counted."""
 
-    @abstractmethod
     def refresh(self, lengths: Tensor) -> None:
         """Inside, once per step: ``lengths`` ``[B]`` int32 counts this step's entry."""
 

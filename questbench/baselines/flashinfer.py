@@ -79,7 +79,7 @@ class FlashInfer(Baseline):
                     torch.cuda.synchronize(query.device)
                 arms[name] = text.arm(attend)
         want = layer.ops.attend(query, layer.paged, text.scale)
-        return Ways(right(arms, want, left_out), want, left_out)
+        return Ways(right(arms, want, left_out), left_out)
 
     def decode(self, run: Decode) -> Fastest:
         """See :meth:`Baseline.decode`."""
@@ -209,12 +209,6 @@ class _Unplanned(DenseSteps):
         self.heads, self._name, self._table = heads, name, table.contiguous()
         self._longest = table.shape[1] * heads.page_size if held is None else max(held)
         self._workspace = workspace(table.device, name)
-
-    def prepare(self, held: Sequence[int]) -> None:
-        """Nothing."""
-
-    def refresh(self, lengths: Tensor) -> None:
-        """Nothing."""
 
     def attend(self, q: Tensor, paged: Paged, out: Tensor) -> None:
         """See :meth:`DenseSteps.attend`."""

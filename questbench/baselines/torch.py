@@ -44,7 +44,7 @@ class Torch(Baseline):
         elif heads != noise.kv_heads:
             left_out[_ways.EXPANDED] = "not tried on a GPU: it stores keys and values once per query head"
         want = _ways.reference(text.queries[0], *stored[0], text.scale)
-        return Ways(right(arms, want, left_out), want, left_out)
+        return Ways(right(arms, want, left_out), left_out)
 
 
 def over(text: Text, ways: Mapping[str, Way], stored: list[tuple[Tensor, Tensor]]) -> dict[str, Still]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from questbench.cache.layer import LayerCache
+from questbench.cache.tail import of_heads
 from questbench.kernels._ops import Ops
 from questbench.methods._base import CacheShape, HeadGroup, Method
 
@@ -79,8 +80,7 @@ class GroupedLayer:
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """``[B, H, ...]``, of query or KV heads, by parts."""
-        grouped = x.unflatten(1, (self.kv_heads, -1))
-        return tuple(grouped.index_select(1, heads).flatten(1, 2) for heads in self.heads)
+        return tuple(of_heads(x, heads, self.kv_heads) for heads in self.heads)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """What :meth:`split` has taken apart; shorter rows are filled up with zeros."""

@@ -96,7 +96,9 @@ class LayerCache(EntryStore):
         room = 1 if self.method.keep_step() else max(self._capacity - max(self.seen), 1)
         width = -(-(keep.entries + room) // self.page_size)
         self.pages.release()
-        self.pages = OwnedPages(self._pool(self.rows * width, "none"), self.rows, width)
+        # Entries that are appended anew have right bounds.
+        layout = self._layout(self.method) if self.method.needs_bounds else "none"
+        self.pages = OwnedPages(self._pool(self.rows * width, layout), self.rows, width)
         self._slots = self._new_slots(width * self.page_size)
         self.lengths.zero_()
         self.held, self._evicted = [0] * self.rows, False

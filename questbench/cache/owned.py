@@ -32,11 +32,9 @@ class OwnedPages:
             self._view = self.table[:, : max(map(len, self.owned), default=0)]
         return self._view
 
-    def gather(self, row: int, held: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first ``held`` entries of a row, ``[Hk, held, D]`` each (copies)."""
-        pages = self.table[row, : len(self.owned[row])].long()
-        k, v = (x[pages].transpose(0, 1).flatten(1, 2)[:, :held] for x in (self.pool.k, self.pool.v))
-        return k, v
+    def gather(self, row: int, held: int, stored: Tensor) -> Tensor:
+        """The first ``held`` entries of a row ``[Hk, held, D]`` (a copy), from the pool's keys or values."""
+        return stored[self.table[row, : len(self.owned[row])].long()].transpose(0, 1).flatten(1, 2)[:, :held]
 
     def replace(self, row: int, k: Tensor, v: Tensor) -> None:
         """Other keys and values ``[Hk, held, D]`` for the entries of a row (pruned, quantised); not their bounds."""

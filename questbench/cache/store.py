@@ -40,7 +40,7 @@ class EntryStore:
         pages: those of another cache instead of new ones (see :meth:`fork`).
 
     Raises:
-        UsageError: the backend has no kernels for this shape.
+        UsageError: the backend has no kernels for this shape, or the method both drops in steps and needs bounds.
     """
 
     def __init__(
@@ -62,6 +62,11 @@ class EntryStore:
         query_heads: int | None = None,
         pages: OwnedPages | None = None,
     ) -> None:
+        if method.needs_bounds and method.keep_step():
+            raise UsageError(
+                f"{method.name} drops an entry in every step and needs page bounds, which eviction leaves wrong.",
+                "Let it drop at the prompt's end alone (keep_prompt), or score pages from a State of its own.",
+            )
         ops.limits.check(ops.name, query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size)
         self.method, self.ops, self.rotate, self.rows, self.query_heads = method, ops, rotate, rows, query_heads
         self.shape = CacheShape(
@@ -189,7 +194,11 @@ class EntryStore:
 
     def gather(self, row: int) -> tuple[Tensor, Tensor]:
         """Resident keys and values of one row in slot order, ``[Hk, held, D]`` each (copies)."""
-        return self.pages.gather(row, self.held[row])
+        return self.keys(row), self.pages.gather(row, self.held[row], self.pool.v)
+
+    def keys(self, row: int) -> Tensor:
+        """The keys alone, for whoever needs no values."""
+        return self.pages.gather(row, self.held[row], self.pool.k)
 
     def forget_prompt(self) -> None:
         """Drop what was collected from prompts."""

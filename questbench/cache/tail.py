@@ -38,5 +38,10 @@ class Tail:
 
     def part(self, heads: Tensor, kv_heads: int) -> Tail:
         """The queries that read some of the KV heads."""
-        grouped = self.q.unflatten(1, (kv_heads, -1))
-        return Tail(grouped[:, heads].flatten(1, 2), self.valid)
+        return Tail(of_heads(self.q, heads, kv_heads), self.valid)
+
+
+def of_heads(x: Tensor, heads: Tensor, kv_heads: int) -> Tensor:
+    """Of ``[B, H, ...]``, what belongs to some of ``kv_heads`` KV heads; H counts query or KV heads."""
+    found: Tensor = x.unflatten(1, (kv_heads, -1)).index_select(1, heads).flatten(1, 2)
+    return found

@@ -44,6 +44,11 @@ class Check:
     """What to do about it, where there is something to do."""
 
 
+def _wanted(what: str, found: str | None, absent: str, todo: str, state: str = "optional") -> Check:
+    """Something that is there, or what to do where it is not."""
+    return Check(what, "ok", found) if found else Check(what, state, absent, todo)
+
+
 def doctor(out: opt.Out = Path("results"), json: opt.Json = False) -> int:
     """Say what works on this machine, what does not and why, and what to install. Ends with 0 whatever it finds."""
     output = Output(json=json)
@@ -79,9 +84,8 @@ def _checks(out: Path) -> Iterator[Check]:
     yield _writable("cache folder", _paths.cache_folder(), "Set QUESTBENCH_CACHE to a folder you can write.")
     yield _writable("results folder", out, "Name another one with --out DIR.")
     for package, (extra, use) in EXTRAS.items():
-        version = _installed(package)
-        todo = "" if version else f"For {use}: pip install 'questbench[{extra}]'"
-        yield Check(package, "ok" if version else "optional", version or "not installed", todo)
+        todo = f"For {use}: pip install 'questbench[{extra}]'"
+        yield _wanted(package, _installed(package), "not installed", todo)
 
 
 def _installed(package: str) -> str | None:
@@ -93,9 +97,7 @@ def _installed(package: str) -> str | None:
 
 def _packages(versions: dict[str, str]) -> Iterator[Check]:
     for name in CORE:
-        version = versions.get(name)
-        todo = "" if version else f"pip install {name}"
-        yield Check(name, "ok" if version else "missing", version or "not installed", todo)
+        yield _wanted(name, versions.get(name), "not installed", f"pip install {name}", "missing")
 
 
 def _compilers(versions: dict[str, str]) -> Iterator[Check]:
@@ -120,19 +122,15 @@ def _cuda(devices: bool, torch_cuda: str | None) -> Iterator[Check]:
     """
     from questbench.kernels import _build_cuda
 
-    todo = "" if torch_cuda or not devices else "Install a CUDA build: https://pytorch.org/get-started"
-    yield Check("torch for CUDA", "ok" if torch_cuda else "optional", torch_cuda or "torch is built without CUDA", todo)
+    build = "Install a CUDA build: https://pytorch.org/get-started" * devices
+    yield _wanted("torch for CUDA", torch_cuda, "torch is built without CUDA", build)
     kit = _build_cuda.toolkit()
-    todo = (
-        ""
-        if kit or not devices
-        else "Install the CUDA toolkit 12.8 or newer and set CUDA_HOME: nvcc compiles the kernels."
-    )
-    yield Check("CUDA compiler", "ok" if kit else "optional", f"nvcc {kit.version}" if kit else "no nvcc found", todo)
+    install = "Install the CUDA toolkit 12.8 or newer and set CUDA_HOME: nvcc compiles the kernels." * devices
+    yield _wanted("CUDA compiler", f"nvcc {kit.version}" if kit else None, "no nvcc found", install)
     beside = str(kit.home / "bin") if kit else None
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=beside)
-    todo = "" if sanitizer or not devices else "For scripts/gpu_sanitize.py: it comes with the CUDA toolkit."
-    yield Check("compute-sanitizer", "ok" if sanitizer else "optional", "found" if sanitizer else "not found", todo)
+    comes = "For scripts/gpu_sanitize.py: it comes with the CUDA toolkit." * devices
+    yield _wanted("compute-sanitizer", "found" if sanitizer else None, "not found", comes)
 
 
 def _backends(probed: dict[str, Any]) -> Iterator[Check]:
@@ -204,7 +202,7 @@ def _hardware(facts: dict[str, Any]) -> Iterator[Check]:
     threads = facts["variables"].get("OMP_NUM_THREADS")
     yield Check("threads", "ok", f"{cores} cores" + (f", OMP_NUM_THREADS={threads}" if threads else ""))
     devices = [f"{device['name']} (driver {device['driver']})" for device in facts["gpus"]]
-    yield Check("GPU", "ok" if devices else "optional", ", ".join(devices) or "none: all commands run on the CPU")
+    yield _wanted("GPU", ", ".join(devices), "none: all commands run on the CPU", "")
     yield _huge_pages()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json as jsonlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,36 +105,17 @@ def _models() -> Rows:
     from questbench.models.gguf.known import KNOWN
     from questbench.models.shapes import SHAPES
 
-    embedded = dict.fromkeys(("layers", "heads", "kv_heads", "head_dim", "context", "kv_bytes_per_token"))
+    def row(name: str, weights: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        shape: dict[str, Any] = {key: facts.get(key) for key in ("layers", "heads", "kv_heads", "head_dim", "context")}
+        stored = 2 * 2 * shape["layers"] * shape["kv_heads"] * shape["head_dim"] if shape["layers"] else None
+        return {"name": name, "weights": weights, **shape, "kv_bytes_per_token": stored}
+
+    about = {name: f"{known.model}. {known.licence}. {known.install}" for name, known in KNOWN.items()}
     return [
-        {"name": "constructed", "weights": "embedded, exact retrieval", **embedded},
-        {"name": _needle.NAME, "weights": _needle.summary(), **embedded, **_needle.shape()},
-        *(
-            {
-                "name": f"pip:{name}",
-                "weights": f"{known.model}. {known.licence}. {known.install}",
-                "layers": known.layers,
-                "heads": known.heads,
-                "kv_heads": known.kv_heads,
-                "head_dim": known.head_dim,
-                "context": known.context,
-                "kv_bytes_per_token": known.kv_bytes_per_token,
-            }
-            for name, known in KNOWN.items()
-        ),
-        *(
-            {
-                "name": f"shape:{name}",
-                "weights": "random",
-                "layers": shape.layers,
-                "heads": shape.heads,
-                "kv_heads": shape.kv_heads,
-                "head_dim": shape.head_dim,
-                "context": shape.context,
-                "kv_bytes_per_token": shape.kv_bytes(),
-            }
-            for name, shape in SHAPES.items()
-        ),
+        row("constructed", "embedded, exact retrieval", {}),
+        row(_needle.NAME, _needle.summary(), _needle.shape()),
+        *(row(f"pip:{name}", about[name], vars(known)) for name, known in KNOWN.items()),
+        *(row(f"shape:{name}", "random", vars(shape)) for name, shape in SHAPES.items()),
     ]
 
 

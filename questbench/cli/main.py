@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -170,13 +170,6 @@ def _show(error: Exception) -> int:
         return ExitCode.PREREQUISITE
     Output().error(f"{type(error).__name__}: {error}. This is a bug in questbench.", BUGS)
     return ExitCode.UNEXPECTED
-
-
-def main() -> NoReturn:
-    """Entry point of scripts that older installations made; ``questbench/__main__.py`` is today's."""
-    _signals.prepare()
-    _streams.prepare()
-    sys.exit(invoke())
 
 
 def _show_parser_error(error: Any) -> int:

@@ -32,32 +32,39 @@ class Model:
     """What decides the bytes of a step: all layers of a model, or one layer of attention alone (``kernel``)."""
 
     cache: CacheShape
-    """Of one layer."""
+    """Of one layer; of all, unless :attr:`caches` says otherwise."""
     windows: Sequence[int | None] = (None,)
     """Per layer the window that it slides; ``None`` for full attention."""
     dense_layers: int = 0
     """Leading layers that are dense under every method."""
     widest: int = 0
     """Widest activation, in elements."""
+    caches: Sequence[CacheShape] = ()
+    """Of each layer, for models whose layers may differ."""
+
+    def shape(self, index: int) -> CacheShape:
+        """The cache of a layer."""
+        if self.caches:
+            return self.caches[index]
+        return dataclasses.replace(self.cache, index=index, layers=len(self.windows))
 
     def cache_read(self, method: Method, length: int, rows: int = 1) -> int:
         """Bytes of cache that a decode step reads where the text, the step's own token included, is ``length`` long."""
-        dense, total = make("dense", 0), 0
+        dense, total = make("dense", 0), self.slid(length, 1)
         for index, window in enumerate(self.windows):
-            if window is not None:
-                total += self.cache.entry_bytes * min(window, length)
-            else:
-                shape = dataclasses.replace(self.cache, index=index, layers=len(self.windows))
-                total += (dense if index < self.dense_layers else method).bytes_read(length, shape)
+            if window is None:
+                total += (dense if index < self.dense_layers else method).bytes_read(length, self.shape(index))
         return rows * total
 
-    def slid(self, length: int, rows: int) -> int:
-        """Bytes that the sliding layers hold."""
-        return self.cache.entry_bytes * rows * sum(min(window, length) for window in self.windows if window is not None)
+    def slid(self, length: int, rows: int, coming: int = 0) -> int:
+        """Bytes that the sliding layers hold, room for ``coming`` entries of each window left."""
+        windows = [(index, window) for index, window in enumerate(self.windows) if window is not None]
+        return rows * sum(self.shape(index).entry_bytes * min(window - coming, length) for index, window in windows)
 
     def paged(self, entries: int, rows: int) -> int:
         """Bytes of ``entries`` per row in pages of all full-attention layers, with bounds."""
-        entry = self.cache.entry_bytes * rows * self.windows.count(None)
+        full = [index for index, window in enumerate(self.windows) if window is None]
+        entry = rows * sum(self.shape(index).entry_bytes for index in full)
         return entry * entries + entry * entries // self.cache.page_size
 
 

@@ -92,8 +92,8 @@ class Experiment(Generic[G, C, Shared]):
     """Cells that agree here share what ``open`` returns: a loaded model."""
     open: Callable[[G, C], Shared]
     """Raises UsageError or PrerequisiteError where no cell of the group can run."""
-    measure: Callable[[G, C, Shared, Turn], Unit]
-    """One cell; raises CellError where it cannot run."""
+    measure: Callable[[G, C, Shared, Turn], list[ResultRecord]]
+    """The records of one cell; raises CellError where it cannot run."""
 
     def run(
         self,
@@ -128,7 +128,7 @@ class Experiment(Generic[G, C, Shared]):
                     opened.clear()
                     gc.collect()  # the old model must be gone before the next one comes
                     opened[group] = self.open(config, cell)
-                unit = self.measure(config, cell, opened[group], Turn(refused, tell, deadline, before))
+                unit = Unit(cell.key, self.measure(config, cell, opened[group], Turn(refused, tell, deadline, before)))
             except (UsageError, PrerequisiteError) as error:
                 # What no cell can do ends the run; weights that do not work here are a record like any other.
                 if not opened and len(set(map(self.group, grid))) == 1:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from questbench.experiments.counting import ReadCounter
 from questbench.experiments.grid import GridConfig
 from questbench.measure import roofline, stats, timer
 from questbench.methods._base import Method
@@ -81,21 +82,38 @@ class CellRecords:
     def speedup(self, name: str, baseline: str, fallback: bool, ideal: float | None) -> ResultRecord:
         """Over our own dense, whose bytes allow no more than ``ideal``; or over a baseline, which they do not bind."""
         ratios = stats.paired_ratios(self.timed[baseline].seconds, self.timed[name].seconds)
-        warnings = [] if ideal is None else roofline.above_ideal(ratios.values, ideal)
+        warnings = [] if ideal is None else roofline.above_ideal(ratios, ideal)
         if fallback:
             warnings.append(f"dense fallback: {name} attended the whole text, so this ratio is not a speed-up.")
         return self.record(
             name,
             "speedup",
             "x",
-            None if fallback else ratios.median,
+            None if fallback else stats.median(ratios),
             status="skipped" if fallback else "ok",
             reason="dense fallback: the whole text was attended" if fallback else None,
-            samples=ratios.values,
-            stats={**stats.summary(ratios.values), "dense_fallback": fallback},
+            samples=ratios,
+            stats={**stats.summary(ratios), "dense_fallback": fallback},
             warnings=warnings,
             baseline=baseline,
         )
+
+    def speedups(self, name: str, fallback: bool, ideal: float, baselines: Iterable[str]) -> list[ResultRecord]:
+        """Of a method over dense, with what its bytes allow, and over other baselines."""
+        over_dense = []
+        if name != "dense":
+            over_dense = [
+                self.speedup(name, "dense", fallback, ideal),
+                self.record(name, "ideal_speedup", "x", ideal, fidelity="modelled", baseline="dense"),
+            ]
+        return [*over_dense, *(self.speedup(name, baseline, fallback, None) for baseline in baselines)]
+
+    def counts(self, name: str, counter: ReadCounter, first: int = 0) -> list[ResultRecord]:
+        """Entries that a method saw, read and held, from step ``first`` on."""
+        return [
+            self.record(name, f"tokens_{metric}", "tokens", counter.mean(metric, first=first))
+            for metric in ("visible", "read", "resident")
+        ]
 
     def bandwidth_fraction(self, name: str, must_read: int, **more: Any) -> ResultRecord:
         """How much of the bandwidth that memory gave in the same rounds was reached.

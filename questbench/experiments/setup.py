@@ -140,7 +140,9 @@ def cost_model(model: PreTrainedModel, page_size: int, dense_layers: int = 0) ->
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     windows = [text.sliding_window if kind == "sliding_attention" else None for kind in kinds]
     widest = max(int(getattr(text, "intermediate_size", 0) or 0), int(text.hidden_size))
-    return Model(cache_shape(model, page_size), windows, dense_layers, widest)
+    caches = [cache_shape(model, page_size, index, len(windows)) for index in range(len(windows))]
+    leading = next((cache for cache, window in zip(caches, windows, strict=True) if window is None), caches[0])
+    return Model(leading, windows, dense_layers, widest, caches)
 
 
 def observed(methods: Iterable[Method]) -> frozenset[PromptMass]:

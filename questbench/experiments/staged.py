@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
-from torch import Tensor
-
+from questbench.cache import LayerCache
 from questbench.kernels._ops import Ops
 
-STAGES = ("append", "score", "select", "attend", "evict")
 PARTS = {"quantize": "append", "estimate": "score", "prune": "select"}
 """Ops that are counted with the stage whose work they refine."""
+Declared = TypeVar("Declared", bound=Callable[..., Any])
 Marks = list[tuple[str, Any, Any]]
 """Stage, mark before, mark after; what a mark is, the clock knows."""
 
@@ -29,61 +29,62 @@ class StageClock(Protocol):
         """Seconds per stage, added up."""
 
 
+def _timed(op: Declared) -> Declared:
+    """An op of the backend inside, between two marks."""
+    name = op.__name__
+
+    def call(self: StagedOps, *args: Any, **kwargs: Any) -> Any:
+        before = self.mark()
+        result = getattr(self.inside, name)(*args, **kwargs)
+        self.marks.append((PARTS.get(name, name), before, self.mark()))
+        return result
+
+    return cast(Declared, call)
+
+
 class StagedOps(Ops):
     """Delegates every op with a mark of the clock before and after."""
 
     def __init__(self, ops: Ops, mark: Callable[[], Any]) -> None:
-        self._ops, self._mark = ops, mark
+        self.inside, self.mark = ops, mark
         self.marks: Marks = []
 
     @property
     def name(self) -> str:
         """Of the backend inside."""
-        return self._ops.name
+        return self.inside.name
 
     def unavailable(self) -> str | None:
         """As the backend inside."""
-        return self._ops.unavailable()
+        return self.inside.unavailable()
 
-    def append(self, *args: Any, **kwargs: Any) -> None:
-        """Timed."""
-        self._timed("append", *args, **kwargs)
+    append = _timed(Ops.append)
+    score = _timed(Ops.score)
+    select = _timed(Ops.select)
+    attend = _timed(Ops.attend)
+    evict = _timed(Ops.evict)
+    quantize = _timed(Ops.quantize)
+    estimate = _timed(Ops.estimate)
+    prune = _timed(Ops.prune)
 
-    def score(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Timed."""
-        scores: Tensor = self._timed("score", *args, **kwargs)
-        return scores
 
-    def select(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Timed."""
-        lists: tuple[Tensor, Tensor] = self._timed("select", *args, **kwargs)
-        return lists
+@contextlib.contextmanager
+def staged(parts: Sequence[LayerCache], mark: Callable[[], Any]) -> Iterator[Marks]:
+    """Time the ops of some caches during the block; the marks grow until they are cleared."""
+    plain = parts[0].ops
+    ops = StagedOps(plain, mark)
+    for part in parts:
+        part.ops = ops
+    try:
+        yield ops.marks
+    finally:
+        for part in parts:
+            part.ops = plain
 
-    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Timed."""
-        out: Tensor = self._timed("attend", *args, **kwargs)
-        return out
 
-    def evict(self, *args: Any, **kwargs: Any) -> None:
-        """Timed."""
-        self._timed("evict", *args, **kwargs)
-
-    def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Timed, as a part of append."""
-        self._timed("quantize", *args, **kwargs)
-
-    def estimate(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Timed, as a part of score."""
-        logits: Tensor = self._timed("estimate", *args, **kwargs)
-        return logits
-
-    def prune(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Timed, as a part of select."""
-        lists: tuple[Tensor, Tensor] = self._timed("prune", *args, **kwargs)
-        return lists
-
-    def _timed(self, op: str, *args: Any, **kwargs: Any) -> Any:
-        before = self._mark()
-        result = getattr(self._ops, op)(*args, **kwargs)
-        self.marks.append((PARTS.get(op, op), before, self._mark()))
-        return result
+def summed(spans: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Seconds per stage."""
+    total: dict[str, float] = {}
+    for stage, spent in spans:
+        total[stage] = total.get(stage, 0.0) + spent
+    return total

@@ -1,20 +1,20 @@
-"""Compile the CPU kernels on first use and keep the result, keyed by everything it depends on.
+"""Compile kernels on first use and keep the result, keyed by everything it depends on; and those of the CPU.
 
-The library is built for the processor at hand (``-march=native``) and never shipped, so its folder is named after the
+A library is built for the processor at hand (``-march=native``) and never shipped, so its folder is named after the
 sources, the compiler, the flags, the processor and the binding's version.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,6 @@ def compiler() -> _compiling.Compiler:
     return _compiling.compiler("g++")
 
 
-def is_built() -> bool:
-    """Whether the library for this machine and these sources lies in the cache, whole."""
-    with contextlib.suppress(Exception):
-        return _compiling.is_whole(_folder() / LIBRARY)
-    return False
-
-
 def has_binding() -> bool:
     """Whether apache-tvm-ffi is installed, through which the compiled kernels are called."""
     return importlib.util.find_spec("tvm_ffi") is not None
@@ -84,8 +77,64 @@ def build_cpu(force: bool = False, verbose: bool = False) -> BuildResult:
         PrerequisiteError: no compiler, a compiler that fails, no binding, or a cache folder that cannot be written.
     """
     need_binding()
-    library = _folder() / LIBRARY
-    return stored(library, force, lambda scratch: _compile(scratch, verbose))
+    chosen, root = compiler(), kernel_sources()
+    prefix = [*chosen.command, *_flags(), *includes(root)]
+    linker = [*chosen.command, "-shared", "-fopenmp"]
+    sources, headers = (sorted((root / "cpu").glob(f"*.{kind}")) for kind in ("cpp", "h"))
+    # A library built for one processor may not run on another.
+    version = f"{chosen.version}\n{_compiling.processor()}"
+    return library(LIBRARY, prefix, linker, sources, root, version, force, verbose, headers)
+
+
+def library(
+    name: str,
+    prefix: list[str],
+    linker: list[str],
+    sources: Sequence[Path],
+    root: Path,
+    compiler: str,
+    force: bool = False,
+    verbose: bool = False,
+    headers: Iterable[Path] = (),
+) -> BuildResult:
+    """Compile each source by ``prefix`` and link them by ``linker``, unless the result is in the cache.
+
+    Objects are kept one by one, named after all that goes into them, so a change of one source compiles one source.
+
+    Args:
+        root: folder of the kernel sources.
+        compiler: its version, on which the results depend.
+        headers: that they depend on besides those in ``include``.
+
+    Raises:
+        PrerequisiteError: a compiler that fails, or a cache that cannot be written.
+    """
+    cache = cache_folder()
+    flags = [flag for flag in prefix if str(root) not in flag]
+    binding = importlib.metadata.version("apache-tvm-ffi")
+    parts = [compiler, *flags, binding, *contents([*root.glob("include/questbench/*.h"), *headers])]
+    objects = [cache / "objects" / f"{source.stem}-{_digest([*parts, source.read_text()])}.o" for source in sources]
+    key = _digest([*linker, *(made.name for made in objects)])
+    folder = cache / f"{name.removeprefix('libquestbench_').removesuffix('.so')}-{key}"
+
+    def compile_into(scratch: Path) -> Path:
+        def compile_one(source: Path, target: Path) -> None:
+            if _compiling.is_whole(target) and not force:
+                return
+            made = scratch / target.name
+            _compiling.run([*prefix, "-c", str(source), "-o", str(made)], made, verbose=verbose)
+            _compiling.keep(made, target)
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(compile_one, sources, objects))
+        import tvm_ffi.libinfo
+
+        binding = [f"-L{Path(tvm_ffi.libinfo.find_libtvm_ffi()).parent}", "-ltvm_ffi", "-ldl", "-lpthread"]
+        made = scratch / name
+        _compiling.run([*linker, *map(str, objects), *binding, "-o", str(made)], made, verbose=verbose)
+        return made
+
+    return stored(folder / name, force, compile_into)
 
 
 def stored(library: Path, force: bool, compile_into: Callable[[Path], Path]) -> BuildResult:
@@ -138,26 +187,6 @@ def load_cpu() -> Any:
     return loaded(build_cpu())
 
 
-def _compile(scratch: Path, verbose: bool) -> Path:
-    sources = sorted((kernel_sources() / "cpu").glob("*.cpp"))
-    command = compiler().command
-    prefix = [*command, *_flags(), *[f"-I{folder}" for folder in _includes()]]
-    objects = [scratch / f"{source.stem}.o" for source in sources]
-
-    def compile_one(source: Path, made: Path) -> None:
-        _compiling.run([*prefix, "-c", str(source), "-o", str(made)], made, verbose=verbose)
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        list(pool.map(compile_one, sources, objects))
-    library = scratch / LIBRARY
-    import tvm_ffi.libinfo
-
-    binding = Path(tvm_ffi.libinfo.find_libtvm_ffi())
-    linked = [*map(str, objects), f"-L{binding.parent}", "-ltvm_ffi", "-o", str(library)]
-    _compiling.run([*command, "-shared", "-fopenmp", *linked], library, verbose=verbose)
-    return library
-
-
 def _flags() -> list[str]:
     isa = os.environ.get("QUESTBENCH_ISA", "native")
     if isa not in ISA_FLAGS:
@@ -166,32 +195,19 @@ def _flags() -> list[str]:
     return COMMON_FLAGS + native
 
 
-def _includes() -> list[str]:
+def includes(root: Path) -> list[str]:
+    """Flags for the headers of the kernels and of the binding."""
     import tvm_ffi.libinfo
 
-    return [str(kernel_sources() / "include"), *map(str, tvm_ffi.libinfo.include_paths())]
+    # As system headers: what is theirs raises no warnings.
+    system = [flag for folder in tvm_ffi.libinfo.include_paths() for flag in ("-isystem", str(folder))]
+    return [f"-I{root / 'include'}", *system]
 
 
-def _folder() -> Path:
-    return cache_folder() / f"cpu-{_key()}"
+def contents(files: Iterable[Path]) -> list[str]:
+    """Names and texts, for a digest."""
+    return [f"{file.name}\n{file.read_text()}" for file in sorted(files)]
 
 
-def _key() -> str:
-    import importlib.metadata
-
-    digest = hashlib.sha256()
-    root = kernel_sources()
-    for source in sorted([*root.glob("cpu/*.*"), *root.glob("include/questbench/*.h")]):
-        digest.update(source.name.encode() + source.read_bytes())
-    chosen = compiler()
-    parts = [chosen.version, *chosen.command[1:], *_flags(), _processor(), importlib.metadata.version("apache-tvm-ffi")]
-    digest.update("\0".join(parts).encode())
-    return digest.hexdigest()[:16]
-
-
-def _processor() -> str:
-    """Model and instruction sets: a library built for one processor may not run on another."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
-    return platform.processor()
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,14 +1,8 @@
-"""Compile ``kernels/cuda`` with nvcc for a device, and keep the results like the CPU kernels'.
-
-Objects are kept one by one, named after all that goes into them, so a change of one source compiles one source.
-"""
+"""Compile ``kernels/cuda`` with nvcc for a device, and keep the results like the CPU kernels'."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
-import hashlib
-import importlib.metadata
 import os
 import re
 import shutil
@@ -20,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from questbench import _compiling
-from questbench._paths import cache_folder, kernel_sources
+from questbench._paths import kernel_sources
 from questbench.errors import PrerequisiteError
 from questbench.kernels import _build
 from questbench.kernels._build import BuildResult
@@ -123,11 +117,12 @@ def build_cuda(
             "See: questbench doctor. From Python, name one: build_cuda(['sm_90']).",
         )
     root = kernel_sources()
-    prefix = [str(kit.nvcc), *NVCC_FLAGS, *gencode(chosen), *includes(root)]
+    prefix = [str(kit.nvcc), *NVCC_FLAGS, *gencode(chosen), *_build.includes(root)]
     prefix += _host_compiler()
     linker = [str(kit.nvcc), "-shared", "-cudart=static"]
     kernels = sorted((root / "cuda").glob("*.cu")) if sources is None else list(sources)
-    return library(CUDA_LIBRARY, prefix, linker, kernels, root, f"nvcc {kit.version}", force, verbose)
+    version = f"nvcc {kit.version}"
+    return _build.library(CUDA_LIBRARY, prefix, linker, kernels, root, version, force, verbose, headers(root))
 
 
 @functools.cache
@@ -144,78 +139,6 @@ def _host_compiler() -> list[str]:
     return ["-ccbin", program, *(f"-Xcompiler={argument.replace(',', chr(92) + ',')}" for argument in arguments)]
 
 
-def library(
-    name: str,
-    prefix: list[str],
-    linker: list[str],
-    sources: list[Path],
-    root: Path,
-    compiler: str,
-    force: bool = False,
-    verbose: bool = False,
-    headers: Sequence[Path] = (),
-) -> BuildResult:
-    """Compile each source by ``prefix`` and link them by ``linker``, unless the result is in the cache.
-
-    Args:
-        root: folder of the kernel sources.
-        compiler: its version, on which the results depend.
-        headers: that they depend on besides those of the kernels.
-
-    Raises:
-        PrerequisiteError: a compiler that fails, or a cache that cannot be written.
-    """
-    cache = cache_folder()
-    flags = [flag for flag in prefix if str(root) not in flag]
-    parts = [compiler, *flags, _binding_version(), *_contents([*_headers(root), *headers])]
-    objects = [cache / "objects" / f"{source.stem}-{_digest([*parts, source.read_text()])}.o" for source in sources]
-    key = _digest([*linker, *(made.name for made in objects)])
-    folder = cache / f"{name.removeprefix('libquestbench_').removesuffix('.so')}-{key}"
-
-    def compile_into(scratch: Path) -> Path:
-        def compile_one(source: Path, target: Path) -> None:
-            if _compiling.is_whole(target) and not force:
-                return
-            made = scratch / target.name
-            _compiling.run([*prefix, "-c", str(source), "-o", str(made)], made, verbose=verbose)
-            _compiling.keep(made, target)
-
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            list(pool.map(compile_one, sources, objects))
-        made = scratch / name
-        _compiling.run([*linker, *map(str, objects), *_binding(), "-o", str(made)], made, verbose=verbose)
-        return made
-
-    return _build.stored(folder / name, force, compile_into)
-
-
-def includes(root: Path) -> list[str]:
-    """Flags for the headers of the kernels and of the binding."""
-    import tvm_ffi.libinfo
-
-    # As system headers: what is theirs raises no warnings.
-    system = [flag for folder in tvm_ffi.libinfo.include_paths() for flag in ("-isystem", str(folder))]
-    return [f"-I{root / 'include'}", *system]
-
-
-def _binding() -> list[str]:
-    import tvm_ffi.libinfo
-
-    return [f"-L{Path(tvm_ffi.libinfo.find_libtvm_ffi()).parent}", "-ltvm_ffi", "-ldl", "-lpthread"]
-
-
-def _binding_version() -> str:
-    return importlib.metadata.version("apache-tvm-ffi")
-
-
-def _headers(root: Path) -> list[Path]:
-    folders = ("include/questbench/*.h", "cuda/*.h", "cuda/*.cuh")
-    return sorted(header for folder in folders for header in root.glob(folder))
-
-
-def _contents(files: Iterable[Path]) -> list[str]:
-    return [f"{file.name}\n{file.read_text()}" for file in files]
-
-
-def _digest(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+def headers(root: Path) -> list[Path]:
+    """Those that the sources include besides the ones that all kernels share."""
+    return [*root.glob("cuda/*.h"), *root.glob("cuda/*.cuh")]

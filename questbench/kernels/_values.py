@@ -77,9 +77,7 @@ def _attend(
     mass: Tensor | None,
     visits: Tensor | None,
 ) -> None:
-    size = k_pages.shape[2]
-    _lengths(lengths, page_table, size)
-    _ids(page_table, lengths.long(), size, k_pages.shape[0])
+    size = _stored(k_pages, page_table, lengths)
     _slots(lengths, mass=mass, visits=visits)
     if pages is not None and counts is not None:
         _listed("page", pages, counts, _pages(lengths, size))
@@ -95,9 +93,7 @@ def _attend_top(
     width: int,
     visits: Tensor | None,
 ) -> None:
-    size = k_pages.shape[2]
-    _lengths(lengths, page_table, size)
-    _ids(page_table, lengths.long(), size, k_pages.shape[0])
+    size = _stored(k_pages, page_table, lengths)
     _slots(lengths, visits=visits)
     _select(page_table[:, None], lengths, size, row_counts, width)
 
@@ -130,8 +126,7 @@ def _quantize(
 ) -> None:
     if new is not None:
         _within("new", new, 0, incoming)
-    _lengths(lengths, page_table, k_pages.shape[2])
-    _ids(page_table, lengths.long(), k_pages.shape[2], k_pages.shape[0])
+    _stored(k_pages, page_table, lengths)
     _slots(lengths, codes=codes)
 
 
@@ -157,6 +152,14 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "estimate": _estimate,
     "prune": _prune,
 }
+
+
+def _stored(k_pages: Tensor, page_table: Tensor, lengths: Tensor) -> int:
+    """All entries of all rows are in the pool; the size of its pages."""
+    size = k_pages.shape[2]
+    _lengths(lengths, page_table, size)
+    _ids(page_table, lengths.long(), size, k_pages.shape[0])
+    return size
 
 
 def _listed(what: str, lists: Tensor, counts: Tensor, held: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import platform
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,8 +53,8 @@ def build() -> Path:
     source = kernel_sources() / "probe" / "read.cpp"
     compiler = _compiling.compiler("c++", "g++", "clang++")
     try:
-        told = " ".join((*compiler.command, compiler.version, *FLAGS, *NATIVE))
-        parts = (source.read_bytes(), told.encode(), _cpu())
+        told = " ".join((*compiler.command, compiler.version, *FLAGS, *NATIVE, _compiling.processor()))
+        parts = (source.read_bytes(), told.encode())
         name = f"read-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}"
         target = cache_folder() / "probe" / f"{name}.so"
         if not _compiling.is_whole(target):
@@ -75,12 +74,3 @@ def _compile(command: Sequence[str], source: Path, made: Path) -> Path:
     except PrerequisiteError:
         _compiling.run([*command, *FLAGS, str(source), "-o", str(made)], made)
     return made
-
-
-def _cpu() -> bytes:
-    """What the code may use: a library built on one machine must not be loaded on another, lesser one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().split(b"\n")
-    except OSError:
-        return platform.processor().encode()
-    return b"".join(sorted({line for line in lines if line.lower().startswith((b"flags", b"features", b"model name"))}))

@@ -40,7 +40,6 @@ class Perplexity:
     ci_low: float
     """95 % block-bootstrap interval; 0 and infinity where there are too few windows."""
     ci_high: float
-    """See ``ci_low``."""
     tokens: int
     """Tokens scored."""
 
@@ -54,13 +53,11 @@ class PerplexityComparison:
     ci_low: float
     """95 % block-bootstrap interval of ``delta``; infinite where there are too few blocks."""
     ci_high: float
-    """See ``ci_low``."""
     relative: float
     """``delta`` over the perplexity of dense."""
     relative_low: float
     """95 % block-bootstrap interval of ``relative``."""
     relative_high: float
-    """See ``relative_low``."""
     p_value: float | None
     """Two-sided, of "no difference": signs of whole blocks are flipped. ``None`` where there are too few of them."""
     min_detectable: float | None

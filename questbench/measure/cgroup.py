@@ -55,7 +55,7 @@ def memory_left(root: Path = _ROOT, own: Path = _OWN) -> int | None:
             limit, usage = _number(folder / limit_name), _number(folder / usage_name)
             if limit is None or usage is None or limit >= UNLIMITED:
                 continue
-            left = max(limit - max(usage - _field(folder / "memory.stat", dropped), 0), 0)
+            left = max(limit - max(usage - (field(folder / "memory.stat", dropped) or 0), 0), 0)
             found = left if found is None else min(found, left)
     return found
 
@@ -82,12 +82,13 @@ def _number(file: Path) -> int | None:
         return None
 
 
-def _field(file: Path, name: str) -> int:
+def field(file: Path, name: str) -> int | None:
+    """The number behind a name in a file of lines such as ``MemAvailable:  1234 kB``."""
     try:
-        for line in file.read_text(encoding="ascii").splitlines():
-            key, _, value = line.partition(" ")
-            if key == name:
-                return int(value)
-    except (OSError, ValueError):
+        for line in file.read_text(encoding="ascii", errors="replace").splitlines():
+            words = line.replace(":", " ").split()
+            if words[:1] == [name]:
+                return int(words[1])
+    except (OSError, ValueError, IndexError):
         pass
-    return 0
+    return None

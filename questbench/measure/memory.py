@@ -77,10 +77,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _available(file: Path = Path("/proc/meminfo")) -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in file.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+    if (kibibytes := cgroup.field(file, "MemAvailable")) is not None:
+        return kibibytes * 1024
     with contextlib.suppress(OSError, ValueError):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return UNTOLD

@@ -31,7 +31,6 @@ class PairedComparison:
     ci_low: float
     """95 % interval of ``delta``. It shows a size; the p value decides, and near 0.05 they may disagree."""
     ci_high: float
-    """See ``ci_low``."""
     p_value: float
     """Two-sided, of "no difference": exact McNemar for scores of 0 and 1, sign flips otherwise."""
     losses: int
@@ -40,13 +39,6 @@ class PairedComparison:
     """Pairs in which the method scored higher."""
     min_detectable: float | None
     """The smallest difference that this many samples can tell from none; ``None`` if they can tell none at all."""
-    p_holm: float | None = None
-    """``p_value`` corrected for the family it was tested in; see :func:`corrected`."""
-
-    @property
-    def significant(self) -> bool:
-        """Corrected where a correction was made."""
-        return (self.p_value if self.p_holm is None else self.p_holm) < ALPHA
 
 
 def compare(
@@ -157,12 +149,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = largest
     return corrected
-
-
-def corrected(family: Sequence[PairedComparison]) -> list[PairedComparison]:
-    """The same comparisons with ``p_holm`` filled in; a family is what one table or figure lets a reader pick from."""
-    p_values = holm([one.p_value for one in family])
-    return [dataclasses.replace(one, p_holm=p) for one, p in zip(family, p_values, strict=True)]
 
 
 def _signed(patterns: NDArray[np.int64], data: NDArray[np.float64]) -> NDArray[np.float64]:

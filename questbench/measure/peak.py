@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from questbench.measure.cgroup import field
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -49,8 +51,5 @@ def _reset_high_water() -> bool:
 
 
 def _resident(name: str) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith(name):
-                return int(line.split()[1]) * 1024
-    return None
+    kibibytes = field(_STATUS, name)
+    return None if kibibytes is None else kibibytes * 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,24 +10,10 @@ import numpy as np
 
 from questbench.errors import UsageError
 from questbench.measure import finite
-from questbench.measure.cautions import warnings
-from questbench.measure.order import median, median_interval, quantile, relative_noise
+from questbench.measure.cautions import warnings as warnings
+from questbench.measure.order import median as median
+from questbench.measure.order import median_interval, quantile, relative_noise
 from questbench.seeding import derive
-
-__all__ = [
-    "Z95",
-    "Ratios",
-    "bootstrap_mean",
-    "bounded_mean",
-    "median",
-    "median_interval",
-    "paired_ratios",
-    "quantile",
-    "relative_noise",
-    "summary",
-    "warnings",
-    "wilson",
-]
 
 Z95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""
@@ -123,32 +108,10 @@ def bounded_mean(
     return min(low, (total + z2 * lowest) / (n + z2)), max(high, (total + z2 * highest) / (n + z2))
 
 
-@dataclasses.dataclass(frozen=True)
-class Ratios:
-    """Baseline over arm, round by round: above 1 the arm is faster."""
-
-    values: list[float]
-    """One ratio per round."""
-    median: float
-    """The speed-up."""
-    p20: float
-    """A fifth of the rounds is below."""
-    p80: float
-    """A fifth of the rounds is above."""
-    ci_low: float
-    """95 % interval of the median, from order statistics."""
-    ci_high: float
-    """See ``ci_low``."""
-
-
-def paired_ratios(baseline: Sequence[float], arm: Sequence[float]) -> Ratios:
-    """Speed-up of ``arm`` over ``baseline`` as the median of the ratios of each round.
+def paired_ratios(baseline: Sequence[float], arm: Sequence[float]) -> list[float]:
+    """Baseline over arm, round by round: above 1 the arm is faster, and the median is the speed-up.
 
     Both were timed in the same rounds, so what slowed a whole round down cancels; a ratio of two medians would keep it.
-
-    Args:
-        baseline: seconds per round.
-        arm: seconds per round.
 
     Raises:
         UsageError: the two do not have the same rounds.
@@ -158,6 +121,4 @@ def paired_ratios(baseline: Sequence[float], arm: Sequence[float]) -> Ratios:
             f"{len(baseline)} and {len(arm)} rounds cannot be paired.", "Time both arms in one call of interleave()."
         )
     finite.refuse("time", baseline, arm)
-    ratios = [b / a for b, a in zip(baseline, arm, strict=True)]
-    low, high = median_interval(ratios)
-    return Ratios(ratios, median(ratios), quantile(ratios, 0.2), quantile(ratios, 0.8), low, high)
+    return [b / a for b, a in zip(baseline, arm, strict=True)]

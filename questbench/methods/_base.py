@@ -18,7 +18,6 @@ backend. Dense is a method.
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -194,7 +193,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method:
     """A KV-cache policy; its dataclass fields are its parameters (``-M name=value``)."""
 
     budget: int = 2048
@@ -206,8 +205,6 @@ class Method(ABC):
     """Whether the budget limits what is read; only dense has none."""
     yardstick: ClassVar[bool] = False
     """A reference point (oracle, random) that no one would deploy; refused in ``kernel`` and ``e2e``."""
-    paper: ClassVar[str] = ""
-    """Where the method comes from."""
 
     @property
     def name(self) -> str:
@@ -216,7 +213,7 @@ class Method(ABC):
 
     @property
     def needs_bounds(self) -> Literal["closed", "all"] | None:
-        """Pages whose key bounds must be right at every step: ``all``, those that are full, or none."""
+        """Pages whose key bounds must be right at every step: ``all``, full ones, or none, as with a ``keep_step``."""
         return None
 
     @property
@@ -277,9 +274,9 @@ class Method(ABC):
         """What is kept after a prompt; ``None`` keeps everything."""
         return self.keep_step()
 
-    @abstractmethod
     def select(self, q: Tensor, layer: Layer, ops: Ops) -> Selection:
         """What the query ``[B, Hq, D]`` of this decode step reads. The new entry is already in the cache."""
+        return Everything()
 
     def merge(self, q: Tensor, out: Tensor, lse: Tensor, layer: Layer) -> Tensor:
         """What a step returns ``[B, Hq, D]``: its output merged with what ``layer.state`` knows of dropped entries.
@@ -309,13 +306,13 @@ class Method(ABC):
         keep = self.keep_prompt() or self.keep_step()
         return length if keep is None else min(length, keep.entries + 1)
 
-    @abstractmethod
     def tokens_visible(self, length: int, page_size: int) -> int:
         """Entries one query head sees in the first step behind a prompt of ``length - 1`` tokens."""
+        return self.tokens_resident(length)
 
-    @abstractmethod
     def bytes_read(self, length: int, shape: CacheShape) -> int:
         """Bytes of cache that this step of one row must read in one layer: KV entries and page bounds."""
+        return shape.entry_bytes * self.tokens_visible(length, shape.page_size)
 
     def bytes_counted(self, length: int, shape: CacheShape, read: float) -> int:
         """The same for a step that was counted and read ``read`` entries per KV head.

@@ -18,7 +18,7 @@ PACKAGE = "questbench.methods"
 
 def method_class(name: str) -> type[Method]:
     """The class of a registered method. Raises UsageError for an unknown name."""
-    return registry.load(PACKAGE, name, Method, kind="method")  # type: ignore[type-abstract]
+    return registry.load(PACKAGE, name, Method, kind="method")
 
 
 def make(name: str, budget: int, arguments: Mapping[str, str] | None = None) -> Method:

@@ -7,15 +7,9 @@ our pages, where one entry takes the slot of the oldest, instead of in tensors t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from questbench.methods._base import CacheShape, Everything, Keep, Method, Selection
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from questbench.cache import LayerCache
-    from questbench.kernels._ops import Ops
+from questbench.methods._base import Keep, Method
 
 
 @dataclass(frozen=True)
@@ -24,18 +18,6 @@ class Window(Method):
 
     budgeted: ClassVar[bool] = False
 
-    def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
-        """Everything that is still there."""
-        return Everything()
-
     def keep_step(self) -> Keep:
         """What the next query sees besides itself."""
         return Keep(self.budget - 1, recent=self.budget - 1, by="age")
-
-    def tokens_visible(self, length: int, page_size: int) -> int:
-        """The window."""
-        return min(length, self.budget)
-
-    def bytes_read(self, length: int, shape: CacheShape) -> int:
-        """Keys and values of the window."""
-        return shape.entry_bytes * min(length, self.budget)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PageYardstick(Method):
+class PageYardstick(Method, ABC):
     """Selects pages as Quest's kernel variant does, by scores that no deployed method has."""
 
     yardstick: ClassVar[bool] = True

@@ -26,18 +26,15 @@ import math
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from questbench.errors import UsageError
-from questbench.methods._base import CacheShape, Everything, HeadGroup, Method, Selection, at_least
+from questbench.methods._base import CacheShape, HeadGroup, Method, at_least
 from questbench.methods.dense import Dense
 from questbench.methods.streaming_llm import StreamingLLM
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from questbench.cache import LayerCache
-    from questbench.kernels._ops import Ops
+    pass
 
 SOURCE = (
     "Patterns of six models are published in the folder attn_patterns of https://github.com/mit-han-lab/duo-attention. "
@@ -57,8 +54,6 @@ class DuoAttention(Method):
     """Share of streaming heads, of all heads of the model."""
     sinks: int | None = None
     """Entries at the start of the text that streaming heads keep; as the pattern was trained by default."""
-
-    paper: ClassVar[str] = "https://arxiv.org/abs/2410.10819"
 
     def head_groups(self, shape: CacheShape) -> tuple[HeadGroup, ...]:
         """Retrieval heads, which are dense, and streaming heads, where a layer has them."""
@@ -83,10 +78,6 @@ class DuoAttention(Method):
         """Streaming heads do not; each group of heads says itself what it keeps."""
         return False
 
-    def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
-        """Everything that is still there."""
-        return Everything()
-
     def check(self, page_size: int) -> None:
         """A pattern that can be read; the sinks, one window entry and the new one."""
         if not self.pattern:
@@ -103,10 +94,6 @@ class DuoAttention(Method):
         layers = self._retrieval
         full = sum(map(sum, layers)) / (len(layers) * len(layers[0]))
         return math.ceil(full * length + (1 - full) * min(length, self.budget))
-
-    def tokens_visible(self, length: int, page_size: int) -> int:
-        """What is resident is seen."""
-        return self.tokens_resident(length)
 
     def bytes_read(self, length: int, shape: CacheShape) -> int:
         """Keys and values of what the heads of this layer hold."""

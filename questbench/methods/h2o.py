@@ -15,13 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from questbench.methods._base import CacheShape, Everything, Keep, Method, PromptMass, Selection, at_least
+from questbench.methods._base import CacheShape, Keep, Method, PromptMass, at_least
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from questbench.cache import LayerCache
-    from questbench.kernels._ops import MassMode, Ops
+    from questbench.kernels._ops import MassMode
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,6 @@ class H2O(Method):
     """Where accumulation starts."""
 
     step_mass: ClassVar[MassMode] = "sum"
-    paper: ClassVar[str] = "https://arxiv.org/abs/2306.14048"
 
     @property
     def prompt_mass(self) -> PromptMass:
@@ -43,10 +39,6 @@ class H2O(Method):
     def warmup_steps(self) -> int:
         """The step that judges everything reads everything."""
         return 0 if self.score_from == "prefill" else 1
-
-    def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
-        """Everything that is still there."""
-        return Everything()
 
     def keep_prompt(self) -> Keep | None:
         """Without scores from the prefill nothing can be dropped before the first step."""
@@ -59,10 +51,6 @@ class H2O(Method):
     def check(self, page_size: int) -> None:
         """One heavy and one recent entry beside the new one."""
         at_least(self, 3, "a heavy entry, a recent one and the new one")
-
-    def tokens_visible(self, length: int, page_size: int) -> int:
-        """The kept ones and the new one."""
-        return min(length, self.budget)
 
     def bytes_read(self, length: int, shape: CacheShape) -> int:
         """Keys and values of what is resident; the running sum is read and written besides."""

@@ -28,7 +28,7 @@ class Oracle(PageYardstick):
         pages = layer.page_table.shape[1]
         scores = torch.full((rows, heads, pages * layer.page_size), -torch.inf, device=q.device)
         for row in range(rows):
-            keys = layer.gather(row)[0].float().repeat_interleave(heads // layer.kv_heads, dim=0)
+            keys = layer.keys(row).float().repeat_interleave(heads // layer.kv_heads, dim=0)
             scores[row, :, : layer.held[row]] = (keys @ q[row].float()[..., None])[..., 0]
         best: Tensor = scores.unflatten(2, (pages, layer.page_size)).amax(-1)
         return best

@@ -17,7 +17,7 @@ Deviations, all recorded with every result:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from questbench.errors import UsageError
 from questbench.methods._base import CacheShape, Method, Selection, TopPages
@@ -39,8 +39,6 @@ class Quest(Method):
     """Whose list of pages: one per KV head, or one per query head. ``auto``: kv_head, but q_head in ``eval``."""
     group_merge: Literal["sum_softmax", "max"] = "sum_softmax"
     """How the query heads of a KV head agree, where they share a list."""
-
-    paper: ClassVar[str] = "https://arxiv.org/abs/2406.10774"
 
     def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
         """The best ``budget // S`` pages."""

@@ -18,16 +18,15 @@ entries is full all the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from questbench.errors import UsageError
-from questbench.methods._base import CacheShape, Everything, Keep, Method, PromptMass, Selection, at_least
+from questbench.methods._base import Keep, Method, PromptMass, at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from questbench.cache import LayerCache
-    from questbench.kernels._ops import Ops
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,6 @@ class SnapKV(Method):
     """Entries that votes are pooled over; odd, 1 for no pooling."""
     pooling: Literal["avg", "max"] = "avg"
     """How: their mean, zeros beyond the ends included, or their maximum."""
-
-    paper: ClassVar[str] = "https://arxiv.org/abs/2404.14469"
 
     @property
     def prompt_mass(self) -> PromptMass:
@@ -63,10 +60,6 @@ class SnapKV(Method):
         """The window and the best of the rest."""
         return Keep(self.budget - 1, recent=self.window, by="mass")
 
-    def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
-        """Everything that is still there."""
-        return Everything()
-
     def check(self, page_size: int) -> None:
         """A window, one entry that it votes for and the new one; a kernel with a middle."""
         if self.window < 1 or self.kernel % 2 == 0:
@@ -79,7 +72,3 @@ class SnapKV(Method):
     def tokens_visible(self, length: int, page_size: int, generated: int = 1) -> int:
         """What was kept of the prompt and all that came since: ``generated`` tokens, the new one included."""
         return min(length, self.budget - 1 + generated)
-
-    def bytes_read(self, length: int, shape: CacheShape) -> int:
-        """Keys and values of what is resident."""
-        return shape.entry_bytes * self.tokens_visible(length, shape.page_size)

@@ -11,10 +11,10 @@ for rotary embeddings whose frequencies do not change with the length. ``positio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from questbench.errors import CellError
-from questbench.methods._base import CacheShape, Everything, Keep, Method, Selection, at_least
+from questbench.methods._base import Everything, Keep, Method, Selection, at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +31,6 @@ class StreamingLLM(Method):
     """Entries at the start of the text that are never dropped."""
     positions: Literal["cache", "text"] = "cache"
     """Positions count inside the cache (the paper), or in the text."""
-
-    paper: ClassVar[str] = "https://arxiv.org/abs/2309.17453"
 
     @property
     def needs_rotation(self) -> bool:
@@ -62,11 +60,3 @@ class StreamingLLM(Method):
     def check(self, page_size: int) -> None:
         """The sinks, one window entry and the new one."""
         at_least(self, self.sinks + 2, f"{self.sinks} sinks, one window entry and the new one")
-
-    def tokens_visible(self, length: int, page_size: int) -> int:
-        """The kept ones and the new one."""
-        return min(length, self.budget)
-
-    def bytes_read(self, length: int, shape: CacheShape) -> int:
-        """Keys and values of what is resident."""
-        return shape.entry_bytes * min(length, self.budget)

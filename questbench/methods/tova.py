@@ -13,13 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from questbench.methods._base import CacheShape, Everything, Keep, Method, PromptMass, Selection, at_least
+from questbench.methods._base import CacheShape, Keep, Method, PromptMass, at_least
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from questbench.cache import LayerCache
-    from questbench.kernels._ops import MassMode, Ops
+    from questbench.kernels._ops import MassMode
 
 
 @dataclass(frozen=True)
@@ -27,16 +24,11 @@ class TOVA(Method):
     """Keeps the entries that the newest query attends to most."""
 
     step_mass: ClassVar[MassMode] = "last"
-    paper: ClassVar[str] = "https://arxiv.org/abs/2401.06104"
 
     @property
     def prompt_mass(self) -> PromptMass:
         """The attention of the prompt's last query."""
         return 1
-
-    def select(self, q: Tensor, layer: LayerCache, ops: Ops) -> Selection:
-        """Everything that is still there."""
-        return Everything()
 
     def keep_step(self) -> Keep:
         """The heaviest entries of this step; the newest is not protected."""
@@ -45,10 +37,6 @@ class TOVA(Method):
     def check(self, page_size: int) -> None:
         """One kept entry beside the new one."""
         at_least(self, 2, "one kept entry and the new one")
-
-    def tokens_visible(self, length: int, page_size: int) -> int:
-        """The kept ones and the new one."""
-        return min(length, self.budget)
 
     def bytes_read(self, length: int, shape: CacheShape) -> int:
         """Keys and values of what is resident; this step's probabilities are written and read besides."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from questbench.errors import UsageError
 from questbench.kernels._codes import code_bytes, empty_codes
@@ -85,8 +85,6 @@ class Twilight(Method):
     """Share of the mass, as estimated, that the entries read must hold."""
     select_by: Literal["kv_head", "q_head"] = "kv_head"
     """Whose set of entries: one per KV head, or one per query head."""
-
-    paper: ClassVar[str] = "https://arxiv.org/abs/2502.02770"
 
     @property
     def needs_bounds(self) -> Literal["closed", "all"] | None:

@@ -19,10 +19,7 @@ def check_special_tokens(path: Path, settings: Any) -> None:
     Raises:
         PrerequisiteError: one of them is not.
     """
-    if not isinstance(settings, dict):
-        return
-    text = settings.get("text_config")
-    for part in (settings, text if isinstance(text, dict) else {}):
+    for part in _parts(settings):
         for name in SPECIAL:
             value = part.get(name)
             if value is not None and not all(map(_is_token, value if isinstance(value, list) else [value])):
@@ -55,8 +52,7 @@ def check_layers(path: Path, config: Mapping[str, Any], tensors: int) -> None:
     Raises:
         PrerequisiteError: it is not a positive number, or there are fewer tensors than layers.
     """
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, dict) else {}):
+    for part in _parts(config):
         for name in LAYERS:
             layers = part.get(name)
             if layers is None:
@@ -86,6 +82,12 @@ def no_weights(folder: Path, pickles: bool) -> PrerequisiteError:
             "Convert it: model.save_pretrained(FOLDER) writes safetensors; or take a revision that has them.",
         )
     return PrerequisiteError(f"{folder} has no *.safetensors weights.", AGAIN)
+
+
+def _parts(settings: Any) -> list[Mapping[str, Any]]:
+    """A configuration, and that of the text in one of several kinds of input."""
+    parts = [settings, settings.get("text_config")] if isinstance(settings, dict) else []
+    return [part for part in parts if isinstance(part, dict)]
 
 
 def _is_token(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from questbench._digest import sha256
-from questbench.errors import PrerequisiteError, QuestbenchError
+from questbench.errors import PrerequisiteError, QuestbenchError, first_line
 from questbench.models._config_check import check_layers, check_special_tokens, no_weights, weight_files
 from questbench.models._fits import check_memory
 
@@ -162,18 +161,6 @@ def contents(folder: Path) -> dict[str, str]:
             return dict(zip((path.name for path in paths), several.map(sha256, paths), strict=True))
     except OSError as error:
         raise PrerequisiteError(f"{error.filename} cannot be read: {error.strerror}.", "Check the file.") from error
-
-
-def fingerprint(folder: Path) -> str:
-    """One hash of all of :func:`contents`: whole files, so that no change of a weight goes unseen."""
-    lines = [f"{name} {digest}" for name, digest in contents(folder).items()]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, short enough for a message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def _explained(error: Exception, folder: Path, what: str, trusted: bool) -> QuestbenchError:

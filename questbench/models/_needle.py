@@ -17,7 +17,6 @@ NAME = "needle"
 FOLDER = Path(__file__).resolve().parent / NAME
 DENSE_LAYERS = 1
 """Default of ``--dense-layers``: layer 0 looks at neighbours only, retrieval sits behind it."""
-PAGE_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,10 @@ def shape() -> dict[str, int]:
     if not path.is_file():
         return {}
     config = json.loads(path.read_text(encoding="utf-8"))
-    layers, kv_heads, head_dim = (config[key] for key in ("num_hidden_layers", "num_key_value_heads", "head_dim"))
     return {
-        "layers": layers,
+        "layers": config["num_hidden_layers"],
         "heads": config["num_attention_heads"],
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
+        "kv_heads": config["num_key_value_heads"],
+        "head_dim": config["head_dim"],
         "context": config["max_position_embeddings"],
-        "kv_bytes_per_token": 2 * 2 * layers * kv_heads * head_dim,
     }

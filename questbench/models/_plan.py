@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from questbench.attention import Scoring
+from questbench.methods._base import CacheShape
 from questbench.models._projection import Buffers, Projection
 from questbench.models._rotation import by_halves, signed
+from questbench.models._shape import cache_shape
 
 Apply = Callable[[Tensor], Tensor]
 Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -95,7 +97,10 @@ def lay_out(model: PreTrainedModel, rows: int) -> Plan:
     buffers = Buffers(rows, parameter.dtype) if parameter.device.type == "cpu" else None
     kinds = getattr(config, "layer_types", None) or [None] * len(decoder.layers)
     kinds = kinds if "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters else [None] * len(kinds)
-    blocks = tuple(_block(layer, kind, config, buffers) for layer, kind in zip(decoder.layers, kinds, strict=True))
+    blocks = tuple(
+        _block(layer, kind, cache_shape(model, 1, index), buffers)
+        for index, (layer, kind) in enumerate(zip(decoder.layers, kinds, strict=True))
+    )
     return Plan(
         embed=decoder.embed_tokens,
         rotary=_rotary(decoder.rotary_emb, sorted(set(kinds), key=str)),
@@ -106,10 +111,9 @@ def lay_out(model: PreTrainedModel, rows: int) -> Plan:
     )
 
 
-def _block(layer: nn.Module, kind: str | None, config: Any, buffers: Buffers | None) -> Block:
+def _block(layer: nn.Module, kind: str | None, shape: CacheShape, buffers: Buffers | None) -> Block:
     attention: Any = _part(layer, "self_attn")
     mlp = _part(layer, "mlp")
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if getattr(attention, "sinks", None) is not None:
         raise UnknownPart("attention sinks")
     # Gemma has norms behind attention and MLP as well, and then the name of Llama's second norm means another place.
@@ -128,8 +132,8 @@ def _block(layer: nn.Module, kind: str | None, config: Any, buffers: Buffers | N
         activation=_activation(mlp),
         down=Projection([_part(mlp, "down_proj")], buffers),
         down_norm=_norm(_part(layer, "post_feedforward_layernorm")) if sandwiched else None,
-        heads=heads,
-        kv_heads=kv_heads,
+        heads=shape.query_heads,
+        kv_heads=shape.kv_heads,
         head_dim=attention.head_dim,
         scoring=Scoring(float(attention.scaling), float(getattr(attention, "attn_logit_softcapping", None) or 0.0)),
         window=getattr(attention, "sliding_window", None),

@@ -37,11 +37,6 @@ class LoadedModel:
     """As the user named it."""
     dense_layers: int = DENSE_LAYERS
     """Default of ``--dense-layers``."""
-    page_size: int = 16
-    """Default of ``--page-size``."""
-    random_weights: bool = False
-    sha: str | None = None
-    """Commit of a hub model, fingerprint of a local folder."""
 
 
 def resolve(
@@ -75,22 +70,22 @@ def resolve(
     _check_device(device)
     check(name, layers)
     if name == "constructed":
-        return _constructed(dtype, device)
-    if name == "needle":
-        return _needle(dtype, device)
+        from questbench.models import constructed
+
+        model, tokenizer = constructed.build(dtype)
+        model.to(device)
+        return LoadedModel(model, tokenizer, name, constructed.DENSE_LAYERS)
     if name.startswith(SHAPE):
         from questbench.models import _random_weights
 
-        model = _random_weights.build(name.removeprefix(SHAPE), dtype, device, seed, layers)
-        return LoadedModel(model, None, name, random_weights=True)
-    from questbench.models import _folder
+        return LoadedModel(_random_weights.build(name.removeprefix(SHAPE), dtype, device, seed, layers), None, name)
+    from questbench.models import _folder, _needle
 
     folder = folder_of(name, online=online, trust_remote_code=trust_remote_code)
     assert folder is not None
-    sha = folder.name if not is_gguf(name) and not Path(name).expanduser().exists() else _folder.fingerprint(folder)
     model = _folder.load_model(folder, dtype, device, trust_remote_code=trust_remote_code)
     tokenizer = _folder.load_tokenizer(folder, trust_remote_code=trust_remote_code, needed=need_tokenizer)
-    return LoadedModel(model, tokenizer, name, sha=sha)
+    return LoadedModel(model, tokenizer, name, _needle.DENSE_LAYERS if name == _needle.NAME else DENSE_LAYERS)
 
 
 def folder_of(name: str, *, online: bool = False, trust_remote_code: bool = False) -> Path | None:
@@ -147,25 +142,6 @@ def check(name: str, layers: int | None = None) -> None:
             "Give a folder, a .gguf file, pip:DISTRIBUTION, a hub id (owner/name), shape:NAME, constructed or needle: "
             "questbench ls models",
         )
-
-
-def _constructed(dtype: torch.dtype, device: str) -> LoadedModel:
-    from questbench.models.constructed import EMBEDDED, build
-
-    model, tokenizer = build(dtype)
-    model.to(device)
-    return LoadedModel(model, tokenizer, EMBEDDED.name, EMBEDDED.dense_layers, EMBEDDED.page_size)
-
-
-def _needle(dtype: torch.dtype, device: str) -> LoadedModel:
-    from questbench.models import _folder, _needle
-
-    path = folder_of(_needle.NAME)
-    assert path is not None
-    model = _folder.load_model(path, dtype, device, trust_remote_code=False)
-    tokenizer = _folder.load_tokenizer(path, trust_remote_code=False, needed=True)
-    sha = _folder.fingerprint(path)
-    return LoadedModel(model, tokenizer, _needle.NAME, _needle.DENSE_LAYERS, _needle.PAGE_SIZE, sha=sha)
 
 
 def _check_device(device: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from questbench.errors import PrerequisiteError, UsageError
+from questbench.errors import PrerequisiteError, UsageError, first_line
 from questbench.models._projection import weight_bytes
 
 WEIGHTS = ("full", "int8", "int4")
@@ -71,7 +71,7 @@ def quantise(model: PreTrainedModel, weights: str, *, head: bool = False) -> dic
             chosen[0](torch.zeros((1, chosen[0].in_features), dtype=model.dtype, device=device))
     except (RuntimeError, NotImplementedError, AssertionError, ImportError, ValueError) as error:
         raise PrerequisiteError(
-            f"torchao cannot run {weights} weights on this {device}: {str(error).splitlines()[0]}",
+            f"torchao cannot run {weights} weights on this {device}: {first_line(error)}",
             "Use --weights full, or another --device.",
         ) from error
     gc.collect()

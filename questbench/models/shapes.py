@@ -35,15 +35,6 @@ class Shape:
     tied: bool = False
     """Input and output embeddings are one matrix."""
 
-    @property
-    def group(self) -> int:
-        """Query heads that share a KV head."""
-        return self.heads // self.kv_heads
-
-    def kv_bytes(self, element_bytes: int = 2) -> int:
-        """Bytes of KV cache per token, all layers together."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * element_bytes
-
 
 # fmt: off
 SHAPES: dict[str, Shape] = {

@@ -75,12 +75,6 @@ def collect() -> dict[str, Any]:
     }
 
 
-def last_level_cache_bytes() -> int | None:
-    """Size of the largest cache of the first core, in bytes; ``None`` if the system does not say."""
-    sizes = [value for value in (_safe(_caches) or {}).values() if value]
-    return max(sizes, default=None)
-
-
 def machine(environment: dict[str, Any]) -> str:
     """What must agree before two runs may be compared: the GPU if there is one, and the CPU with its core count."""
     return str(environment.get("machine") or "unknown machine")

@@ -27,7 +27,7 @@ from questbench.records.wants import (
 
 SCHEMA_VERSION = 1
 
-Kind = Literal["kernel", "e2e", "accuracy", "analyze"]
+Kind = Literal["kernel", "e2e", "accuracy"]
 Status = Literal["ok", "skipped", "failed"]
 Fidelity = Literal["measured", "modelled"]
 
@@ -51,36 +51,33 @@ RECORD: dict[str, Want] = {
     "schema": COUNT,
 }
 
+
+def _each(want: Want, names: str) -> dict[str, Want]:
+    """The same for several fields."""
+    return dict.fromkeys(names.split(), want)
+
+
 PARAMS: dict[str, Want] = {
-    **dict.fromkeys(
-        ("seq_len", "budget", "page_size", "heads", "kv_heads", "head_dim", "batch", "threads", "samples"),
-        maybe(NUMBER),
-    ),
-    **dict.fromkeys(("dense_layers", "new_tokens", "layers"), maybe(NUMBER)),
-    **dict.fromkeys(("stage", "baseline", "shape", "dtype", "device", "cache", "model", "task"), maybe(TEXT)),
-    **dict.fromkeys(("protocol", "weights", "cache_fill", "loop", "chat_template", "timing"), maybe(TEXT)),
+    **_each(maybe(NUMBER), "seq_len budget page_size heads kv_heads head_dim batch threads samples"),
+    **_each(maybe(NUMBER), "dense_layers new_tokens layers"),
+    **_each(maybe(TEXT), "stage baseline shape dtype device cache model task"),
+    **_each(maybe(TEXT), "protocol weights cache_fill loop chat_template timing"),
 }
-METHOD_ARGS: dict[str, Want] = {"budget": maybe(NUMBER), "page_size": maybe(NUMBER)}
+METHOD_ARGS: dict[str, Want] = _each(maybe(NUMBER), "budget page_size")
 
 STATS: dict[str, Want] = {
-    **dict.fromkeys(("p20", "p80", "p90", "p99", "n", "ci_low", "ci_high", "rounds", "copies"), maybe(NUMBER)),
-    **dict.fromkeys(("bandwidth", "achieved", "share", "predicted", "family", "normalised"), maybe(NUMBER)),
-    **dict.fromkeys(("p_value", "min_detectable", "losses", "gains", "hits", "truncated", "steps"), maybe(NUMBER)),
-    **dict.fromkeys(("delta_vs_dense", "delta_ci_low", "delta_ci_high"), maybe(NUMBER)),
-    **dict.fromkeys(("lossless_margin", "lossless_lower", "lossless_needs", "sparse_steps"), maybe(NUMBER)),
-    **dict.fromkeys(("relative_vs_dense", "relative_ci_low", "relative_ci_high"), maybe(NUMBER)),
-    **dict.fromkeys(
-        ("recall_perplexity", "scored_tokens", "bytes", "tokens_scored", "blocks", "block_tokens"), maybe(NUMBER)
-    ),
-    **dict.fromkeys(("tokens_visible", "tokens_read", "tokens_resident", "pages_read"), maybe(NUMBER)),
-    **dict.fromkeys(("prompt_tokens", "prefill_tokens", "new_tokens", "needle_read"), maybe(NUMBER)),
-    **dict.fromkeys(("dense_fallback", "yardstick", "lossless", "paired", "same_tokens"), maybe(FLAG)),
-    "nothing_left_out": maybe(FLAG),
-    **dict.fromkeys(("linear", "path", "left_out", "lossless_reason", "layers"), maybe(TEXT)),
-    "by_depth": wants.list_of(
-        Want("", lambda row: isinstance(row, list) and len(row) == 3 and all(map(NUMBER.holds, row))),
-        "a list of [depth, samples, sum of scores]",
-    ),
+    **_each(maybe(NUMBER), "p20 p80 p90 p99 n ci_low ci_high rounds copies"),
+    **_each(maybe(NUMBER), "bandwidth achieved share predicted family normalised"),
+    **_each(maybe(NUMBER), "p_value min_detectable losses gains hits truncated steps"),
+    **_each(maybe(NUMBER), "delta_vs_dense delta_ci_low delta_ci_high"),
+    **_each(maybe(NUMBER), "lossless_margin lossless_lower lossless_needs sparse_steps"),
+    **_each(maybe(NUMBER), "relative_vs_dense relative_ci_low relative_ci_high"),
+    **_each(maybe(NUMBER), "recall_perplexity scored_tokens bytes tokens_scored blocks block_tokens"),
+    **_each(maybe(NUMBER), "tokens_visible tokens_read tokens_resident pages_read"),
+    **_each(maybe(NUMBER), "prompt_tokens prefill_tokens new_tokens needle_read"),
+    **_each(maybe(FLAG), "dense_fallback yardstick lossless paired same_tokens nothing_left_out own_prefill"),
+    **_each(maybe(TEXT), "linear path left_out lossless_reason layers"),
+    "by_depth": wants.list_of(wants.row_of(3), "a list of [depth, samples, sum of scores]"),
 }
 
 MANIFEST: dict[str, Want] = {
@@ -99,9 +96,9 @@ MANIFEST: dict[str, Want] = {
 _OBJECTS = wants.list_of(PLAIN_OBJECT, "a list of objects")
 _VERSIONS = Want("an object of texts", lambda value: isinstance(value, dict) and all(map(TEXT.holds, value.values())))
 ENVIRONMENT: dict[str, Want] = {
-    **dict.fromkeys(("machine", "os", "python"), maybe(TEXT)),
-    **dict.fromkeys(("cpu", "git"), maybe(PLAIN_OBJECT)),
-    **dict.fromkeys(("packages", "compilers", "variables"), maybe(_VERSIONS)),
+    **_each(maybe(TEXT), "machine os python"),
+    **_each(maybe(PLAIN_OBJECT), "cpu git"),
+    **_each(maybe(_VERSIONS), "packages compilers variables"),
     "gpus": maybe(_OBJECTS),
     "resumed": _OBJECTS,
     "load": maybe(NUMBERS),
@@ -118,23 +115,20 @@ COMMIT: dict[str, Want] = {
 }
 
 SAMPLE: dict[str, Want] = {
-    **dict.fromkeys(("unit", "sample", "task", "protocol", "cell", "method", "prompt", "completion", "stop"), TEXT),
-    **dict.fromkeys(("error", "unusable", "prompt_text"), TEXT),
-    **dict.fromkeys(("answers", "questions"), TEXTS),
+    **_each(TEXT, "unit sample task protocol cell method prompt completion stop"),
+    **_each(TEXT, "error unusable prompt_text"),
+    **_each(TEXTS, "answers questions"),
     "answers_of_turns": wants.list_of(TEXTS, "a list of lists of texts"),
     "score": NUMBER,
-    **dict.fromkeys(("seq_len", "prompt_tokens", "prefill_tokens", "batch", "removed_tokens", "context_tokens"), COUNT),
-    **dict.fromkeys(("steps", "new_tokens", "scored_tokens", "scored_bytes", "window", "recall_tokens"), COUNT),
-    **dict.fromkeys(("tokens_visible", "tokens_read", "tokens_resident", "pages_read", "tokens_scored"), maybe(NUMBER)),
-    **dict.fromkeys(("nll", "recall_nll", "greedy", "needle_read", "sparse_steps"), maybe(NUMBER)),
-    **dict.fromkeys(("needle_resident_first", "needle_resident_last", "thinking"), FLAG),
+    **_each(COUNT, "seq_len prompt_tokens prefill_tokens batch removed_tokens context_tokens"),
+    **_each(COUNT, "steps new_tokens scored_tokens scored_bytes window recall_tokens"),
+    **_each(maybe(NUMBER), "tokens_visible tokens_read tokens_resident pages_read tokens_scored"),
+    **_each(maybe(NUMBER), "nll recall_nll greedy needle_read sparse_steps"),
+    **_each(FLAG, "needle_resident_first needle_resident_last thinking"),
     "dense_fallback": maybe(FLAG),
     "meta": PLAIN_OBJECT,
     "turns": _OBJECTS,
-    "windows": wants.list_of(
-        Want("", lambda pair: isinstance(pair, list) and len(pair) == 2 and all(map(NUMBER.holds, pair))),
-        "a list of [loss, tokens]",
-    ),
+    "windows": wants.list_of(wants.row_of(2), "a list of [loss, tokens]"),
 }
 
 

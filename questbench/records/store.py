@@ -26,20 +26,8 @@ from questbench.records import environment as probes
 from questbench.records import fields, files, journal, wants
 from questbench.records.inputs import require_same_inputs
 from questbench.records.schema import Kind, ResultRecord, RunManifest
-from questbench.records.writer import MANIFEST, RunWriter, now, unwritable, write_manifest
-
-__all__ = [
-    "RunWriter",
-    "create_run",
-    "expand",
-    "load",
-    "load_manifest",
-    "load_samples",
-    "locate",
-    "newest_per_cell",
-    "resume",
-    "runs",
-]
+from questbench.records.writer import MANIFEST, now, unwritable, write_manifest
+from questbench.records.writer import RunWriter as RunWriter
 
 NOT_COMPARED = frozenset({"out", "resume", "json", "quiet"})
 """Keys of a configuration that say where results go, not what they are."""

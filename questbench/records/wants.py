@@ -121,6 +121,11 @@ def list_of(want: Want, words: str) -> Want:
     return Want(words, lambda value: isinstance(value, list) and all(map(want.holds, value)))
 
 
+def row_of(length: int) -> Want:
+    """So many numbers."""
+    return Want("", lambda row: isinstance(row, list) and len(row) == length and all(map(NUMBER.holds, row)))
+
+
 def _plain(value: Any, deepest: int = DEEPEST) -> bool:
     if isinstance(value, (list, dict)):
         items = value.values() if isinstance(value, dict) else value

@@ -110,14 +110,13 @@ class RunWriter:
         if text:
             self._append(SAMPLES, text)
 
-    def finish(self, prefills: int | None = None, exit_code: int | None = 0) -> None:
+    def finish(self, exit_code: int | None = 0) -> None:
         """Note how the run ended and let go of the folder.
 
         Args:
-            prefills: dense prefills of the whole run; the sum of what :meth:`write` was told if ``None``.
             exit_code: what the process will exit with.
         """
-        self.manifest.prefills = (self._prefills or None) if prefills is None else prefills
+        self.manifest.prefills = self._prefills or None
         self.manifest.end = now()
         self.manifest.exit_code = exit_code
         try:

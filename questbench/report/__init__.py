@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from questbench.errors import ExitCode, PrerequisiteError, UsageError
 from questbench.records import store
 from questbench.records.schema import ResultRecord, RunManifest
+from questbench.records.writer import unwritable
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from questbench.report.plots._base import Drawn
     from questbench.report.render import Table
 
@@ -42,12 +41,6 @@ class Report:
     def exit_code(self) -> ExitCode:
         """``REGRESSION`` if a comparison found one."""
         return ExitCode.REGRESSION if self.regressions else ExitCode.OK
-
-    def renderables(self) -> list[RenderableType]:
-        """Tables for the terminal: the comparison if there is one, then ours."""
-        from questbench.report.render import to_rich
-
-        return [to_rich(table) for table in [*self.comparison, *self.tables]]
 
 
 def build(
@@ -125,18 +118,8 @@ def build(
         if removed := _files.replace_list(out, paths):
             skipped.append(f"{removed} files of an earlier report were removed from '{out}'.")
     except OSError as error:
-        raise _unwritable(out, error) from None
+        raise unwritable(out, error) from None
     return Report(records, own, shown, [*notes, *skipped], regressions, paths)
-
-
-def show(records: Iterable[ResultRecord], manifest: RunManifest | None = None) -> list[RenderableType]:
-    """Tables of fresh records for the terminal, as ``kernel`` and ``accuracy`` show them when they end."""
-    from questbench.report.render import to_rich
-    from questbench.report.tables import tables
-
-    records = store.newest_per_cell(records)
-    manifests = {manifest.run: manifest} if manifest else {}
-    return [to_rich(table) for table in tables(records, manifests)]
 
 
 def _plot_names(plots: Sequence[str] | None) -> list[str]:
@@ -185,8 +168,3 @@ def _draw(
         except _base.NothingToDraw as reason:
             skipped.append(f"Plot {name} was skipped: {reason}.")
     return drawn, skipped
-
-
-def _unwritable(out: Path, error: OSError) -> PrerequisiteError:
-    message = f"Cannot write to '{out}': {error.strerror or error}."
-    return PrerequisiteError(message, "Name a folder you can write with --out DIR.")

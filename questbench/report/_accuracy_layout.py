@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from questbench.report import _format as fmt
+from questbench.report._columns import Column, Shown
 from questbench.report.render import NONE
 
 if TYPE_CHECKING:
@@ -22,29 +22,29 @@ class Layout:
 
     metric: str
     """Column of the frame that holds the headline number."""
-    columns: list[str]
-    """Headers; the second is a count that a fallback shows too."""
-    optional: tuple[str, ...]
-    """Headers that a narrow terminal may leave out, the first one first."""
+    columns: list[Column]
+    """The headline comes first; the second is a count that a fallback shows too."""
+    versus: str
+    """Header of the difference to dense."""
     setup: list[str]
     """Lines under the table about all of it."""
-    about: dict[str, str]
-    """Header -> what that column says."""
-    cells: Callable[[Any], list[str]]
-    """Texts of a row, in the order of ``columns``."""
     higher_is_better: bool
 
 
-def difference(row: Any, value: str, interval: str, divisor: float = PER_CENT) -> str:
-    """``-28 [-40, -15]`` with its sign; the bracket only where there is a finite one."""
-    number = row.get(value)
-    if fmt.missing(number):
-        return NONE
-    sign = "" if number < 0 else "+"
-    low, high = (row.get(f"{interval}_{end}") for end in ("low", "high"))
-    if fmt.missing(low) or fmt.missing(high) or not (math.isfinite(low) and math.isfinite(high)):
-        return sign + fmt.number(number, divisor)
-    return f"{sign}{fmt.number(number, divisor)} [{fmt.number(low, divisor)}, {fmt.number(high, divisor)}]"
+def difference(value: str, interval: str) -> Shown:
+    """In per cent, ``-28 [-40, -15]`` with its sign; the bracket only where there is a finite one."""
+
+    def shown(row: Any) -> str:
+        number = row.get(value)
+        if fmt.missing(number):
+            return NONE
+        sign = "" if number < 0 else "+"
+        low, high = (row.get(f"{interval}_{end}") for end in ("low", "high"))
+        if fmt.missing(low) or fmt.missing(high) or not (math.isfinite(low) and math.isfinite(high)):
+            return sign + fmt.number(number, PER_CENT)
+        return f"{sign}{fmt.number(number, PER_CENT)} [{fmt.number(low, PER_CENT)}, {fmt.number(high, PER_CENT)}]"
+
+    return shown
 
 
 def significance(row: Any, metric: str) -> Any:
@@ -53,10 +53,14 @@ def significance(row: Any, metric: str) -> Any:
     return row.get(f"{metric}.p_value") if fmt.missing(corrected) else corrected
 
 
-def p_value(row: Any, metric: str) -> str:
+def p_value(metric: str) -> Shown:
     """:func:`significance` in words."""
-    p = significance(row, metric)
-    return NONE if fmt.missing(p) else "<0.001" if p < 0.001 else fmt.number(p)
+
+    def shown(row: Any) -> str:
+        p = significance(row, metric)
+        return NONE if fmt.missing(p) else "<0.001" if p < 0.001 else fmt.number(p)
+
+    return shown
 
 
 def holm_header(frame: pd.DataFrame) -> tuple[str, str]:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from questbench.report import _format as fmt
 from questbench.report import _perplexity_table as texts
 from questbench.report._accuracy_layout import PER_CENT, Layout, difference, holm_header, p_value, significance
-from questbench.report.frame import BASELINES
-from questbench.report.render import NONE, Cell, Table
+from questbench.report._columns import Column, Shown, begin, fallback, fill, number, rows_of, sparse
+from questbench.report.frame import DENSE
+from questbench.report.render import NONE, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FEW = 100
 """Fewer samples than this illustrate; they do not measure."""
-COUNTS = ("tokens_visible", "tokens_read", "tokens_resident")
 ALPHA = 0.05
 BEATS_DENSE = (
     "Better than dense beyond chance: reading everything is not the best that this model can do here. "
     "The cell measures the model, not the method."
 )
-READ_HEADERS = ["tokens\nvisible", "tokens\nread", "tokens\nresident"]
 
 
 def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
@@ -36,38 +36,37 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
 def _table(frame: pd.DataFrame, names: list[str]) -> Table:
     keys, shared = fmt.split_inputs(frame, names, always=("seq_len", "budget"))
     # The budget of the text-long methods is nothing to sort by: they lead their block.
-    rank = {method: number for number, method in enumerate(dict.fromkeys([*BASELINES, *frame["method"]]))}
-    order = frame.assign(_rank=frame["method"].map(rank), _sparse=~frame["method"].isin(BASELINES))
+    order = frame.assign(_rank=fmt.ranks(frame), _sparse=~frame["baseline"])
     rest = [key for key in keys if key not in ("seq_len", "budget")]
     # What dense has too (another model, say) divides the table before it divides the methods from dense.
     shared_by_all = [key for key in rest if order.loc[~order["_sparse"], key].notna().all()]
     rest = [key for key in rest if key not in shared_by_all]
     by = [key for key in ("seq_len", *shared_by_all, "_sparse", *rest, "budget", "_rank") if key in order]
     frame = order.sort_values(by, kind="stable").reset_index(drop=True)
+    # Baselines have no budget, whatever stands in their records.
+    rows = [{**row, "budget": None} if row["baseline"] else dict(row) for row in rows_of(frame)]
     protocol = fmt.column(frame, "protocol")[0]
     layout = texts.layout(frame) if texts.is_text(frame) else _scores(frame)
-    table = Table(
-        title=f"Accuracy: {frame['task'].iloc[0]}" + (f", protocol {protocol}" if protocol else ""),
-        columns=[*(key.replace("_", " ") for key in keys), "method", *layout.columns, *READ_HEADERS],
-        text_columns=frozenset({"method"}),
-        optional=("tokens\nresident", "tokens\nvisible", *layout.optional),
-        keys=len(keys),
-        setup=[
-            fmt.shared_line(frame, shared),
-            fmt.origin_line(frame),
-            fmt.runs_line(frame),
-            "Dense prefill, then evict: every method starts from the same dense prefill of each sample. "
-            + fmt.counts_line(frame),
-            *_layers(frame, layout.metric),
-            *layout.setup,
-        ],
-        about=layout.about,
-        warnings=fmt.list_warnings(frame, keys),
+    table = begin(
+        f"Accuracy: {frame['task'].iloc[0]}" + (f", protocol {protocol}" if protocol else ""),
+        frame,
+        keys,
+        shared,
+        f"Dense prefill, then evict: {_prefill(frame, layout.metric)}. {fmt.counts_line(frame)}",
+        *_layers(frame, layout.metric),
+        *layout.setup,
     )
-    for _, row in frame.iterrows():
-        table.rows.append([Cell(str(text)) for text in _cells(table, row, keys, layout)])
+    columns = [
+        *(_guarded(table, layout, place) for place in range(len(layout.columns))),
+        Column("tokens\nvisible", _count("tokens_visible", layout.metric), spare=2),
+        Column("tokens\nread", _count("tokens_read", layout.metric)),
+        Column("tokens\nresident", _count("tokens_resident", layout.metric), spare=1),
+    ]
+    fill(table, rows, keys, columns, lambda row: f"{row['label']}{' (yardstick)' * bool(row['yardstick'])}")
     if best := _best(frame, keys, layout):
-        fmt.embolden(table.rows, ((row, len(keys) + 1) for row in best))
+        for row in best:
+            headline = table.rows[row][len(keys) + 1]
+            table.rows[row][len(keys) + 1] = dataclasses.replace(headline, best=True)
         what = "highest score" if layout.higher_is_better else "lowest perplexity"
         table.setup.append(
             f"Bold: the {what} of the sparse methods at equal inputs; the intervals tell whether it matters."
@@ -75,27 +74,37 @@ def _table(frame: pd.DataFrame, names: list[str]) -> Table:
     return table.without_empty_columns()
 
 
-def _cells(table: Table, row: Any, keys: list[str], layout: Layout) -> list[str]:
-    name = f"{row['label']} (yardstick)" if row["yardstick"] else str(row["label"])
-    cells = [NONE if key == "budget" and row["method"] in BASELINES else fmt.inputs(key, row[key]) for key in keys]
-    reads = [fmt.tokens(_stat(row, count, layout.metric)) for count in COUNTS]
-    if fmt.missing(row.get(layout.metric)):
-        shown = [fmt.gap(table, row), *[NONE] * (len(layout.columns) - 1)]
-    elif row["fallback"]:
-        shown = [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", *[NONE] * (len(layout.columns) - 1)]
-        shown[1] = layout.cells(row)[1]
-    else:
-        shown = layout.cells(row)
-        if _beats_dense(row, layout):
-            at = next(place for place, header in enumerate(layout.columns) if header.startswith("vs dense"))
-            shown[at] += f" {table.mark(BEATS_DENSE)}"
-    return [*cells, name, *shown, *reads]
+def _prefill(frame: pd.DataFrame, metric: str) -> str:
+    """Which methods start from the same prefill."""
+    own = fmt.column(frame, f"{metric}.own_prefill")
+    readers = dict.fromkeys(method for method, reads in zip(frame["method"], own, strict=True) if reads)
+    if not readers:
+        return "every method starts from the same dense prefill of each sample"
+    return (
+        f"every method but {', '.join(readers)} starts from the same dense prefill of each sample; these read each "
+        "prompt for themselves"
+    )
+
+
+def _guarded(table: Table, layout: Layout, place: int) -> Column:
+    """A column of the layout; of rows without a result the first says why, and little else is shown."""
+    column = layout.columns[place]
+
+    def shown(row: Any) -> str:
+        if fmt.missing(row.get(layout.metric)):
+            return fmt.gap(table, row) if place == 0 else NONE
+        if row["fallback"] and place != 1:
+            return fallback(table) if place == 0 else NONE
+        beats = column.header == layout.versus and _beats_dense(row, layout)
+        return column.shown(row) + (f" {table.mark(BEATS_DENSE)}" if beats else "")
+
+    return dataclasses.replace(column, shown=shown)
 
 
 def _beats_dense(row: Any, layout: Layout) -> bool:
     p = significance(row, layout.metric)
     delta = row.get(f"{layout.metric}.delta_vs_dense")
-    if row["method"] in BASELINES or fmt.missing(p) or fmt.missing(delta) or p >= ALPHA:
+    if row["baseline"] or fmt.missing(p) or fmt.missing(delta) or p >= ALPHA:
         return False
     return bool(delta > 0) is layout.higher_is_better and delta != 0
 
@@ -111,48 +120,38 @@ def _scores(frame: pd.DataFrame) -> Layout:
     margins = sorted({float(value) for value in fmt.column(frame, "score.lossless_margin") if value is not None})
     within = f"\n({' or '.join(f'{margin * 100:g}' for margin in margins)} points)" if margins else ""
     p_header, p_note = holm_header(frame)
+    ruled_out = (
+        "lossless: a loss of that many points or more is ruled out (non-inferiority, one-sided 2.5%); "
+        f"never claimed with fewer than {FEW} samples."
+    )
+    resolvable = "resolvable: the smallest difference that n samples can show."
 
-    def cells(row: Any) -> list[str]:
-        samples = row.get("score.n")
-        baseline = row["method"] in BASELINES
-        return [
-            fmt.spread(row["score"], row.get("score.ci_low"), row.get("score.ci_high"), PER_CENT),
-            NONE if fmt.missing(samples) else str(int(samples)),
-            NONE if baseline else difference(row, "score.delta_vs_dense", "score.delta_ci"),
-            NONE if baseline else p_value(row, "score"),
-            NONE if baseline else fmt.number(row.get("score.min_detectable"), PER_CENT),
-            NONE if baseline else _lossless(row),
-        ]
+    def score(row: Any) -> str:
+        return fmt.spread(row["score"], row.get("score.ci_low"), row.get("score.ci_high"), PER_CENT)
+
+    def samples(row: Any) -> str:
+        return NONE if fmt.missing(row.get("score.n")) else str(int(row["score.n"]))
 
     setup: list[str] = []
-    about = {p_header: p_note, "resolvable\n(points)": "resolvable: the smallest difference that n samples can show."}
-    if margins:
-        about[f"lossless{within}"] = (
-            "lossless: a loss of that many points or more is ruled out (non-inferiority, one-sided 2.5%); "
-            f"never claimed with fewer than {FEW} samples."
-        )
     counts = [int(value) for value in fmt.column(frame, "score.n") if value is not None]
     if counts and min(counts) < FEW:
         setup.append(f"Fewer than {FEW} samples: differences below the resolvable one mean nothing.")
-    dense = [
-        value for value, method in zip(fmt.column(frame, "score"), frame["method"], strict=True) if method == "dense"
-    ]
+    dense = fmt.column(frame.loc[frame["method"] == DENSE], "score")
     if dense and not any(dense) and None not in dense:
         setup.append("Dense scores 0: this model cannot do the task, so there is nothing to lose. Try another --model.")
+    versus = "vs dense\n(points)"
     return Layout(
         metric="score",
         columns=[
-            "score (%)\nmean [95% CI]",
-            "n",
-            "vs dense\n(points)",
-            p_header,
-            "resolvable\n(points)",
-            f"lossless{within}",
+            Column("score (%)\nmean [95% CI]", score),
+            Column("n", samples, spare=4),
+            Column(versus, sparse(difference("score.delta_vs_dense", "score.delta_ci"))),
+            Column(p_header, sparse(p_value("score")), spare=3, about=p_note),
+            Column("resolvable\n(points)", sparse(number("score.min_detectable", PER_CENT)), spare=5, about=resolvable),
+            Column(f"lossless{within}", sparse(_lossless), spare=6, about=ruled_out if margins else ""),
         ],
-        optional=(p_header, "n", "resolvable\n(points)", f"lossless{within}"),
+        versus=versus,
         setup=setup,
-        about=about,
-        cells=cells,
         higher_is_better=True,
     )
 
@@ -172,10 +171,14 @@ def _lossless(row: Any) -> str:
     return f"n < {FEW}" if samples < FEW and "score.lossless_needs" not in row else "no"
 
 
-def _stat(row: Any, name: str, metric: str) -> Any:
+def _count(name: str, metric: str) -> Shown:
     """A count, whether it stands beside the metric or is one of its own."""
-    value = row.get(f"{metric}.{name}")
-    return row.get(name) if fmt.missing(value) else value
+
+    def shown(row: Any) -> str:
+        value = row.get(f"{metric}.{name}")
+        return fmt.tokens(row.get(name) if fmt.missing(value) else value)
+
+    return shown
 
 
 def _best(frame: pd.DataFrame, keys: list[str], layout: Layout) -> list[int]:
@@ -183,7 +186,7 @@ def _best(frame: pd.DataFrame, keys: list[str], layout: Layout) -> list[int]:
     metric = layout.metric
     if metric not in frame:
         return []
-    fair = frame[~frame["fallback"] & ~frame["yardstick"] & ~frame["method"].isin(BASELINES) & frame[metric].notna()]
+    fair = frame[~frame["fallback"] & ~frame["yardstick"] & ~frame["baseline"] & frame[metric].notna()]
     found: list[int] = []
     for _, block in fair.groupby(keys, dropna=False)[metric]:
         # A tie of all is no win.

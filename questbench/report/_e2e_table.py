@@ -7,218 +7,153 @@ from typing import TYPE_CHECKING, Any
 
 from questbench import units
 from questbench.report import _format as fmt
-from questbench.report.render import NONE, Cell, Table
+from questbench.report._columns import Column, begin, fallback, fill, honest, number, rows_of, tokens
+from questbench.report.frame import DENSE
+from questbench.report.render import NONE, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 STAGES = ("weights", "append", "score", "select", "attend", "evict", "rest")
-BASELINE = "flashinfer"
-"""Another library's dense attention in the same captured loop."""
-BYTES = ("kv_bytes", "bounds_bytes", "weights_bytes", "peak_memory.prefill", "peak_memory.decode")
-FIRST = "dense"
+MEMORY = {"kv_bytes": "KV", "bounds_bytes": "bounds", "weights_bytes": "weights"}
+PEAKS = {"peak_memory.prefill": "prefill peak", "peak_memory.decode": "decode peak"}
 TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
+ABOVE_IDEAL = "mismeasured: faster than the ratio of bytes to dense allows"
 
 
 def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
     """Latency, parts and break-even; blocks of equal inputs hold the methods that were measured together."""
     keys, shared = fmt.split_inputs(frame, names, always=("seq_len", "budget"))
-    frame = fmt.in_blocks(frame, keys, (FIRST, BASELINE))
+    frame = fmt.in_blocks(frame, keys)
     tables = [_latency(frame, keys, shared), _parts(frame, keys), _break_even(frame, keys)]
     return [table.without_empty_columns() for table in tables if table.rows]
 
 
 def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
     divisor, unit = fmt.scale(fmt.column(frame, "tpot"), "s")
-    held = [value for name in BYTES for value in fmt.column(frame, name) if value is not None]
+    held = [value for name in (*MEMORY, *PEAKS) for value in fmt.column(frame, name) if value is not None]
     size, size_unit = fmt.scale([max(held, default=0)], "B")
-    slope, memory = f"slope\n({unit})", [f"{name}\n({size_unit})" for name in ("KV", "bounds", "weights")]
-    peaks = [f"{name} peak\n({size_unit})" for name in ("prefill", "decode")]
-    columns = [
-        f"time per token ({unit})\nmedian [p20–p80]",
-        f"p90\n({unit})",
-        f"p99\n({unit})",
-        slope,
-        "tokens/s",
-        f"bound\n({unit})",
-        "% of\nbandwidth",
-        "x dense",
-        "ideal x\nvs dense",
-        "x flash-\ninfer",
-        "TTFT (s)",
-        *memory,
-        *peaks,
-        "tokens\nread",
-    ]
-    table = Table(
-        title="End to end: the whole model, one token after the other",
-        columns=[*(key.replace("_", " ") for key in keys), "method", *columns],
-        text_columns=frozenset({"method"}),
-        optional=(
-            "tokens\nread",
-            slope,
-            *peaks,
-            memory[1],
-            f"p99\n({unit})",
-            f"p90\n({unit})",
-            memory[2],
-            "tokens/s",
-            "% of\nbandwidth",
-            memory[0],
-            f"bound\n({unit})",
-            "ideal x\nvs dense",
-        ),
-        keys=len(keys),
-        setup=[
-            fmt.shared_line(frame, shared),
-            fmt.origin_line(frame),
-            fmt.runs_line(frame),
-            "bound: the time to read the weights and the KV entries at the bandwidth measured in the same rounds. "
-            "ideal: the ratio of bytes read. Speed-ups are medians of paired ratios.",
-            fmt.counts_line(frame),
-            *_paths(frame, keys),
-            *_rivals(frame, keys),
-        ],
-        warnings=fmt.list_warnings(frame, keys),
+    said = (
+        "bound: the time to read the weights and the KV entries at the bandwidth measured in the same rounds. "
+        "ideal: the ratio of bytes read. Speed-ups are medians of paired ratios."
     )
-    for _, row in frame.iterrows():
-        missing = fmt.missing(row.get("tpot"))
-        spread = fmt.spread(row.get("tpot"), row.get("tpot.p20"), row.get("tpot.p80"), divisor)
-        cells = [*(fmt.inputs(key, row[key]) for key in keys), row["label"], fmt.gap(table, row) if missing else spread]
-        cells += [fmt.number(row.get(name), divisor) for name in ("tpot.p90", "tpot.p99", "tpot_slope")]
-        cells += [fmt.number(row.get("tokens_per_second")), fmt.number(row.get("bound"), divisor)]
-        cells.append(_share(table, row))
-        cells += _speedup(table, row)
-        cells.append(fmt.number(row.get("ttft")))
-        cells += [fmt.number(row.get(name), size) for name in BYTES]
-        cells.append(fmt.tokens(row.get("tokens_read")))
-        table.rows.append([Cell(str(text)) for text in cells])
-    return table
+    more = (said, fmt.counts_line(frame), *_paths(frame, keys), *_rivals(frame, keys))
+    table = begin("End to end: the whole model, one token after the other", frame, keys, shared, *more)
+
+    def latency(row: Any) -> str:
+        if fmt.missing(row.get("tpot")):
+            return fmt.gap(table, row)
+        return fmt.spread(row["tpot"], row.get("tpot.p20"), row.get("tpot.p80"), divisor)
+
+    def bandwidth(row: Any) -> str:
+        """What cannot be is marked."""
+        above = fmt.surely_above(row, "bandwidth_fraction", 1)
+        return fmt.number(row.get("bandwidth_fraction"), 0.01) + (f" {table.mark(TOO_MUCH)}" if above else "")
+
+    def speedup(row: Any) -> str:
+        """A loss is shown like a gain, a fallback is no speed-up at all."""
+        if row["fallback"]:
+            return fallback(table)
+        if row["method"] == DENSE:
+            return fmt.number(row.get("speedup.dense") if fmt.missing(row.get("tpot")) else 1.0)
+        above = fmt.surely_above(row, "speedup.dense", row.get("ideal_speedup"))
+        return fmt.number(row.get("speedup.dense")) + (f" {table.mark(ABOVE_IDEAL)}" if above else "")
+
+    columns = [
+        Column(f"time per token ({unit})\nmedian [p20–p80]", latency),
+        Column(f"p90\n({unit})", number("tpot.p90", divisor), spare=6),
+        Column(f"p99\n({unit})", number("tpot.p99", divisor), spare=5),
+        Column(f"slope\n({unit})", number("tpot_slope", divisor), spare=2),
+        Column("tokens/s", number("tokens_per_second"), spare=8),
+        Column(f"bound\n({unit})", number("bound", divisor), spare=11),
+        Column("% of\nbandwidth", bandwidth, spare=9),
+        Column("x dense", speedup),
+        Column("ideal x\nvs dense", honest(number("ideal_speedup")), spare=12),
+        *(Column(f"x {name}", honest(number(f"speedup.{name}"))) for name in fmt.rivals(frame)),
+        Column("TTFT (s)", number("ttft")),
+        *(
+            Column(f"{said}\n({size_unit})", number(name, size), spare)
+            for (name, said), spare in zip((MEMORY | PEAKS).items(), (10, 4, 7, 3, 3), strict=True)
+        ),
+        Column("tokens\nread", tokens("tokens_read"), spare=1),
+    ]
+    return fill(table, rows_of(frame), keys, columns)
 
 
-TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
-ABOVE_IDEAL = "mismeasured: faster than the ratio of bytes to dense allows"
-
-
-def _share(table: Table, row: Any) -> str:
-    """Per cent of the measured bandwidth; what cannot be is marked."""
-    text = fmt.number(row.get("bandwidth_fraction"), 0.01)
-    if fmt.surely_above(row, "bandwidth_fraction", 1):
-        text += f" {table.mark(TOO_MUCH)}"
-    return text
-
-
-def _speedup(table: Table, row: Any) -> list[str]:
-    """Speed-ups over our own dense, with its limit, and over another library's.
-
-    A loss is shown like a gain, a fallback is no speed-up at all.
-    """
-    if row["fallback"]:
-        return [f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}", NONE, NONE]
-    speedup, ideal = row.get("speedup.dense"), row.get("ideal_speedup")
-    if row["method"] == FIRST and not fmt.missing(row.get("tpot")):
-        speedup = 1.0
-    text = fmt.number(speedup)
-    if row["method"] != FIRST and fmt.surely_above(row, "speedup.dense", ideal):
-        text += f" {table.mark(ABOVE_IDEAL)}"
-    return [text, fmt.number(ideal), fmt.number(row.get(f"speedup.{BASELINE}"))]
+def _where(row: Any, keys: list[str]) -> str:
+    return ", ".join(fmt.inputs(key, row[key]) for key in keys)
 
 
 def _paths(frame: pd.DataFrame, keys: list[str]) -> list[str]:
-    """Which of its paths the other library's attention took, block by block."""
-    lines = []
-    for _, row in frame[frame["method"] == BASELINE].iterrows():
-        if fmt.missing(row.get("tpot")):
-            continue
-        where = ", ".join(fmt.inputs(key, row[key]) for key in keys)
-        lines.append(
-            f"{BASELINE} is the same captured loop with its dense attention ({where}): {row['args'].get('path')}, the "
-            "fastest of its paths that work here"
-        )
-    return lines
+    """Which of its paths the attention of another library took, block by block."""
+    timed = frame[frame["method"].isin(fmt.rivals(frame)) & ~frame["tpot"].isna()] if "tpot" in frame else frame[:0]
+    return [
+        f"{row['method']} is the same captured loop with its dense attention ({_where(row, keys)}): "
+        f"{row['args'].get('path')}, the fastest of its paths that work here"
+        for row in rows_of(timed)
+    ]
 
 
 def _rivals(frame: pd.DataFrame, keys: list[str]) -> list[str]:
-    """One line per cache of transformers: how much faster our dense loop was."""
+    """One line per whole step of another library: how much faster our dense loop was."""
     lines = []
-    for column in frame.columns:
-        if column.startswith("speedup.transformers_") and column.count(".") == 1:
-            for _, row in frame[frame["method"] == FIRST].iterrows():
-                if not fmt.missing(row.get(column)):
-                    where = ", ".join(fmt.inputs(key, row[key]) for key in keys)
-                    name = column.removeprefix("speedup.transformers_")
-                    level = fmt.number(row.get(f"{column}.normalised"))
-                    lines.append(
-                        f"Our dense loop against transformers' {name} cache ({where}): {fmt.number(row[column])}x, "
-                        f"{level}x at equal bandwidth"
-                    )
+    for name in fmt.rivals(frame, apart=True):
+        ratio, said = f"speedup.{name}", name.replace("_", " ")
+        lines += [
+            f"Our dense loop against {said} ({_where(row, keys)}): {fmt.number(row[ratio])}x, "
+            f"{fmt.number(row.get(f'{ratio}.normalised'))}x at equal bandwidth"
+            for row in rows_of(frame[(frame["method"] == DENSE) & frame[ratio].notna()])
+        ]
     if lines:
-        lines.append("The caches of transformers are timed one at a time, not in the same rounds as ours.")
+        lines.append("Steps of other libraries are timed one at a time, not in the same rounds as ours.")
     return lines
 
 
 def _parts(frame: pd.DataFrame, keys: list[str]) -> Table:
     """Where the time of a step goes; ops are called one by one for this."""
     divisor, unit = fmt.scale(fmt.column(frame, "tpot.staged"), "s")
-    table = Table(
-        title="Parts of a step",
-        columns=[
-            *(key.replace("_", " ") for key in keys),
-            "method",
-            *(f"{stage}\n({unit})" for stage in STAGES),
-            f"all\n({unit})",
-            "weights:\n% of step",
-            "weights:\n% of bandwidth",
-            "linear\nlayers by",
-        ],
-        text_columns=frozenset({"method", "linear\nlayers by"}),
-        keys=len(keys),
-        setup=["Here each op is called on its own, so together they may take longer than a step."],
-    )
-    for _, row in frame.iterrows():
-        if fmt.missing(row.get("tpot.staged")):
-            continue
-        cells = [*(fmt.inputs(key, row[key]) for key in keys), str(row["label"])]
-        cells += [fmt.number(row.get(f"tpot.{stage}"), divisor) for stage in (*STAGES, "staged")]
-        cells += [
-            fmt.number(row.get("tpot.weights.share"), 0.01),
-            _weights_share(table, row),
-            str(row.get("tpot.linear") or NONE),
-        ]
-        table.rows.append([Cell(text) for text in cells])
-    return table
+    said = "Here each op is called on its own, so together they may take longer than a step."
+    table = Table("Parts of a step", [], setup=[said])
 
+    def share(row: Any) -> str:
+        text = fmt.number(row.get("tpot.weights.bandwidth_fraction"), 0.01)
+        low = row.get("tpot.weights.bandwidth_fraction_low")
+        return f"{text} {table.mark(TOO_MUCH)}" if not fmt.missing(low) and low > 1 else text
 
-def _weights_share(table: Table, row: Any) -> str:
-    text = fmt.number(row.get("tpot.weights.bandwidth_fraction"), 0.01)
-    low = row.get("tpot.weights.bandwidth_fraction_low")
-    return f"{text} {table.mark(TOO_MUCH)}" if not fmt.missing(low) and low > 1 else text
+    columns = [
+        *(Column(f"{stage}\n({unit})", number(f"tpot.{stage}", divisor)) for stage in STAGES),
+        Column(f"all\n({unit})", number("tpot.staged", divisor)),
+        Column("weights:\n% of step", number("tpot.weights.share", 0.01)),
+        Column("weights:\n% of bandwidth", share),
+        Column("linear\nlayers by", lambda row: str(row.get("tpot.linear") or NONE), words=True),
+    ]
+    rows = [row for row in rows_of(frame) if not fmt.missing(row.get("tpot.staged"))]
+    return fill(table, rows, keys, columns)
 
 
 def _break_even(frame: pd.DataFrame, keys: list[str]) -> Table:
     """Per method and set-up: from which length on it wins, by bytes and as measured over the lengths of the sweep."""
     others = [key for key in keys if key != "seq_len"]
-    table = Table(
-        title="Break-even: the text length at which a method starts to win over dense",
-        columns=[*(key.replace("_", " ") for key in others), "method", "by bytes", "measured"],
-        text_columns=frozenset({"method", "measured"}),
-        keys=len(others),
-        setup=[
-            "measured: where the speed-up crosses 1, interpolated between two lengths of the sweep on a logarithmic "
-            "scale. A length at which the interval of the speed-up contains 1 does not count."
-        ],
+    said = (
+        "measured: where the speed-up crosses 1, interpolated between two lengths of the sweep on a logarithmic scale. "
+        "A length at which the interval of the speed-up contains 1 does not count."
     )
+    table = Table("Break-even: the text length at which a method starts to win over dense", [], setup=[said])
     if "speedup.dense" not in frame or frame.empty:
         return table
-    sparse = frame[(frame["method"] != FIRST) & ~frame["fallback"] & frame["speedup.dense"].notna()]
+    sparse = frame[(frame["method"] != DENSE) & ~frame["fallback"] & frame["speedup.dense"].notna()]
+    rows = []
     for values, part in sparse.groupby([*others, "label"], sort=False, dropna=False):
-        rows = [row for _, row in part.sort_values("seq_len").iterrows()]
-        points = [(row["seq_len"], row["speedup.dense"], *fmt.ends(row, "speedup.dense")) for row in rows]
+        lengths = list(rows_of(part.sort_values("seq_len")))
+        points = [(row["seq_len"], row["speedup.dense"], *fmt.ends(row, "speedup.dense")) for row in lengths]
         by_bytes = next((value for value in fmt.column(part, "break_even") if value is not None), None)
-        cells = [fmt.inputs(key, value) for key, value in zip(others, values, strict=False)]
-        cells += [str(values[-1]), fmt.tokens(by_bytes), crossing(points)]
-        table.rows.append([Cell(text) for text in cells])
-    return table
+        known = dict(zip([*others, "label"], values, strict=True))
+        rows.append({**known, "by_bytes": by_bytes, "measured": crossing(points)})
+    columns = [
+        Column("by bytes", tokens("by_bytes")),
+        Column("measured", lambda row: str(row["measured"]), words=True),
+    ]
+    return fill(table, rows, others, columns)
 
 
 def crossing(points: list[tuple[float, float, float, float]]) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from questbench import units
 from questbench.records import limits
-from questbench.report.render import NONE, Cell, Table
+from questbench.report.frame import DENSE
+from questbench.report.render import NONE, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,6 +93,13 @@ def column(frame: pd.DataFrame, name: str) -> list[Any]:
     return [None if missing(value) else value for value in frame[name]] if name in frame else [None] * len(frame)
 
 
+def rivals(frame: pd.DataFrame, *, apart: bool = False) -> list[str]:
+    """Libraries that something was compared with: in the rounds of the methods, or ``apart`` from them."""
+    named = [ratio for ratio in map(str, frame) if ratio.startswith("speedup.") and ratio.count(".") == 1]
+    found = {ratio.partition(".")[2]: False in column(frame, f"{ratio}.paired") for ratio in named}
+    return [name for name, alone in found.items() if name != DENSE and alone == apart]
+
+
 def split_inputs(frame: pd.DataFrame, names: Sequence[str], always: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """Inputs that tell rows apart (``always`` first) and inputs that all rows share."""
     varying = [name for name in always if name in names]
@@ -107,10 +115,15 @@ def split_inputs(frame: pd.DataFrame, names: Sequence[str], always: Sequence[str
     return varying, shared
 
 
-def in_blocks(frame: pd.DataFrame, keys: Sequence[str], first: Sequence[str]) -> pd.DataFrame:
-    """Rows sorted by their inputs; within equal inputs the methods ``first``, then the others as they came."""
-    rank = {method: number for number, method in enumerate(dict.fromkeys([*first, *frame["method"]]))}
-    ranked = frame.assign(_rank=frame["method"].map(rank))
+def ranks(frame: pd.DataFrame) -> pd.Series[int]:
+    """The place of each row's method: dense, other baselines, and the methods, as they came."""
+    methods = [DENSE, *frame.loc[frame["baseline"], "method"], *frame["method"]]
+    return frame["method"].map({method: number for number, method in enumerate(dict.fromkeys(methods))})
+
+
+def in_blocks(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Rows sorted by their inputs; within equal inputs by :func:`ranks`."""
+    ranked = frame.assign(_rank=ranks(frame))
     return ranked.sort_values([*(key for key in keys if key in frame), "_rank"], kind="stable").reset_index(drop=True)
 
 
@@ -141,9 +154,9 @@ def runs_line(frame: pd.DataFrame) -> str:
     return "Runs: " + "; ".join(f"{mark} = {known[mark]}" for mark in sorted(known, key=lambda mark: (len(mark), mark)))
 
 
-def counts_line(frame: pd.DataFrame, names: Iterable[str] = ("seq_len", "budget")) -> str:
+def counts_line(frame: pd.DataFrame) -> str:
     """``32k = 32,768 tokens; ...`` for every length and budget of the rows."""
-    values = {int(value) for name in names for value in column(frame, name) if value}
+    values = {int(value) for name in ("seq_len", "budget") for value in column(frame, name) if value}
     return "; ".join(units.echo_count(value) for value in sorted(values) if value >= 1024)
 
 
@@ -180,7 +193,7 @@ def run_warnings(frame: pd.DataFrame) -> list[str]:
     return list(found)
 
 
-def frequent_warnings(frame: pd.DataFrame, most: int = 3) -> list[str]:
+def frequent_warnings(frame: pd.DataFrame) -> list[str]:
     """For the small print of a figure: whole runs first, then the kinds of warning that half of its cells have."""
     kinds: dict[str, list[str]] = {}
     for texts in frame["warnings"]:
@@ -193,16 +206,10 @@ def frequent_warnings(frame: pd.DataFrame, most: int = 3) -> list[str]:
         for kind, texts in sorted(kinds.items(), key=lambda item: -len(item[1]))
         if 2 * len(texts) >= len(frame) or kind.startswith(_RUN_WIDE)
     ]
-    return run_warnings(frame) + often[:most]
+    return run_warnings(frame) + often[:3]
 
 
 _RUN_WIDE = ("This machine was busy", "Other programs", "The read bandwidth")
 """How warnings begin that are about the machine: they come first, and stand in figures however few cells carry them."""
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(?: (?:s|ms|us|ns)\b)?")
 """A number with its unit of time, which may differ between two warnings of one kind."""
-
-
-def embolden(rows: list[list[Cell]], where: Iterable[tuple[int, int]]) -> None:
-    """Mark cells (row, column) in bold; the table says what that means."""
-    for row, position in where:
-        rows[row][position] = Cell(rows[row][position].text, best=True)

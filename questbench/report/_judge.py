@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from questbench.records.schema import ResultRecord
 from questbench.report import _format as fmt
-from questbench.report.frame import BASELINES
+from questbench.report.frame import DENSE, is_baseline
 
 if TYPE_CHECKING:
     import numpy as np
 
 RESAMPLES = 1000
-OURS = "dense"
-"""The baseline that is our own code."""
 HEADLINES = ("latency", "tpot")
 """Times whose paired ratios to baselines are recorded as ``speedup``."""
 READ = "plain read"
@@ -141,9 +139,9 @@ def _control(record: ResultRecord) -> str:
     if record.metric == CONTROL:
         return "time torch"
     if record.metric == "speedup":
-        baseline = record.params.get("baseline", OURS)
+        baseline = record.params.get("baseline", DENSE)
         apart = record.stats.get("paired") is False
-        return "" if baseline == OURS or apart else f"{record.method} over {baseline}"
+        return "" if baseline == DENSE or apart else f"{record.method} over {baseline}"
     timed = record.metric in HEADLINES and record.params.get("stage") in (None, "total")
     return f"time {record.method}" if timed and foreign(record) else ""
 
@@ -154,7 +152,7 @@ def _same_arguments(records: Sequence[ResultRecord], like: ResultRecord) -> Resu
 
 def foreign(record: ResultRecord) -> bool:
     """Whether a record times code that is not ours."""
-    return record.method != OURS and (record.method in BASELINES or record.backend in ("torch", *BASELINES))
+    return record.method != DENSE and (is_baseline(record.method, record.backend) or is_baseline(record.backend))
 
 
 def judge(before: ResultRecord, after: ResultRecord, controls: Controls, threshold: float) -> Change:
@@ -202,7 +200,7 @@ def _verdict(change: float | None, interval: tuple[float, float], threshold: flo
 
 
 def _fallback(record: ResultRecord) -> bool:
-    return bool(record.stats.get("dense_fallback")) and record.method not in BASELINES
+    return bool(record.stats.get("dense_fallback")) and not is_baseline(record.method, record.backend)
 
 
 def _draws(samples: Sequence[float], generator: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from questbench import units
 from questbench.report import _format as fmt
 from questbench.report._accuracy_layout import PER_CENT, Layout, difference, holm_header, p_value
-from questbench.report.frame import BASELINES
+from questbench.report._columns import Column, number, sparse, tokens
 from questbench.report.render import NONE
 
 if TYPE_CHECKING:
@@ -27,48 +27,31 @@ def layout(frame: pd.DataFrame) -> Layout:
     p_header, p_note = holm_header(frame)
     values = [value for value in fmt.column(frame, "perplexity") if value is not None]
     unknown = "Every perplexity here is above a million: this model cannot read the text. Try another --model."
+    versus, so_many = "vs dense (%)\n[95% CI]", "resolvable: the smallest difference that so many tokens can show."
     return Layout(
         metric="perplexity",
         columns=[
-            "perplexity\n[95% CI]",
-            "tokens\nscored",
-            "texts",
-            "vs dense (%)\n[95% CI]",
-            p_header,
-            "resolvable\n(%)",
-            "bits\nper byte",
-            "perplexity\nof recalls",
+            Column("perplexity\n[95% CI]", _perplexity),
+            Column("tokens\nscored", tokens("perplexity.scored_tokens"), spare=5),
+            Column("texts", tokens("perplexity.n"), spare=4),
+            Column(versus, sparse(difference("perplexity.relative_vs_dense", "perplexity.relative_ci"))),
+            Column(p_header, sparse(p_value("perplexity")), spare=3, about=f"{p_note} (signs of blocks)"),
+            Column("resolvable\n(%)", sparse(number("perplexity.min_detectable", PER_CENT)), spare=6, about=so_many),
+            Column("bits\nper byte", number("bits_per_byte")),
+            Column("perplexity\nof recalls", lambda row: _number(row.get("perplexity.recall_perplexity")), spare=7),
         ],
-        optional=(p_header, "texts", "tokens\nscored", "resolvable\n(%)", "perplexity\nof recalls"),
+        versus=versus,
         setup=[
             "Only tokens behind the largest budget count, the same ones for every method. "
             "Intervals: bootstrap of blocks of neighbouring tokens.",
             *([unknown] if min(values) >= HUGE else []),
         ],
-        about={
-            p_header: f"{p_note} (signs of blocks)",
-            "resolvable\n(%)": "resolvable: the smallest difference that so many tokens can show.",
-        },
-        cells=_cells,
         higher_is_better=False,
     )
 
 
-def _cells(row: Any) -> list[str]:
-    baseline = row["method"] in BASELINES
-    return [
-        _spread(row["perplexity"], row.get("perplexity.ci_low"), row.get("perplexity.ci_high")),
-        fmt.tokens(row.get("perplexity.scored_tokens")),
-        fmt.tokens(row.get("perplexity.n")),
-        NONE if baseline else difference(row, "perplexity.relative_vs_dense", "perplexity.relative_ci"),
-        NONE if baseline else p_value(row, "perplexity"),
-        NONE if baseline else fmt.number(row.get("perplexity.min_detectable"), PER_CENT),
-        fmt.number(row.get("bits_per_byte")),
-        _number(row.get("perplexity.recall_perplexity")),
-    ]
-
-
-def _spread(value: Any, low: Any, high: Any) -> str:
+def _perplexity(row: Any) -> str:
+    value, low, high = (row.get(name) for name in ("perplexity", "perplexity.ci_low", "perplexity.ci_high"))
     if fmt.missing(low) or fmt.missing(high) or not math.isfinite(high):
         return _number(value)
     return f"{_number(value)} [{_number(low)}–{_number(high)}]"

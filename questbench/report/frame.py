@@ -11,10 +11,12 @@ row has the columns of :data:`OWN`. A row belongs to one run, unless runs are jo
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from questbench import registry
 from questbench.records.environment import machine
 from questbench.records.schema import ResultRecord, RunManifest
 from questbench.report import _label, _runs
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 FORMER = {"sdpa": "torch"}
 """Names in records of earlier versions, and what they are called now."""
-BASELINES = ("dense", "torch", "flashinfer")
-"""What others are compared with: never the best sparse method, never a fallback."""
+DENSE = "dense"
+"""The baseline that is our own code."""
 OWN = (
     "run",
     "run_mark",
@@ -42,6 +44,7 @@ OWN = (
     "seed",
     "status",
     "reason",
+    "baseline",
     "fallback",
     "yardstick",
     "warnings",
@@ -87,6 +90,7 @@ def cell_frame(
                 "seed": record.seed,
                 "status": record.status,
                 "reason": None,
+                "baseline": is_baseline(method, record.backend),
                 "fallback": False,
                 "yardstick": False,
                 "warnings": [],
@@ -99,6 +103,21 @@ def cell_frame(
     if not frame.empty:
         frame["label"] = _label.labels(frame)
     return frame
+
+
+def is_baseline(method: str, backend: str = "") -> bool:
+    """Whether it is what others are compared with, our own dense or another library: never a fallback, never the best.
+
+    Args:
+        backend: that of a record, which is the library's own name also where the library is not known here.
+    """
+    name = FORMER.get(method, method)
+    return name in (DENSE, backend) or name in _libraries()
+
+
+@functools.cache
+def _libraries() -> frozenset[str]:
+    return frozenset(registry.names("questbench.baselines"))
 
 
 def run_marks(runs: Iterable[str]) -> dict[str, str]:
@@ -114,11 +133,6 @@ def input_columns(frame: pd.DataFrame, records: Iterable[ResultRecord]) -> list[
     """Columns of ``frame`` that are inputs, in the order of the records."""
     names = dict.fromkeys(name for record in records for name in record.params if name not in QUALIFIERS)
     return [column for name in names if (column := f"{name}_param" if name in OWN else name) in frame]
-
-
-def units(records: Iterable[ResultRecord]) -> dict[str, str]:
-    """Unit of every metric column."""
-    return {_column(record): record.unit for record in records}
 
 
 def _add_run(row: dict[str, Any], manifest: RunManifest | None, mark: str) -> None:
@@ -142,9 +156,7 @@ def _column(record: ResultRecord) -> str:
 def _add(row: dict[str, Any], record: ResultRecord) -> None:
     row["warnings"] = [*row["warnings"], *(text for text in record.warnings if text not in row["warnings"])]
     row["yardstick"] |= bool(record.stats.get("yardstick"))
-    row["fallback"] |= (
-        bool(record.stats.get("dense_fallback")) and FORMER.get(record.method, record.method) not in BASELINES
-    )
+    row["fallback"] |= bool(record.stats.get("dense_fallback")) and not row["baseline"]
     if record.status != "ok":
         row["reason"] = row["reason"] or f"{record.status}: {record.reason}"
         return

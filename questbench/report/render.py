@@ -155,9 +155,9 @@ def to_rich(table: Table) -> RenderableType:
     return ForTerminal(table)
 
 
-def to_markdown(table: Table, level: int = 3) -> str:
+def to_markdown(table: Table) -> str:
     """For ``report.md``; renders on code hosts."""
-    lines = [f"{'#' * level} {escape.markdown(table.title)}", ""]
+    lines = [f"### {escape.markdown(table.title)}", ""]
     lines += [f"{escape.markdown(line)}  " for line in table.explained()] + [""]
     lines.append("| " + " | ".join(escape.markdown(header) for header in table.columns) + " |")
     lines.append("|" + "|".join(":--" if header in table.text_columns else "--:" for header in table.columns) + "|")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from questbench import units
+from questbench.report.frame import DENSE, is_baseline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,9 +108,14 @@ def looks(labels: Iterable[str], yardsticks: Iterable[str] = ()) -> dict[str, Lo
 
 
 def drawing_order(labels: Iterable[str]) -> list[str]:
-    """Baselines below, quest on top: what is drawn last is never hidden."""
-    rank = {"dense": 0, "torch": 1, "flashinfer": 1, "quest": 3}
-    return sorted(dict.fromkeys(labels), key=lambda label: rank.get(label.split(" ")[0], 2))
+    """Dense at the bottom, other baselines above it, quest on top: what is drawn last is never hidden."""
+    rank = {DENSE: 0, "quest": 3}
+
+    def place(label: str) -> int:
+        name = label.split(" ")[0]
+        return rank.get(name, 1 if is_baseline(name) else 2)
+
+    return sorted(dict.fromkeys(labels), key=place)
 
 
 def broken(label: str) -> str:
@@ -248,8 +254,8 @@ def small_print(figure: Figure, text: str) -> None:
     )
 
 
-def plain_log_axis(axes: Axes, *, most: int = 7) -> None:
-    """A logarithmic y axis with numbers rather than powers (1, 2, 5, 10): as many as fit, ``most`` at most."""
+def plain_log_axis(axes: Axes) -> None:
+    """A logarithmic y axis with numbers rather than powers (1, 2, 5, 10): as many as fit, seven at most."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     low, high = axes.get_ylim()
@@ -259,7 +265,7 @@ def plain_log_axis(axes: Axes, *, most: int = 7) -> None:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in _STEPS:
         ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-        if len(ticks) <= most:
+        if len(ticks) <= 7:
             break
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())

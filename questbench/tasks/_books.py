@@ -8,9 +8,11 @@ lm-eval's rolling log-likelihood has it.
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from questbench.errors import UsageError
 from questbench.tasks._base import Sample, StreamTask, Tokenizer
@@ -77,7 +79,7 @@ class BookTask(StreamTask, DataTask):
         whole = row["text"]
         start, end = _border(whole, number, length, tokenizer), _border(whole, number + 1, length, tokenizer)
         start += len(whole[start:end]) - len(whole[start:end].lstrip()) if number else 0
-        if tokens(tokenizer, whole[start:end]) > length:  # BOS, or a token that the border has cut
+        if tokens(tokenizer, whole[start:end]) > length:  # without the white space in front
             end = _word_end(whole, start + fit(lambda chars: tokens(tokenizer, whole[start : start + chars]), length))
         text = whole[start:end]
         reached = tokens(tokenizer, text)
@@ -124,8 +126,18 @@ def first_words(text: str, length: int, tokenizer: Tokenizer) -> int:
 
 
 def _border(text: str, windows: int, length: int, tokenizer: Tokenizer) -> int:
-    """Where so many windows end."""
-    return first_words(text, windows * length, tokenizer) if windows else 0
+    """Where so many windows end, each counted from the end of the one before it."""
+    ends = _known_borders(text, length, cast(Hashable, tokenizer))
+    while len(ends) <= windows:
+        ends.append(ends[-1] + first_words(text[ends[-1] :], length, tokenizer))
+    return ends[windows]
+
+
+@functools.lru_cache(maxsize=16)
+def _known_borders(text: str, length: int, tokenizer: Hashable) -> list[int]:
+    """The borders of a text that anyone has asked for; more are found behind them."""
+    del text, length, tokenizer
+    return [0]
 
 
 def _word_end(text: str, end: int) -> int:

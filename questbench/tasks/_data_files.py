@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from questbench import _digest
-from questbench.errors import PrerequisiteError, UsageError
+from questbench.errors import PrerequisiteError, UsageError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".zip", ".txt", ".md")
 PIP = "pip:"
@@ -167,9 +167,8 @@ def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...], online
                 f"The data 'hf:{name}' has not been downloaded to this machine.",
                 f"Download it with --online, or with: hf download --repo-type dataset {name}",
             ) from error
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise PrerequisiteError(
-            f"The data 'hf:{name}' cannot be downloaded: {lines[0].strip()[:300]}",
+            f"The data 'hf:{name}' cannot be downloaded: {first_line(error)}",
             "Check the name and the network; a repository with conditions needs: hf auth login.",
         ) from error
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from questbench import _paths
-from questbench.errors import PrerequisiteError
+from questbench.errors import PrerequisiteError, first_line
 from questbench.tasks._data_files import Place
 
 _BLANKS = " \t\n\r"
@@ -241,8 +241,7 @@ def _cause(error: BaseException) -> str:
     """The first line of the innermost reason: ``datasets`` wraps what the reader says."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return first_line(error)
 
 
 def describe(value: Any) -> str:

@@ -145,3 +145,10 @@ def test_a_compilation_ends_at_its_limit(monkeypatch):
     assert _flex.compile_aside([sys.executable, "-c", ""], 30) == ""
     broken = [sys.executable, "-c", "raise RuntimeError('no C++ compiler')"]
     assert _flex.compile_aside(broken, 30) == "torch could not compile it here: RuntimeError: no C++ compiler"
+
+
+def test_a_baseline_is_made_once_for_a_run(monkeypatch):
+    made, load = [], baselines.load
+    monkeypatch.setattr(baselines, "load", lambda name: made.append(name) or load(name))
+    assert [(name, why) for name, _, why in baselines.of("kernel", "cpu")] == [("torch", None)]
+    assert sorted(made) == baselines.names()

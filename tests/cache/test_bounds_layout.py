@@ -1,11 +1,15 @@
 """Which layout of bounds a cache chooses, and that methods cannot tell the difference."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from core_helpers import PAGE, Driver, same, state
 
 from questbench import attention
+from questbench.errors import UsageError
 from questbench.kernels._bounds import LANES, read_bounds
+from questbench.methods._base import Keep
 from questbench.methods.dense import Dense
 from questbench.methods.quest import Quest
 
@@ -70,3 +74,39 @@ def test_forks_of_either_kind_start_from_the_same_cache(ops, variant):
             outs.append(attention.decode(layer, q[:, :, 0].contiguous(), direct.scoring))
         torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-6)
     assert same(state(twin), state(direct.layer)) and same(state(parent.layer), before)
+
+
+@dataclass(frozen=True)
+class CutQuest(Quest):
+    """Keeps the newest entries of a prompt and selects among their pages."""
+
+    kept: int = 61
+
+    def keep_prompt(self) -> Keep:
+        return Keep(self.kept, recent=self.kept, by="age")
+
+
+@pytest.mark.parametrize("heads", [MHA, {"heads": 4, "kv_heads": 2}])
+def test_what_is_kept_of_a_prompt_has_bounds(ops, heads):
+    """A cache that held these entries alone from the start reads the same pages, forks included."""
+    cut, whole = Driver(CutQuest(24), ops, 2, **heads), Driver(Quest(24), ops, 2, **heads)
+    cut.prefill([90, 75])
+    whole.layer.copy_entries([cut.layer.gather(row) for row in range(2)])
+    assert cut.layer.held == [61, 61] and cut.layer.pool.layout == whole.layer.pool.layout != "none"
+    twin = cut.layer.fork(CutQuest(24))
+    for _ in range(PAGE + 3):
+        q, k, v = cut.entries(1)
+        outs = []
+        for layer in (cut.layer, twin, whole.layer):
+            layer.append(k, v)
+            outs.append(attention.decode(layer, q[:, :, 0].contiguous(), cut.scoring))
+        assert torch.equal(outs[0], outs[2]) and torch.equal(outs[1], outs[2])
+
+
+def test_bounds_and_eviction_in_steps_are_refused_together(ops):
+    class Both(Quest):
+        def keep_step(self) -> Keep:
+            return Keep(15, recent=15, by="age")
+
+    with pytest.raises(UsageError, match=r"drops an entry in every step and needs page bounds"):
+        Driver(Both(16), ops)

@@ -31,12 +31,12 @@ def build_emulator(sources: Sequence[Path] | None = None, root: Path | None = No
     _build.need_binding()
     root = root or SOURCES
     cxx = _build.compiler()
-    prefix = [*cxx.command, "-x", "c++", "-DQUESTBENCH_EMULATOR", *FLAGS, *_build_cuda.includes(root)]
+    prefix = [*cxx.command, "-x", "c++", "-DQUESTBENCH_EMULATOR", *FLAGS, *_build.includes(root)]
     linker = [*cxx.command, "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs"]
     kernels = sorted((root / "cuda").glob("*.cu")) if sources is None else list(sources)
     every = [*kernels, *sorted((root / "emulator").glob("*.cpp"))]
-    headers = sorted((root / "emulator").glob("*.h"))
-    return _build_cuda.library(LIBRARY, prefix, linker, every, root, cxx.version, headers=headers)
+    headers = [*_build_cuda.headers(root), *(root / "emulator").glob("*.h")]
+    return _build.library(LIBRARY, prefix, linker, every, root, cxx.version, headers=headers)
 
 
 @functools.cache

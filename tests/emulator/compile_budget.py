@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from questbench._paths import cache_folder, kernel_sources
-from questbench.kernels import _build_cuda
+from questbench.kernels import _build, _build_cuda
 from questbench.kernels._build_cuda import Toolkit
 
 HERE = Path(__file__).resolve().parent
@@ -75,10 +75,11 @@ def measure(kit: Toolkit, source: Path, target: str) -> dict[str, Usage]:
     Raises:
         CompileError: nvcc refused it.
     """
-    command = [str(kit.nvcc), *_build_cuda.NVCC_FLAGS, *_build_cuda.includes(kernel_sources()), f"-arch={target}"]
+    command = [str(kit.nvcc), *_build_cuda.NVCC_FLAGS, *_build.includes(kernel_sources()), f"-arch={target}"]
     command += ["-Xptxas=-v", "-cubin", "-o", os.devnull, str(source)]
     parts = [kit.version, target, *_build_cuda.NVCC_FLAGS, source.read_text()]
-    parts += _build_cuda._contents(_build_cuda._headers(kernel_sources()))
+    root = kernel_sources()
+    parts += _build.contents([*root.glob("include/questbench/*.h"), *_build_cuda.headers(root)])
     kept = (
         cache_folder()
         / "budgets"

@@ -44,7 +44,7 @@ class Brought(Baseline):
         ways = {"right": good, "slow": slow, "wrong": wrong}
         arms = {name: text.arm(ways[name]) for name in ways if name not in self.left}
         left_out = {"none": "no such chip"}
-        return Ways(right(arms, want, left_out), want, left_out)
+        return Ways(right(arms, want, left_out), left_out)
 
     @staticmethod
     def attend(text, layer, q):

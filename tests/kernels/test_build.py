@@ -40,9 +40,8 @@ def test_no_compiler_says_how_to_get_one(sources: Path, monkeypatch: pytest.Monk
 
 
 def test_a_second_build_is_cached_and_a_forced_one_is_not(sources: Path) -> None:
-    assert not _build.is_built()
     first, second = _build.build_cpu(), _build.build_cpu()
-    assert _build.is_built() and first.path == second.path and first.path.is_file()
+    assert first.path == second.path and first.path.is_file()
     assert not first.cached and second.cached and second.seconds == 0
     assert not _build.build_cpu(force=True).cached
 
@@ -54,12 +53,21 @@ def test_a_changed_header_is_a_new_build(sources: Path) -> None:
     assert second.path != first.path and not second.cached
 
 
+def test_a_changed_source_compiles_that_source_alone(sources: Path, tmp_path: Path) -> None:
+    _build.build_cpu()
+    before = set((tmp_path / "cache" / "objects").glob("*.o"))
+    (sources / "cpu" / "b.cpp").write_text(TINY.format("c"))
+    assert not _build.build_cpu().cached
+    assert [path.name[:2] for path in set((tmp_path / "cache" / "objects").glob("*.o")) - before] == ["b-"]
+
+
 def test_a_failing_compiler_shows_its_last_lines(sources: Path) -> None:
     (sources / "cpu" / "b.cpp").write_text("#error the reason\n")
     with pytest.raises(PrerequisiteError, match="the reason") as caught:
         _build.build_cpu()
     assert "b.cpp" in caught.value.message and caught.value.hint
-    assert not _build.is_built()
+    (sources / "cpu" / "b.cpp").write_text(TINY.format("b"))
+    assert not _build.build_cpu().cached
 
 
 def test_a_cache_folder_that_is_a_file_is_named(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

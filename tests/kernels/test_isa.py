@@ -61,7 +61,7 @@ def test_sources_are_right_for_lesser_processors(isa: str) -> None:
     if reason := CpuOps().unavailable():
         pytest.skip(reason)
     source = kernel_sources() / "cpu" / "steps_bf16.cpp"
-    flags = [*_build.COMMON_FLAGS, *_build.ISA_FLAGS[isa], *(f"-I{folder}" for folder in _build._includes())]
+    flags = [*_build.COMMON_FLAGS, *_build.ISA_FLAGS[isa], *_build.includes(kernel_sources())]
     done = subprocess.run(
         [*_build.compiler().command, *flags, "-fsyntax-only", str(source)], capture_output=True, text=True, check=False
     )

@@ -57,7 +57,7 @@ def test_smallest_resolvable_is_where_significance_begins() -> None:
         changed = round(n * (paired.smallest_resolvable(n) or 0))
         for losses, expected in ((changed, True), (changed - 1, False)):
             scores = [0.0] * losses + [1.0] * (n - losses)
-            assert paired.compare(scores, [1.0] * n, binary=True).significant is expected
+            assert (paired.compare(scores, [1.0] * n, binary=True).p_value < paired.ALPHA) is expected
 
 
 def test_binary_comparison() -> None:
@@ -66,7 +66,7 @@ def test_binary_comparison() -> None:
     found = paired.compare(scores, dense, binary=True)
     assert (found.n, found.losses, found.gains) == (100, 30, 5)
     assert found.delta == pytest.approx(-0.25)
-    assert found.significant
+    assert found.p_value < paired.ALPHA
     # By hand: (5.5 - 30.5) / 102 -+ 1.96 sqrt(36 - 625 / 102) / 102.
     assert (found.ci_low, found.ci_high) == pytest.approx((-0.350130, -0.140067), abs=1e-5)
     assert found.min_detectable == pytest.approx(0.06)
@@ -74,7 +74,7 @@ def test_binary_comparison() -> None:
 
 def test_no_difference_is_not_shown_as_certainty() -> None:
     found = paired.compare([1.0] * 20, [1.0] * 20, binary=True)
-    assert found.p_value == 1.0 and not found.significant
+    assert found.p_value == 1.0
     assert found.ci_low == -found.ci_high == pytest.approx(-0.0890891, abs=1e-6)
     assert paired.matched_interval(6, 0, 6)[0] == -1.0
 
@@ -85,7 +85,9 @@ def test_equal_methods_are_rarely_significant() -> None:
     for _ in range(2000):
         hard = rng.random(100) < 0.3
         a, b = np.where(hard, rng.random(100) < 0.5, 1), np.where(hard, rng.random(100) < 0.5, 1)
-        false_alarms += paired.compare(a.astype(float).tolist(), b.astype(float).tolist(), binary=True).significant
+        false_alarms += (
+            paired.compare(a.astype(float).tolist(), b.astype(float).tolist(), binary=True).p_value < paired.ALPHA
+        )
     assert false_alarms <= 0.06 * 2000
 
 
@@ -134,7 +136,7 @@ def test_graded_comparison() -> None:
     worse = [max(0.0, score - abs(rng.gauss(0.05, 0.02))) for score in dense]
     found = paired.compare(worse, dense, binary=False, seed=2)
     assert found == paired.compare(worse, dense, binary=False, seed=2)
-    assert found.significant and found.ci_low < found.delta < found.ci_high < 0
+    assert found.p_value < paired.ALPHA and found.ci_low < found.delta < found.ci_high < 0
     assert found.min_detectable is not None and 0 < found.min_detectable < abs(found.delta)
     same = paired.compare(dense, dense, binary=False)
     assert (same.delta, same.p_value, same.losses, same.gains) == (0.0, 1.0, 0, 0)
@@ -155,14 +157,12 @@ def test_holm() -> None:
     assert paired.holm([]) == []
 
 
-def test_corrected_family() -> None:
+def test_a_family_of_comparisons() -> None:
     dense = [1.0] * 50
-    family = [paired.compare([0.0] * k + [1.0] * (50 - k), dense, binary=True) for k in (7, 20, 0)]
-    done = paired.corrected(family)
-    assert [one.p_value for one in done] == [one.p_value for one in family]
-    assert done[0].p_holm == pytest.approx(2 * 2 / 2**7) and done[1].significant and not done[2].significant
-    assert family[0].significant and done[0].significant
-    assert not paired.corrected([family[0]] * 4)[0].significant
+    family = [paired.compare([0.0] * k + [1.0] * (50 - k), dense, binary=True).p_value for k in (7, 20, 0)]
+    done = paired.holm(family)
+    assert done[0] == pytest.approx(2 * 2 / 2**7) and done[1] < paired.ALPHA <= done[2]
+    assert family[0] < paired.ALPHA and done[0] < paired.ALPHA <= paired.holm([family[0]] * 4)[0]
 
 
 def test_what_cannot_be_paired_is_refused() -> None:

@@ -7,6 +7,7 @@ import torch
 from core_helpers import HEAD_DIM, PAGE, SCORING, Counter, Driver
 
 from questbench import attention
+from questbench.cache.owned import OwnedPages
 from questbench.errors import UsageError
 from questbench.methods.dense import Dense
 from questbench.methods.snapkv import SnapKV
@@ -172,3 +173,14 @@ def test_a_window_that_lacks_queries_is_not_collected(ops):
     driver.layer.append(k, v)
     attention.decode(driver.layer, q[:, :, 0].contiguous(), SCORING, collect=frozenset({8}))
     assert not driver.layer.prefill_mass and driver.layer.tail is None
+
+
+def test_votes_are_counted_without_the_values(ops, monkeypatch):
+    """What only keys decide copies no values: of 32k entries they are as large as the keys."""
+    copied = []
+    gather = OwnedPages.gather
+    monkeypatch.setattr(OwnedPages, "gather", lambda self, *given: copied.append(given[2]) or gather(self, *given))
+    driver = Driver(Dense(), ops, 1)
+    driver.prefill([37], frozenset({8}))
+    assert 8 in driver.layer.prefill_mass
+    assert [one is driver.layer.pool.k for one in copied] == [True]

@@ -14,7 +14,7 @@ from questbench.models.constructed import codes, weights
 from questbench.tasks._haystack import garbage
 from questbench.tasks._make import make_task
 
-PAGE = constructed.EMBEDDED.page_size
+PAGE = 16
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_stock_classes(model, tokenizer):
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     assert model.config._name_or_path == "constructed"
     assert model.model.rotary_emb.inv_freq[-1] == 0
-    assert constructed.EMBEDDED.dense_layers < model.config.num_hidden_layers
+    assert model.config.num_hidden_layers > constructed.DENSE_LAYERS
     assert not model.training
 
 
@@ -162,7 +162,7 @@ def test_position_heads_copy_the_tokens_before(model, tokenizer, start):
 def test_position_heads_have_no_second_best_distance(model):
     """The construction's claim of a gap of 30, over all distances up to the longest text."""
     turning = model.model.rotary_emb.inv_freq[: weights.PAIRS].double()
-    away = torch.arange(1, constructed.EMBEDDED.max_length + 5, dtype=torch.float64)
+    away = torch.arange(1, 131072 + 5, dtype=torch.float64)
     other = (away[:, None] * turning).cos().mean(1).max()
     assert weights.PLACE_LOGIT * (1 - other) > 30
 

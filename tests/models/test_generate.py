@@ -219,6 +219,6 @@ def test_the_python_interface_of_the_package():
     cache = questbench.build_cache(model, questbench.Quest(budget=16), page_size=PAGE, ops="reference")
     model.set_attn_implementation("questbench")
     assert model.generate(ids, attention_mask=mask, **cache_argument(model, cache), max_new_tokens=3).shape == (3, 43)
-    assert questbench.StreamingLLM(budget=64).name == "streaming_llm" and questbench.H2O.paper
+    assert questbench.StreamingLLM(budget=64).name == "streaming_llm" and questbench.H2O.step_mass == "sum"
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = questbench.Nonsense

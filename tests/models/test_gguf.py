@@ -80,7 +80,7 @@ def test_the_second_start_converts_nothing(written, monkeypatch):
     monkeypatch.setattr(convert, "_make", lambda *_: pytest.fail("converted again"))
     second = loading.resolve(str(written), dtype=FP32)
     pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
-    assert second.sha == first.sha and all(torch.equal(one, other) for one, other in pairs)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 @pytest.mark.parametrize("damage", ["no note", "short weights", "no tokenizer"])
@@ -117,8 +117,7 @@ def test_parts_of_a_distribution_and_of_those_it_requires_are_joined(written, si
     install(site, "whole-model-a", {f"a/{path.name}": path.read_bytes() for path in reversed(parts[:6])})
     source = find("pip:Whole.Model")
     assert b"".join(source.blocks()) == written.read_bytes()
-    loaded = loading.resolve("pip:Whole.Model", dtype=FP32)
-    assert loaded.sha == loading.resolve(str(written), dtype=FP32).sha
+    assert loading.from_gguf("pip:Whole.Model").sha256 == loading.from_gguf(str(written)).sha256
     # A part beside others of its file means the whole file, too.
     assert find(str(parts[3])).digest() == source.digest()
 

@@ -34,8 +34,7 @@ def loaded():
 def test_stock_classes(loaded):
     assert type(loaded.model) is LlamaForCausalLM
     assert isinstance(loaded.tokenizer, PreTrainedTokenizerFast)
-    assert loaded.name == "needle" and loaded.sha and not loaded.random_weights
-    assert (loaded.dense_layers, loaded.page_size) == (_needle.DENSE_LAYERS, _needle.PAGE_SIZE) == (1, 16)
+    assert (loaded.name, loaded.dense_layers) == ("needle", _needle.DENSE_LAYERS) == ("needle", 1)
     assert loaded.dense_layers < loaded.model.config.num_hidden_layers
     assert loaded.model.model.rotary_emb.inv_freq[-1] == 0
     assert len(loaded.tokenizer) == loaded.model.config.vocab_size

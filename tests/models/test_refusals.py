@@ -7,6 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from questbench.attention import Scoring
 from questbench.errors import CellError, PrerequisiteError, UsageError
+from questbench.experiments.setup import cost_model
+from questbench.kernels._limits import Limits
 from questbench.kernels.reference import ReferenceOps
 from questbench.methods.dense import Dense
 from questbench.methods.quest import Quest
@@ -14,6 +16,7 @@ from questbench.methods.streaming_llm import StreamingLLM
 from questbench.methods.tova import TOVA
 from questbench.models import hf
 from questbench.models._forward import cache_argument
+from questbench.models._shape import cache_shape
 from questbench.models.rotary import rotations
 
 OPS = ReferenceOps()
@@ -192,3 +195,21 @@ def test_layers_without_positions_are_not_turned():
     x = torch.randn(1, 2, 64)
     moved = [not torch.equal(rotate(x, torch.tensor([5])), x) for rotate in turns]
     assert moved == [True, True, False, True]
+
+
+class NarrowOps(ReferenceOps):
+    limits = Limits(head_dims=(64,))
+
+
+def test_each_layer_is_checked_by_its_own_shape():
+    """Gemma 4's layers of full attention have wider heads than its sliding ones, which its configuration names."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    with torch.device("meta"):
+        model = made("gemma4_text", num_hidden_layers=4, layer_types=kinds, head_dim=64, global_head_dim=128)
+    assert [cache_shape(model, 8, index, 4).head_dim for index in range(4)] == [64, 128] * 2
+    with pytest.raises(UsageError, match=r"Head dim 128: backend 'test_refusals' has kernels for 64\."):
+        hf.build_cache(model, TOVA(16), ops=NarrowOps(), page_size=8, dense_layers=0)
+    counted = cost_model(model, 8)
+    assert counted.cache.head_dim == 128 and counted.slid(1000, 1) == 2 * counted.shape(0).entry_bytes * 512
+    assert counted.paged(16, 1) == 2 * counted.shape(1).entry_bytes * 18
+    assert counted.cache_read(Dense(), 1000) == counted.slid(1000, 1) + 2 * counted.shape(1).entry_bytes * 1000

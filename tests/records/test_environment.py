@@ -63,10 +63,10 @@ def test_never_raises() -> None:
             (importlib.metadata, "version"),
         ]:
             patch.setattr(owner, name, broken)
-        found, cache = environment.collect(), environment.last_level_cache_bytes()
+        found = environment.collect()
         scrubbed = environment.scrub("/home/x")
     assert environment.slug(found) == "machine"
-    assert (found["gpus"], cache, scrubbed) == ([], None, "/home/x")
+    assert (found["gpus"], scrubbed) == ([], "/home/x")
 
 
 def test_gpu_is_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,14 +91,14 @@ def test_slug(model: str | None, slug: str) -> None:
     assert environment.slug({"cpu": {"model": model}, "gpus": []}) == slug
 
 
-def test_last_level_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for index, (level, kind, size) in enumerate([(1, "Data", "32K"), (1, "Instruction", "32K"), (3, "Unified", "36M")]):
         folder = tmp_path / "cache" / f"index{index}"
         folder.mkdir(parents=True)
         for name, text in [("level", str(level)), ("type", kind), ("size", size)]:
             (folder / name).write_text(text + "\n")
     monkeypatch.setattr(environment, "_CPU", tmp_path)
-    assert environment.last_level_cache_bytes() == 36 << 20
+    assert environment.collect()["cpu"]["caches"] == {"L1": 32 << 10, "L3": 36 << 20}
 
 
 def test_scrub_hides_the_home_folder() -> None:

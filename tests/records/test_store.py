@@ -31,8 +31,8 @@ def test_round_trip(tmp_path: Path) -> None:
     with start(tmp_path) as writer:
         stored = writer.write([record(value=float("nan"), samples=[1.0, 2.0]), record(metric="bytes", value=3.0)])
         writer.samples([{"prompt": "a", "score": 1.0}])
-        writer.write([record("dense")])
-        writer.finish(prefills=4, exit_code=0)
+        writer.write([record("dense")], prefills=4)
+        writer.finish(exit_code=0)
     assert [item.run for item in stored] == [writer.name] * 2
     lines = (writer.path / "records.jsonl").read_text().splitlines()
     assert lines[:2] == [item.to_json() for item in stored], "stored lines are what --json prints"

@@ -234,3 +234,14 @@ def test_a_single_comparison_is_not_said_to_be_corrected() -> None:
     alone = [dataclasses.replace(record, stats={**record.stats, "family": 1}) for record in records]
     assert any("comparisons of the run (Holm)" in line for line in one(records).explained())
     assert not any("Holm" in line for line in one(alone).explained())
+
+
+def test_a_method_with_a_prefill_of_its_own_is_named() -> None:
+    shared = golden.accuracy((64,))
+    own = [
+        dataclasses.replace(record, stats={**record.stats, "own_prefill": True}) if record.method == "tova" else record
+        for record in shared
+    ]
+    said = "every method but tova starts from the same dense prefill of each sample; these read each prompt"
+    assert any(said in line for line in one(own).setup)
+    assert any("every method starts from the same dense prefill of each sample." in line for line in one(shared).setup)

@@ -172,13 +172,22 @@ def test_each_task_and_protocol_has_its_table() -> None:
     ]
 
 
-def test_kinds_without_a_table_of_their_own() -> None:
-    records = [dataclasses.replace(record, kind="analyze") for record in golden.kernel((8192,), (1024,))]
-    table = one(records)
-    assert table.title == "Analysis"
-    assert "latency\n(us)" in table.columns
-    listed = [dataclasses.replace(golden.failure("quest", "failed", "x"), kind="analyze", params={"layers": [0, 1]})]
-    assert one(listed).rows[0][-1].text == "— [1]"
+def test_a_library_that_is_not_known_here_is_a_baseline_all_the_same() -> None:
+    """Records of another machine's plug-in: they say themselves that it is one."""
+    renamed = [
+        dataclasses.replace(
+            record,
+            method="fast" if record.method == "torch" else record.method,
+            backend="fast" if record.method == "torch" else record.backend,
+            params={name: "fast" if value == "torch" else value for name, value in record.params.items()},
+        )
+        for record in golden.kernel((32768,), (2048,))
+    ]
+    table = one(renamed)
+    assert "x fast" in table.columns and "x torch" not in table.columns
+    assert [cells[2].text for cells in table.rows][:2] == ["dense", "fast"]
+    assert row(table, "fast")["ideal x vs dense"] == "—"
+    assert list(cell_frame(renamed).query("baseline")["method"]) == ["dense", "fast"]
 
 
 @pytest.mark.parametrize("width", [66, 80, 100, 200])

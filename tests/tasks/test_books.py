@@ -59,6 +59,32 @@ def test_windows_follow_each_other_book_by_book(spec: str, shelf: Path) -> None:
         assert texts[book][len(first) : start].isspace(), "nothing is read twice and no word is left out"
 
 
+class Counting:
+    """A tokenizer that adds up the characters that it is given."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        self.characters += len(text)
+        ids: list[int] = TOKENIZER.encode(text, add_special_tokens=add_special_tokens)
+        return ids
+
+
+def test_a_late_window_costs_no_more_than_an_early_one(tmp_path: Path) -> None:
+    """Borders are found once, each from the one before it: all windows of a book cost what the book is long."""
+    path = tmp_path / "long.txt"
+    path.write_text(prose(12_000))
+    task, spent, found = make_task("ppl", {"*": str(path)}), [], []
+    tokenizer = Counting()
+    for index in range(20):
+        before = tokenizer.characters
+        found.append(task.sample(index, length=LENGTH, tokenizer=tokenizer, rng=random.Random(0)))  # type: ignore[arg-type]
+        spent.append(tokenizer.characters - before)
+    assert sum(spent[10:]) < 1.5 * sum(spent[:10])
+    assert found[13] == task.sample(13, length=LENGTH, tokenizer=Counting(), rng=random.Random(0)), "in any order"  # type: ignore[arg-type]
+
+
 def test_a_window_behind_the_end_says_so(shelf: Path) -> None:
     error = refused(shelf, index=40)
     assert "window 20 of book 0" in error.message and "--samples 40 or fewer" in str(error.hint)

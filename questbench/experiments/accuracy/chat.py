@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,14 +93,15 @@ def find(tokenizer: Any, mode: str) -> Chat | None:
     if mode == "off" or (mode == "auto" and not text_of(tokenizer)):
         return None
     head, tail = _apart(_render(tokenizer, ASKED), ASKED)
-    opening = _given(tokenizer, head)
+    # The header of an answer that the prompt begins itself.
+    opening = _last_part(tokenizer, head, ASKED, ANSWERED)
     if tail.rstrip().endswith(tuple(opens for opens, _ in THOUGHTS)):
         # The template wants a thought first. It gets none: the tasks allow for an answer.
         closes = next(closes for opens, closes in THOUGHTS if tail.rstrip().endswith(opens))
         tail = f"{tail.rstrip()}\n\n{closes}\n\n" if opening is None else opening
     if opening is not None and tail.startswith(opening):
         opening = None  # what a tail has more is a thought that is over before it began
-    return Chat(head, tail, _between(tokenizer, head), opening)
+    return Chat(head, tail, _last_part(tokenizer, head, ASKED, ANSWERED, AGAIN), opening)
 
 
 def spoken(text: str) -> str:
@@ -116,25 +118,16 @@ def thinking(text: str) -> bool:
     return any(text.lstrip().startswith(opens) and closes not in text for opens, closes in THOUGHTS)
 
 
-def _given(tokenizer: Any, head: str) -> str | None:
-    """The header of an answer that the prompt begins itself, as the template writes it in front of a last answer."""
+def _last_part(tokenizer: Any, head: str, *messages: str) -> str | None:
+    """What the template writes between the last two of some messages; ``None`` where it does not take them as texts."""
     try:
-        text = _render(tokenizer, ASKED, ANSWERED)
+        text = _render(tokenizer, *messages)
     except UsageError:
         return None
-    if not text.startswith(head + ASKED) or text.count(ANSWERED) != 1:
+    if not text.startswith(head + ASKED) or any(text.count(message) != 1 for message in messages[1:]):
         return None
-    return text[len(head + ASKED) : text.index(ANSWERED)]
-
-
-def _between(tokenizer: Any, head: str) -> str | None:
-    try:
-        text = _render(tokenizer, ASKED, ANSWERED, AGAIN)
-    except UsageError:
-        return None
-    if not text.startswith(head + ASKED) or text.count(ANSWERED) != 1 or text.count(AGAIN) != 1:
-        return None
-    return text[text.index(ANSWERED) + len(ANSWERED) : text.index(AGAIN)]
+    before, last = messages[-2:]
+    return text[text.index(before) + len(before) : text.index(last)]
 
 
 def _render(tokenizer: Any, *texts: str) -> str:
@@ -153,12 +146,9 @@ def _render(tokenizer: Any, *texts: str) -> str:
             return render(tokenizer, parts, add_generation_prompt=ends)
         except UsageError:
             raise error from None
-    if ASKED in text:
-        return text
-    try:
-        return render(tokenizer, parts, add_generation_prompt=ends)
-    except UsageError:
-        return text
+    with contextlib.suppress(UsageError):
+        return text if ASKED in text else render(tokenizer, parts, add_generation_prompt=ends)
+    return text
 
 
 def _apart(text: str, mark: str) -> tuple[str, str]:

@@ -28,8 +28,6 @@ def check(config: AccuracyConfig) -> None:
             f"--samples {config.samples:,}: a run holds its rows in memory, {SAMPLES_MOST:,} samples of them at most.",
             "Use --samples 1000, or several runs with other seeds.",
         )
-    if not 0 < config.margin < 1:
-        raise UsageError(f"--margin {config.margin:g} is not between 0 and 1.", "Use --margin 0.02 for 2 points.")
     check_arguments([name for name in config.methods if name != "dense"] or ["dense"], config.method_args)
     usable, refused = cells(config)
     if len(usable) == 1 and refused:

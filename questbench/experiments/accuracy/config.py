@@ -10,7 +10,7 @@ from questbench.errors import QuestbenchError, SkipCell, UsageError
 from questbench.experiments.accuracy.chat import MODES
 from questbench.experiments.accuracy.protocol import PROTOCOLS
 from questbench.experiments.grid import OneMachine, RunConfig
-from questbench.flags import AXES, SAMPLES, at_least, choice, data_sources, flag, number
+from questbench.flags import AXES, SAMPLES, at_least, choice, data_sources, flag, share
 from questbench.methods._base import Method
 from questbench.methods._make import make, make_all
 from questbench.tasks._base import RequestTask, StreamTask, Task
@@ -56,9 +56,7 @@ class AccuracyConfig(OneMachine, RunConfig):
         "Put prompts into the tokenizer's chat template: auto (if it has one), on, off.",
         choice("chat template mode", list(MODES)),
     )
-    margin: float = flag(
-        0.02, "--margin SHARE", SAMPLES, "Largest loss of score that still counts as lossless.", number
-    )
+    margin: float = flag(0.02, "--margin SHARE", SAMPLES, "Largest loss of score that still counts as lossless.", share)
     model: str = flag(
         "constructed",
         "--model NAME",

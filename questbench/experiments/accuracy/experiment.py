@@ -9,12 +9,13 @@ from questbench import units
 from questbench.errors import CellError, QuestbenchError, UsageError
 from questbench.experiments import costs
 from questbench.experiments.accuracy.config import AccuracyConfig, Cell, Refused, Work, grid
-from questbench.experiments.accuracy.inputs import read
+from questbench.experiments.accuracy.inputs import data_files, template
 from questbench.experiments.accuracy.protocol import PROTOCOLS
 from questbench.experiments.accuracy.records import family, refusals, summary
 from questbench.experiments.accuracy.rows import estimate
 from questbench.experiments.costs import Forecast
 from questbench.experiments.engine import Progress, Unit
+from questbench.experiments.inputs import model_files
 from questbench.experiments.setup import cost_model
 from questbench.models import reach
 from questbench.tasks._base import RequestTask
@@ -63,7 +64,12 @@ def inputs(config: AccuracyConfig) -> dict[str, Any]:
     """
     work = [(one.spec, one.task, one.length) for one, _, _ in grid(config)]
     where = {"online": config.online, "trust_remote_code": config.trust_remote_code}
-    return read(config.model, config.chat_template, work, **where)
+    found = {
+        "model": model_files(config.model, **where),
+        "data": data_files(work),
+        "chat_template": template(config.model, config.chat_template, **where),
+    }
+    return {name: part for name, part in found.items() if part}
 
 
 def run(

@@ -7,29 +7,8 @@ from typing import Any
 
 from questbench.experiments.accuracy.chat import find
 from questbench.experiments.accuracy.template import describe
-from questbench.experiments.inputs import model_files
 from questbench.tasks._base import RequestTask, Task
 from questbench.tasks._data import DataTask
-
-
-def read(
-    model: str, mode: str, work: Sequence[tuple[str, Task, int]], *, online: bool, trust_remote_code: bool
-) -> dict[str, Any]:
-    """All that an accuracy run reads.
-
-    Args:
-        mode: whether prompts go into the chat template.
-        work: how the user wrote the task, the task, and its length.
-
-    Raises:
-        UsageError, PrerequisiteError: something of it cannot be used.
-    """
-    found = {
-        "model": model_files(model, online=online, trust_remote_code=trust_remote_code),
-        "data": data_files(work),
-        "chat_template": template(model, mode, online=online, trust_remote_code=trust_remote_code),
-    }
-    return {name: part for name, part in found.items() if part}
 
 
 def data_files(work: Sequence[tuple[str, Task, int]]) -> dict[str, str]:

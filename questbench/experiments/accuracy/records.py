@@ -232,6 +232,7 @@ def _shared(
     if details["nothing_left_out"]:
         warnings.append("nothing was left out: every text fits the budget, so this is dense attention again.")
     if cell.method.prefill_key is not None:
+        details["own_prefill"] = True
         warnings.append(f"{cell.name} reads each prompt for itself, where the others share a dense prefill.")
     if left_out:
         details["unusable"] = len(left_out)

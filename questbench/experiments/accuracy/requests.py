@@ -27,9 +27,8 @@ from questbench.experiments.accuracy.batch import Batch, Script
 from questbench.experiments.accuracy.config import Cell, Work
 from questbench.experiments.accuracy.protocol import Asked, Prepared, Prompt, Steps
 from questbench.experiments.accuracy.scripts import Decoding, Taught, converse, teach
-from questbench.experiments.accuracy.session import Finished, Session, by_prefill
+from questbench.experiments.accuracy.session import Session, by_prefill
 from questbench.experiments.accuracy.template import render
-from questbench.experiments.counting import RowCounters
 from questbench.experiments.failures import spoiled
 from questbench.models import hf
 from questbench.tasks._base import Request, RequestTask, Sample
@@ -59,18 +58,15 @@ class RequestSession(Session):
         limit = work.length if self.max_length is None else min(work.length, self.max_length)
         return tokenised(task, self._samples[index], self.loaded.tokenizer, limit, work.behind)
 
-    def _together(
-        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
-    ) -> list[Finished]:
+    def _through(
+        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared]
+    ) -> tuple[dict[str, list[dict[str, Any]]], list[int]]:
+        """See :class:`Session`; every context of a sample is a prefill."""
         run = _Run(self, cast(RequestTask, work.task), cells, prepared)
         run.play()
-        found = []
-        for place, one in enumerate(prepared):
-            known = [self.known(work, cell, one, len(prepared), first=cell is cells[0]) for cell in cells]
-            rows = [row | run.row(cell, place) for row, cell in zip(known, cells, strict=True)]
-            contexts = {asked.ids[: asked.cut] for asked in one.asked}
-            found.append(Finished(rows, prefills - 1 + len(contexts) * len(by_prefill(cells))))
-        return found
+        found = {cell.key: [run.row(cell, place) for place in range(len(prepared))] for cell in cells}
+        contexts = [len({asked.ids[: asked.cut] for asked in one.asked}) for one in prepared]
+        return found, [count * len(by_prefill(cells)) for count in contexts]
 
 
 def tokenised(task: RequestTask, sample: Sample, tokenizer: Any, limit: int, behind: int) -> Prepared:
@@ -156,19 +152,11 @@ class _Run:
 
     def _fork(self, cell: Cell, batch: Batch, places: Sequence[int | None]) -> None:
         """One continuation of every context that has another one."""
-        session, spent = self.session, self.seconds[cell.key]
-        counters = [session.counter() for _ in places]
-        watch = RowCounters(counters, range(len(places)))
-        start = time.perf_counter()
-        cache = hf.fork(
-            batch.cache, cell.method, dense_layers=session.dense_layers, page_size=cell.page_size, observer=watch
-        )
-        forked = time.perf_counter()
+        counters = [self.session.counter() for _ in places]
         scripts = [self._script(place, logits) for place, logits in zip(places, batch.logits, strict=True)]
-        results = batch.on(cache).play(scripts, watch)
-        hf.release(cache)
-        spent["fork"] += forked - start
-        spent["decode"] += time.perf_counter() - forked
+        results, spent = self.session.play(cell, batch, scripts, counters)
+        for name, seconds in spent.items():
+            self.seconds[cell.key][name] += seconds
         for place, result, counter in zip(places, results, counters, strict=True):
             if place is not None:
                 self.found[cell.key, place] = result

@@ -155,14 +155,21 @@ class Session:
     def _together(
         self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared], prefills: int
     ) -> list[Finished]:
-        groups = by_prefill(cells)
-        found = {key: rows for group in groups for key, rows in self._prefilled(work, group, prepared).items()}
+        found, made = self._through(work, cells, prepared)
         done = []
         for place, one in enumerate(prepared):
-            known = [self.known(work, cell, one, len(prepared), first=cell is cells[0]) for cell in cells]
+            known = [self._known(work, cell, one, len(prepared), first=cell is cells[0]) for cell in cells]
             rows = [row | found[cell.key][place] for row, cell in zip(known, cells, strict=True)]
-            done.append(Finished(rows, prefills + len(groups) - 1))
+            done.append(Finished(rows, prefills - 1 + made[place]))
         return done
+
+    def _through(
+        self, work: Work, cells: Sequence[Cell], prepared: Sequence[Prepared]
+    ) -> tuple[dict[str, list[dict[str, Any]]], list[int]]:
+        """Samples through all cells: the rows' own part, by cell; and the prefills that each sample took."""
+        groups = by_prefill(cells)
+        found = {key: rows for group in groups for key, rows in self._prefilled(work, group, prepared).items()}
+        return found, [len(groups)] * len(prepared)
 
     def base(self, cells: Sequence[Cell], capacity: int) -> SparseCache:
         """An empty cache for prompts, which cells of one ``prefill_key`` can be forked from."""
@@ -199,7 +206,7 @@ class Session:
         hf.release(base)
         return found
 
-    def known(self, work: Work, cell: Cell, prepared: Prepared, batch: int, *, first: bool) -> dict[str, Any]:
+    def _known(self, work: Work, cell: Cell, prepared: Prepared, batch: int, *, first: bool) -> dict[str, Any]:
         """What is known of a row before anything runs; ``first``: its cell is the first of the sample."""
         row = made.identity(work, cell, prepared, batch)
         if self.config.log_samples:
@@ -219,22 +226,26 @@ class Session:
 
     def _forked(self, work: Work, cell: Cell, batch: Batch, prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
         counters = [self.counter(one.prompt.needles) for one in prepared]
-        watch = RowCounters(counters, range(len(prepared)))
+        results, spent = self.play(cell, batch, self._scripts(work, prepared, counters), counters)
+        seconds = {name: took / len(prepared) for name, took in spent.items()}
+        return [
+            self._row(work, one, result, counter) | made.reads(counter) | {"seconds": seconds}
+            for one, result, counter in zip(prepared, results, counters, strict=True)
+        ]
+
+    def play(
+        self, cell: Cell, batch: Batch, scripts: Sequence[Script[Any]], counters: Sequence[ReadCounter]
+    ) -> tuple[list[Any], dict[str, float]]:
+        """One script per row over a fork of a prefilled batch: their results, and the seconds of fork and decode."""
+        watch = RowCounters(counters, range(len(counters)))
         start = time.perf_counter()
         cache = hf.fork(
             batch.cache, cell.method, dense_layers=self.dense_layers, page_size=cell.page_size, observer=watch
         )
         forked = time.perf_counter()
-        results = batch.on(cache).play(self._scripts(work, prepared, counters), watch)
-        seconds = {
-            "fork": (forked - start) / len(prepared),
-            "decode": (time.perf_counter() - forked) / len(prepared),
-        }
+        results = batch.on(cache).play(scripts, watch)
         hf.release(cache)
-        return [
-            self._row(work, one, result, counter) | made.reads(counter) | {"seconds": seconds}
-            for one, result, counter in zip(prepared, results, counters, strict=True)
-        ]
+        return results, {"fork": forked - start, "decode": time.perf_counter() - forked}
 
     def _row(
         self, work: Work, prepared: Prepared, result: list[Reply] | Taught, counter: ReadCounter

@@ -15,7 +15,7 @@ from questbench._noise import Noise
 from questbench.baselines import _ways
 from questbench.baselines._base import Still
 from questbench.baselines._loop import StepArm
-from questbench.experiments.staged import StagedOps
+from questbench.experiments.staged import staged, summed
 from questbench.models.static_loop import StaticLoop
 
 CONTROL_LENGTH = 8192
@@ -42,32 +42,23 @@ def stages(loop: StaticLoop, rounds: int, clock: Callable[[], float]) -> dict[st
     """
     seconds: dict[str, float] = {}
     stores = [part for layer in loop.layers if layer.store is not None for part in layer.store.parts]
-    plain = stores[0].ops
-    ops = StagedOps(plain, clock)
     arm = StepArm(loop)
     found: dict[str, list[float]] = {}
-    with _timed_weights(loop, seconds, clock):
-        for store in stores:
-            store.ops = ops
-        try:
-            for number in range(rounds + 1):
-                arm.setup()
-                seconds.clear()
-                ops.marks.clear()
-                start = clock()
-                loop.step()
-                total = clock() - start
-                parts = {"weights": seconds.get("weights", 0.0)}
-                for stage, before, after in ops.marks:
-                    parts[stage] = parts.get(stage, 0.0) + after - before
-                if number:  # the first round warms up
-                    rest = max(total - sum(parts.values()), 0.0)
-                    for stage, value in (parts | {"rest": rest, "staged": total}).items():
-                        found.setdefault(stage, []).append(value)
-        finally:
-            for store in stores:
-                store.ops = plain
+    with _timed_weights(loop, seconds, clock), staged(stores, clock) as marks:
+        for number in range(rounds + 1):
             arm.setup()
+            seconds.clear()
+            marks.clear()
+            start = clock()
+            loop.step()
+            total = clock() - start
+            parts = {"weights": seconds.get("weights", 0.0)}
+            parts |= summed((stage, after - before) for stage, before, after in marks)
+            if number:  # the first round warms up
+                rest = max(total - sum(parts.values()), 0.0)
+                for stage, value in (parts | {"rest": rest, "staged": total}).items():
+                    found.setdefault(stage, []).append(value)
+    arm.setup()
     return found
 
 

@@ -185,9 +185,7 @@ def _held_bytes(session: Session, loop: StaticLoop, cell: Cell) -> tuple[int, in
         assert layer.store is not None
         stored, bounded = layer.store.bytes
         kv, bounds = kv + stored, bounds + bounded
-    model, length = session.costs(cell), cell.seq_len + COUNTED
-    entry = model.cache.entry_bytes * cell.batch
-    return kv + sum(entry * min(window - 1, length) for window in model.windows if window is not None), bounds
+    return kv + session.costs(cell).slid(cell.seq_len + COUNTED, cell.batch, coming=1), bounds
 
 
 def _slope(config: E2EConfig, loop: StaticLoop, seconds: float) -> list[float]:

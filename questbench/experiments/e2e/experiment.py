@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from questbench.experiments.e2e.config import Cell, E2EConfig, cells, methods, params
 from questbench.experiments.e2e.forecast import predicted
-from questbench.experiments.engine import Experiment, Turn, Unit
+from questbench.experiments.engine import Experiment, Turn
 from questbench.experiments.inputs import model_files
 from questbench.models import reach
 
 if TYPE_CHECKING:
     from questbench.experiments.e2e.session import Session
+    from questbench.records.schema import ResultRecord
 
 
 def opened(config: E2EConfig, cell: Cell) -> Session:
@@ -21,11 +22,11 @@ def opened(config: E2EConfig, cell: Cell) -> Session:
     return Session.open(config, cell)
 
 
-def measured(config: E2EConfig, cell: Cell, session: Session, turn: Turn) -> Unit:
+def measured(config: E2EConfig, cell: Cell, session: Session, turn: Turn) -> list[ResultRecord]:
     """One cell."""
     from questbench.experiments.e2e.cell import measure
 
-    return Unit(cell.key, measure(config, cell, session, turn))
+    return measure(config, cell, session, turn)
 
 
 E2E = Experiment("e2e", "tpot", cells, methods, params, predicted, lambda cell: cell.model, opened, measured)

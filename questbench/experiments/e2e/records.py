@@ -66,23 +66,15 @@ class Records(CellRecords):
         records.append(self.record(name, "tokens_per_second", "1/s", self.cell.batch / stats.median(seconds)))
         records += self._prefill(name)
         records += self._stages(name)
+        there = [name for name, baseline in found.baselines.items() if baseline.arm is not None]
+        records += self.speedups(name, fallback, self.step_bytes("dense") / must_read, there)
         if name != "dense":
-            ideal = self.step_bytes("dense") / must_read
-            records.append(self.speedup(name, "dense", fallback, ideal))
-            records.append(self.record(name, "ideal_speedup", "x", ideal, fidelity="modelled", baseline="dense"))
             records.append(self._break_even(name))
-        records += [self.speedup(name, baseline, fallback, None) for baseline in self._timed_baselines()]
         records.append(self.record(name, "bound", "s", bound, fidelity="modelled", stats={"bandwidth": self.peak}))
         records.append(self.bandwidth_fraction(name, must_read))
         records += self._sizes(name, must_read)
-        first = self.chosen[name].warmup_steps  # the timed steps come after them
-        for metric in ("visible", "read", "resident"):
-            count = found.counted[name].mean(metric, first=first)
-            records.append(self.record(name, f"tokens_{metric}", "tokens", count))
-        return records
-
-    def _timed_baselines(self) -> list[str]:
-        return [name for name, baseline in self.found.baselines.items() if baseline.arm is not None]
+        # The timed steps come after those that warm up.
+        return records + self.counts(name, found.counted[name], first=self.chosen[name].warmup_steps)
 
     def _of_baseline(self, name: str) -> list[ResultRecord]:
         """Another library's dense attention in the same loop, or why it is not there."""

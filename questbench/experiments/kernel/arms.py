@@ -12,7 +12,7 @@ from questbench import attention
 from questbench._noise import Noise
 from questbench.cache import Layer, LayerCache, fork_layer, make_layer
 from questbench.experiments.counting import ReadCounter
-from questbench.experiments.staged import StageClock, StagedOps
+from questbench.experiments.staged import StageClock, staged
 from questbench.kernels._ops import Ops
 from questbench.methods._base import CacheShape, Method
 from questbench.models._rotation import relative
@@ -183,31 +183,17 @@ class MethodArm:
         self.layers = []
 
 
-class StageArm:
-    """A method's step with its ops called one by one through a stage clock, for the breakdown into stages."""
-
-    def __init__(self, arm: MethodArm, clock: StageClock) -> None:
-        self.arm, self.clock = arm, clock
-        self.staged = StagedOps(arm.parts[0].ops, clock.mark)
-
-    def measure(self, rounds: int) -> dict[str, list[float]]:
-        """Seconds per stage, one sample per round; the ops are set back afterwards."""
-        samples: dict[str, list[float]] = {}
-        parts = self.arm.parts
-        plain = parts[0].ops
-        for part in parts:
-            part.ops = self.staged
-        try:
-            for index in range(rounds + 2):
-                self.arm.setup()
-                self.staged.marks.clear()
-                self.clock.begin()
-                self.arm.step(index)
-                seconds = self.clock.seconds(self.staged.marks)
-                if index >= 2:
-                    for stage, spent in seconds.items():
-                        samples.setdefault(stage, []).append(spent)
-        finally:
-            for part in parts:
-                part.ops = plain
-        return samples
+def stages(arm: MethodArm, clock: StageClock, rounds: int) -> dict[str, list[float]]:
+    """Seconds per stage of a method's step whose ops are called one by one, one sample per round."""
+    samples: dict[str, list[float]] = {}
+    with staged(arm.parts, clock.mark) as marks:
+        for index in range(rounds + 2):
+            arm.setup()
+            marks.clear()
+            clock.begin()
+            arm.step(index)
+            seconds = clock.seconds(marks)
+            if index >= 2:
+                for stage, spent in seconds.items():
+                    samples.setdefault(stage, []).append(spent)
+    return samples

@@ -10,7 +10,7 @@ from questbench import baselines
 from questbench.baselines._base import Baseline, Fastest, Text, fastest
 from questbench.experiments import costs
 from questbench.experiments.engine import Turn
-from questbench.experiments.kernel.arms import QUERIES, Inputs, LayerShape, MethodArm, SharedPages, StageArm
+from questbench.experiments.kernel.arms import QUERIES, Inputs, LayerShape, MethodArm, SharedPages, stages
 from questbench.experiments.kernel.clock import Clock, DeviceClock, HostClock
 from questbench.experiments.kernel.config import Cell, KernelConfig, heads, methods
 from questbench.experiments.kernel.records import Found, Records
@@ -121,7 +121,7 @@ class _Cell:
         slowed = gpu_state.caution(gpu_state.identifier(config.device)) if self.gpu else None
         staged = {}
         if config.stages:
-            staged = {name: StageArm(arm, clock.stages()).measure(STAGE_ROUNDS) for name, arm in arms.items()}
+            staged = {name: stages(arm, clock.stages(), STAGE_ROUNDS) for name, arm in arms.items()}
         unsteady = cautions.unsteady(timed[READ].seconds, probe.bytes)
         around = list(filter(None, [turn.before, watch.caution(), unsteady, slowed]))
         found = Found(

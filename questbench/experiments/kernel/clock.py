@@ -18,7 +18,7 @@ import torch
 
 from questbench.errors import first_line
 from questbench.experiments.kernel.arms import QUERIES, LayerShape
-from questbench.experiments.staged import Marks, StageClock
+from questbench.experiments.staged import Marks, StageClock, summed
 from questbench.measure import timer
 from questbench.measure.bandwidth import CACHES
 from questbench.measure.cautions import Caution
@@ -36,19 +36,13 @@ STAGE_AHEAD = 4_000_000
 """Clock cycles (about 2 ms) that the device is kept busy while a staged step is queued from Python."""
 
 
-class CopyArm(Protocol):
+class CopyArm(timer.Arm, Protocol):
     """An arm over several copies of its data, used in turn."""
 
     @property
     def copies(self) -> int:
         """How many."""
         ...
-
-    def setup(self) -> None:
-        """See :class:`questbench.measure.timer.Arm`."""
-
-    def step(self, index: int, /) -> object:
-        """See :class:`questbench.measure.timer.Arm`."""
 
 
 class Clock(ABC):
@@ -87,7 +81,7 @@ class HostStages:
 
     def seconds(self, marks: Marks) -> dict[str, float]:
         """See :class:`StageClock`."""
-        return _summed((stage, after - before) for stage, before, after in marks)
+        return summed((stage, after - before) for stage, before, after in marks)
 
 
 class HostClock(Clock):
@@ -124,7 +118,7 @@ class DeviceStages:
     def seconds(self, marks: Marks) -> dict[str, float]:
         """See :class:`StageClock`."""
         self._cuda.synchronize()
-        return _summed((stage, before.elapsed_time(after) * 1e-3) for stage, before, after in marks)
+        return summed((stage, before.elapsed_time(after) * 1e-3) for stage, before, after in marks)
 
 
 class GraphArm:
@@ -269,10 +263,3 @@ class Flush:
 def graph_steps(traffic: int, bandwidth: float) -> int:
     """Steps of one graph: enough to last a millisecond, as far as bytes and launches tell, and no more than 64."""
     return min(max(math.ceil(GRAPH_SECONDS / (traffic / bandwidth + STEP_SECONDS)), 1), STEPS_MAX)
-
-
-def _summed(pairs: Any) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for stage, spent in pairs:
-        total[stage] = total.get(stage, 0.0) + spent
-    return total

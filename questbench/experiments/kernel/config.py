@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -62,19 +63,13 @@ class Cell:
     @property
     def key(self) -> str:
         """Names the unit of work for resume."""
-        return f"{self.seq_len}|{self.budget}|{self.page_size}|{self.batch}|{self.dtype}"
+        return "|".join(map(str, vars(self).values()))
 
 
 def cells(config: KernelConfig) -> list[Cell]:
     """The grid: the product of all axes."""
-    return [
-        Cell(seq_len, budget, page_size, batch, dtype)
-        for seq_len in config.seq_lens
-        for page_size in config.page_sizes
-        for batch in config.batch
-        for dtype in config.dtype
-        for budget in config.budgets
-    ]
+    axes = config.seq_lens, config.page_sizes, config.batch, config.dtype, config.budgets
+    return [Cell(length, budget, size, rows, dtype) for length, size, rows, dtype, budget in itertools.product(*axes)]
 
 
 def methods(config: KernelConfig, cell: Cell) -> dict[str, Method]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from questbench import baselines, units
-from questbench.experiments.engine import Experiment, Turn, Unit
+from questbench.experiments.engine import Experiment, Turn
 from questbench.experiments.kernel.config import Cell, KernelConfig, cells, heads, methods, params, shape_name, timing
+from questbench.records.schema import ResultRecord
 
 TRIALS = 15.0
 """Seconds of a cell beside its timing: filling caches, choosing the baselines' ways, stages."""
@@ -17,11 +18,11 @@ def predicted(config: KernelConfig, grid: Sequence[Cell]) -> Mapping[str, float]
     return {cell.key: config.max_seconds + TRIALS for cell in grid}
 
 
-def measured(config: KernelConfig, cell: Cell, shared: None, turn: Turn) -> Unit:
+def measured(config: KernelConfig, cell: Cell, shared: None, turn: Turn) -> list[ResultRecord]:
     """One cell."""
     from questbench.experiments.kernel.cell import measure
 
-    return Unit(cell.key, measure(config, cell, turn))
+    return measure(config, cell, turn)
 
 
 KERNEL = Experiment(

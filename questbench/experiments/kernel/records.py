@@ -59,18 +59,11 @@ class Records(CellRecords):
         fallback = bool(counted.fallback)
         records = [self._latency(name, "total", self.timed[name].seconds, must_read, fallback)]
         records += [self._latency(name, stage, samples, None, fallback) for stage, samples in staged.items()]
-        ideal = self.found.traffic["dense"] / must_read
-        if name != "dense":
-            records.append(self.speedup(name, "dense", fallback, ideal))
-            records.append(self.record(name, "ideal_speedup", "x", ideal, fidelity="modelled", baseline="dense"))
         there = [baseline for baseline, found in self.found.baselines.items() if found.arm is not None]
-        records += [self.speedup(name, baseline, fallback, None) for baseline in there]
+        records += self.speedups(name, fallback, self.found.traffic["dense"] / must_read, there)
         records.append(self.record(name, "bytes", "B", float(must_read), fidelity="modelled"))
         records.append(self.bandwidth_fraction(name, must_read, probe=self.found.probe.probe))
-        for metric in ("visible", "read", "resident"):
-            counts = self.record(name, f"tokens_{metric}", "tokens", counted.mean(metric))
-            records.append(counts)
-        return records
+        return records + self.counts(name, counted)
 
     def of_baseline(self, name: str) -> list[ResultRecord]:
         """Latency and bandwidth of a baseline's fastest way, or why there is none."""

@@ -14,7 +14,6 @@ than trained). Nothing is downloaded and nothing is trained; :func:`build` takes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,29 +21,8 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 
-@dataclass(frozen=True)
-class EmbeddedModel:
-    """What the command line must know about a model that comes with questbench."""
-
-    name: str
-    """Name for ``--model``."""
-    dense_layers: int
-    """Default of ``--dense-layers``: layer 0 is local, retrieval sits in layer 1, so only that one may be sparse."""
-    page_size: int
-    """Default of ``--page-size``."""
-    max_length: int
-    """Longest text whose position heads are exact, in tokens."""
-    summary: str
-    """One line for ``questbench ls models``."""
-
-
-EMBEDDED = EmbeddedModel(
-    name="constructed",
-    dense_layers=1,
-    page_size=16,
-    max_length=131072,
-    summary="2-layer Llama set by hand: exact n-gram retrieval at any length up to 128k, no download, no training",
-)
+DENSE_LAYERS = 1
+"""Default of ``--dense-layers``: layer 0 is local, retrieval sits in layer 1, so only that one may be sparse."""
 
 
 def build(dtype: torch.dtype | None = None) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from questbench._paths import cache_folder
-from questbench.errors import PrerequisiteError
+from questbench.errors import PrerequisiteError, first_line
 from questbench.models._fits import check_memory
 from questbench.models.gguf.source import Source
 
@@ -148,7 +148,8 @@ def _inspect(path: Path, source: Source) -> tuple[str, int]:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # the reader follows offsets that a broken file invents, and fails in many ways
         raise PrerequisiteError(
-            f"{source.name} ({source.size:,} bytes) is truncated or corrupt: {_line(error)}.", source.again
+            f"{source.name} ({source.size:,} bytes) is truncated or corrupt: {first_line(error).rstrip('.')}.",
+            source.again,
         ) from error
     kind = reader.fields.get("general.architecture")
     if kind is None:
@@ -191,14 +192,9 @@ def _dequantise(path: Path, made: Path, source: Source) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
     except Exception as error:
         if "is not supported" in str(error) and "architecture" in str(error):
-            message = f"transformers cannot read this kind of GGUF file ({source.name}): {_line(error)}"
+            message = f"transformers cannot read this kind of GGUF file ({source.name}): {first_line(error)}"
             raise PrerequisiteError(message, "Use the model's safetensors instead.") from error
-        message = f"{source.name} cannot be converted: {type(error).__name__}: {_line(error)}"
+        message = f"{source.name} cannot be converted: {type(error).__name__}: {first_line(error)}"
         raise PrerequisiteError(message, "Update transformers, or use the model's safetensors.") from error
     model.save_pretrained(made)
     tokenizer.save_pretrained(made)
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")

@@ -26,11 +26,6 @@ class Known:
     head_dim: int
     context: int
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values per token over all layers, in bf16."""
-        return 2 * 2 * self.layers * self.kv_heads * self.head_dim
-
 
 KNOWN = {
     known.distribution: known

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from questbench import units
 from questbench.report import style
-from questbench.report.frame import BASELINES
 from questbench.report.plots._base import REMARK, NothingToDraw
 
 if TYPE_CHECKING:
@@ -62,15 +61,15 @@ def draw(
     if measure.column not in frame or "task" not in frame:
         raise NothingToDraw(f"no {measure.name.partition(' (')[0]} in the records")
     frame = frame.assign(**{x: _counts(frame, x)})
-    columns = ["task", "seq_len", "label", "budget", x, measure.column, measure.low, measure.high, *also, "yardstick"]
-    baseline = frame["method"].isin(BASELINES)
+    shown = (x, measure.column, measure.low, measure.high, *also)
+    columns = ["task", "seq_len", "label", "budget", *shown, "yardstick", "baseline"]
+    baseline = frame["baseline"]
     if measure.dense is not None:
         frame.loc[baseline, [measure.column, measure.low, measure.high]] = measure.dense
     cells = frame[frame[measure.column].notna() & ~frame["fallback"] & (baseline | frame[x].notna())]
-    baseline = cells["method"].isin(BASELINES)
-    if baseline.all():
+    if cells["baseline"].all():
         raise NothingToDraw(f"no sparse method with a {measure.name.partition(' (')[0]}")
-    cells = cells.reindex(columns=list(dict.fromkeys(columns))).assign(baseline=baseline)
+    cells = cells.reindex(columns=list(dict.fromkeys(columns)))
     groups = list(cells.groupby(["task", "seq_len"], sort=False))
     left_out = len(groups) - MOST_PANELS
     groups = groups[:MOST_PANELS]

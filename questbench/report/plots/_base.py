@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from questbench import registry
-from questbench.errors import PrerequisiteError
+from questbench.records.writer import unwritable
 from questbench.report import _format as fmt
 from questbench.report import escape, style
-from questbench.report.frame import BASELINES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,8 +153,7 @@ def _write(plot: Plot, name: str, frame: pd.DataFrame, inputs: Sequence[str], ou
             figure.savefig(drawn.png, dpi=style.DPI, metadata={"Software": None})
             data.to_csv(drawn.csv, index=False, lineterminator="\n")
         except OSError as error:
-            message = f"Cannot write to '{out}': {error.strerror or error}."
-            raise PrerequisiteError(message, "Name a folder you can write with --out DIR.") from None
+            raise unwritable(out, error) from None
     return drawn
 
 
@@ -191,11 +189,11 @@ def _with_baseline(
 ) -> pd.DataFrame:
     """Dense results do not depend on the page size: a set-up without any borrows those of its sibling."""
     part = frame.loc[index]
-    if "page_size" not in by or part["method"].isin(BASELINES).any():
+    if "page_size" not in by or part["baseline"].any():
         return part
     import pandas as pd
 
-    siblings = keyed[keyed["method"].isin(BASELINES)]
+    siblings = keyed[keyed["baseline"]]
     for name, value in zip(by, values, strict=True):
         if name != "page_size":
             siblings = siblings[siblings[name] == value]

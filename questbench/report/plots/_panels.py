@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from questbench import units
 from questbench.report import _format as fmt
 from questbench.report import style
-from questbench.report.frame import BASELINES
 from questbench.report.plots._base import REMARK, NothingToDraw
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def stacked(
     shorter = _not_of(cells, length)
     cells = cells[cells["seq_len"] == length].reindex(columns=["seq_len", "budget", "label", *columns, metric])
     divisor, unit = fmt.scale(cells[metric], "s")
-    limit = _limit(cells, columns, metric) / divisor
+    limit = _limit(cells[columns].sum(axis=1).combine(cells[metric].fillna(0.0), max), frame["baseline"]) / divisor
     labels = style.drawing_order(cells["label"])
     rows = {label: len(labels) - 1 - index for index, label in enumerate(labels)}
     names = {label: style.broken(label) for label in labels}
@@ -188,9 +187,8 @@ def _apart(cells: pd.DataFrame, columns: list[str], metric: str, whole: str) -> 
     return " ".join(lines)
 
 
-def _limit(cells: pd.DataFrame, columns: list[str], metric: str) -> float:
-    """End of the time axis: the longest sparse step; dense bars may leave the panel if they dwarf it."""
-    total = cells[columns].sum(axis=1).combine(cells[metric].fillna(0.0), max)
-    sparse = total[~cells["label"].isin(BASELINES)]
+def _limit(total: pd.Series[float], baseline: pd.Series[bool]) -> float:
+    """End of the time axis: the longest sparse step; bars of baselines may leave the panel if they dwarf it."""
+    sparse = total[~baseline[total.index]]
     longest, most = float(total.max()), 2.0 * float(sparse.max()) if len(sparse) else math.inf
     return (most if longest > 1.5 * most else longest) * 1.05

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
 
 from questbench.report.plots import _accuracy
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
 KIND = "accuracy"
-TITLE = "Score over budget, all methods on the same samples after the same dense prefill; bars are 95% intervals."
+TITLE = (
+    "Score over budget, all methods on the same samples and, but for those that read prompts for themselves, behind "
+    "the same dense prefill. Bars are 95% intervals."
+)
 AXES = ("task", "seq_len", "budget")
-
-
-def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
-    """A line per method, a panel per task and length."""
-    return _accuracy.draw(frame, figure, "budget", "budget (tokens)")
+draw = functools.partial(_accuracy.draw, x="budget", x_label="budget (tokens)")

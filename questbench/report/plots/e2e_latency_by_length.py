@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
 
 from questbench.report.plots import _panels
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 KIND = "e2e"
 TITLE = (
@@ -16,8 +12,4 @@ TITLE = (
     "of the same colour: what weights and KV entries take at the measured read bandwidth."
 )
 AXES = ("seq_len", "budget")
-
-
-def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
-    """A line per method with its bound, a panel per budget."""
-    return _panels.over_length(frame, figure, "tpot", name="time per token", verb="e2e", bound="bound")
+draw = functools.partial(_panels.over_length, metric="tpot", name="time per token", verb="e2e", bound="bound")

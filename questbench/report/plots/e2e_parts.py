@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
 
 from questbench.report import style
 from questbench.report.plots import _panels
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 KIND = "e2e"
 TITLE = (
@@ -18,8 +14,4 @@ TITLE = (
 )
 AXES = ("seq_len", "budget")
 PARTS: dict[str, tuple[str, str]] = {"weights": ("#DDDDDD", ""), **style.STAGES, "rest": ("#444444", "")}
-
-
-def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
-    """A stacked bar per method, a panel per budget."""
-    return _panels.stacked(frame, figure, "tpot", PARTS, whole="plain step")
+draw = functools.partial(_panels.stacked, metric="tpot", parts=PARTS, whole="plain step")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from questbench import units
 from questbench.report import style
-from questbench.report.frame import BASELINES
 from questbench.report.plots._base import REMARK, NothingToDraw
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
         NothingToDraw: no task put its needles at depths.
     """
     data = _fields(frame)
-    baseline = data["method"].isin(BASELINES)
+    baseline = data.pop("baseline")
     labels = list(dict.fromkeys([*data.loc[baseline, "label"], *data.loc[~baseline, "label"]]))
     known = sorted(data.loc[~baseline, "budget"].unique())
     budgets = known[:MOST_ROWS] or [None]
@@ -55,7 +54,7 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
         for column, label in enumerate(labels):
             axes = grid[row][column]
             own = data[data["label"] == label]
-            if not own["method"].isin(BASELINES).any():
+            if not baseline[own.index].any():
                 own = own[own["budget"] == budget]
             image = _panel(axes, own, lengths, depths, room=len(labels) * len(lengths) <= 24)
             if row == 0:
@@ -120,7 +119,7 @@ def _fields(frame: pd.DataFrame) -> pd.DataFrame:
             sums = tenths.setdefault(round(place, 6), [0.0, 0.0])
             sums[0] += samples
             sums[1] += total
-        known = {name: cell[name] for name in ("method", "label", "yardstick", "seq_len")}
+        known = {name: cell[name] for name in ("method", "label", "baseline", "yardstick", "seq_len")}
         known["budget"] = cell.get("budget")
         rows += [
             {**known, "depth": depth, "samples": samples, "score": total / samples}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from questbench import units
 from questbench.report import style
 from questbench.report._kernel_table import mismeasured
-from questbench.report.frame import BASELINES
 from questbench.report.plots import _panels
 from questbench.report.plots._base import NothingToDraw
 
@@ -31,7 +30,7 @@ def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
     from matplotlib.ticker import MaxNLocator
 
     cells = _panels.honest(frame, "speedup.dense")
-    cells = cells[~cells["method"].isin(BASELINES)]
+    cells = cells[~cells["baseline"]]
     if cells.empty:
         raise NothingToDraw("no sparse method")
     cells = cells.assign(mismeasured=[mismeasured(row) is not None for _, row in cells.iterrows()])

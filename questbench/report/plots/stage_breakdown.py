@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
 
 from questbench.report import style
 from questbench.report.plots import _panels
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 KIND = "kernel"
 TITLE = (
@@ -17,8 +13,4 @@ TITLE = (
     "and without clocks between its stages. A bar too long for its panel is cut and labelled with its length."
 )
 AXES = ("seq_len", "budget")
-
-
-def draw(frame: pd.DataFrame, figure: Figure) -> pd.DataFrame:
-    """A stacked bar per method, a panel per budget."""
-    return _panels.stacked(frame, figure, "latency", style.STAGES, whole="whole step")
+draw = functools.partial(_panels.stacked, metric="latency", parts=style.STAGES, whole="whole step")
