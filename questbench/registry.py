@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
@@ -45,14 +48,33 @@ class PluginError(PrerequisiteError):
     """A plug-in that cannot be used; the message names it and says why."""
 
 
-def _own(package: str) -> set[str]:
+def _own(package: str) -> frozenset[str]:
     """Names of the files in the package's folders."""
-    return {module.name for module in pkgutil.iter_modules(_search_path(package)) if not module.name.startswith("_")}
+    return _files(tuple((folder, _changed(folder)) for folder in _search_path(package)))
+
+
+@functools.cache
+def _files(folders: tuple[tuple[str, int], ...]) -> frozenset[str]:
+    """Folders are read again when a file came or went: every method that is made asks for its name."""
+    modules = pkgutil.iter_modules([folder for folder, _ in folders])
+    return frozenset(module.name for module in modules if not module.name.startswith("_"))
+
+
+def _changed(folder: str) -> int:
+    try:
+        return Path(folder).stat().st_mtime_ns
+    except OSError:  # inside an archive, which does not change
+        return 0
 
 
 def _entry_points(package: str) -> dict[str, list[importlib.metadata.EntryPoint]]:
     """What other packages register, by name; more than one under a name cannot be told apart."""
-    group = "questbench." + package.rsplit(".", 1)[-1]
+    return _installed("questbench." + package.rsplit(".", 1)[-1], tuple(sys.path))
+
+
+@functools.cache
+def _installed(group: str, path: tuple[str, ...]) -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """The entry points of a group. Finding them reads a file of every installed package: once for a search path."""
     found: dict[str, list[importlib.metadata.EntryPoint]] = {}
     for point in importlib.metadata.entry_points(group=group):
         if point.value not in [other.value for other in found.get(point.name, [])]:

@@ -7,95 +7,17 @@ error budgets of the kernel tests; where an answer is NaN or infinite, it must b
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from _fuzz_draw import PAGE_SIZES, SPECIAL, Case, agrees, drawn_lists, equal, finite, make_case, some_lists
+from kernel_cases import REFERENCE, ROUNDOFF, SMALLEST, UNIT, Store, valid_lists, weight_error
+from prune_checks import check_estimate, check_prune
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kernels"))
-
-from kernel_cases import DTYPES, REFERENCE, ROUNDOFF, SMALLEST, UNIT, Store, make_store, valid_lists, weight_error
-
+from questbench.kernels._codes import empty_codes
 from questbench.kernels._ops import Ops
-
-DIMS = list(range(16, 257, 2))
-REAL_DIMS = [40, 48, 64, 72, 80, 88, 96, 104, 112, 120, 128, 256]
-PAGE_SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 64, 128]
-GROUPS = [1, 1, 1, 2, 3, 4, 5, 7, 8, 16]
-SPECIAL = [torch.nan, torch.inf, -torch.inf]
-
-
-@dataclass
-class Case:
-    """One store, one query, and the source of every further choice."""
-
-    choose: random.Random
-    source: torch.Generator
-    store: Store
-    q: Tensor
-    heads: int
-    group: int
-    special: bool
-    about: str
-
-    def normal(self, *shape: int) -> Tensor:
-        """Random numbers of the case."""
-        return torch.randn(shape, generator=self.source)
-
-    def spoil(self, tensor: Tensor, times: int) -> None:
-        """Put NaN and infinities into a few elements, in place."""
-        flat = tensor.view(-1)
-        for _ in range(times if flat.numel() else 0):
-            flat[self.choose.randrange(flat.numel())] = self.choose.choice(SPECIAL)
-
-
-def make_case(name: str, op: str) -> Case:
-    """The case called ``SEED/NUMBER`` for one op."""
-    choose = random.Random(name)
-    source = torch.Generator().manual_seed(choose.getrandbits(60))
-    dim = choose.choice(DIMS if choose.random() < 0.6 else REAL_DIMS)
-    size, group, heads = choose.choice(PAGE_SIZES), choose.choice(GROUPS), choose.choice([1, 1, 2, 3])
-    dtype = choose.choice(DTYPES)
-    longest = min(choose.choice([2, 20, 100, 300]), 24 * size)
-    if op == "attend" and choose.random() < 0.03:  # several chunks of entries
-        longest, size = 1500, max(size, 31)
-    lengths = [
-        choose.choice([0, 1, size, longest, choose.randint(0, longest)]) for _ in range(choose.choice([1, 2, 3]))
-    ]
-    if op == "evict":
-        lengths[0] = max(lengths[0], 2)
-    by_channel = group == 1 and op in ("append", "score", "attend_top") and choose.random() < 0.5
-    shape = {"heads": heads, "dim": dim, "page_size": size, "dtype": dtype, "by_channel": by_channel}
-    store = make_store(lengths, seed=choose.getrandbits(30), **shape)
-    q = torch.randn((len(lengths), heads * group, dim), generator=source).to(dtype)
-    special = choose.random() < 0.3
-    about = f"{op}: {str(dtype)[6:]}, {heads} x {group} heads of {dim}, pages of {size}, rows {lengths}"
-    about += ", by channel" * by_channel + ", NaN and infinities" * special
-    return Case(choose, source, store, q, heads, group, special, about)
-
-
-def agrees(got: Tensor, want: Tensor, budget: Tensor, narrow: Tensor) -> bool:
-    """Within the budget where the answer is finite; elsewhere what float64 gives, or what fp32 gives (``narrow``)."""
-    wide, finite = got.double(), want.isfinite()
-    near = (wide - want).abs() <= budget
-    alike = _same(wide, want) | _same(wide, narrow.double())
-    return bool(torch.where(finite, near, alike).all())
-
-
-def _same(a: Tensor, b: Tensor) -> Tensor:
-    return (a == b) | (a.isnan() & b.isnan())
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(_same(a, b).all())
-
-
-def _finite(tensor: Tensor) -> Tensor:
-    return torch.nan_to_num(tensor, 0.0, 0.0, 0.0)
 
 
 def _append(ops: Ops, case: Case) -> bool:
@@ -123,7 +45,7 @@ def _append(ops: Ops, case: Case) -> bool:
         backend.append(entries[0], entries[1], copy.paged if bounded else copy.paged._replace(bounds=None), new)
         left.append(copy)
     got, want = left
-    same = _equal(got.k_pages, want.k_pages) and _equal(got.v_pages, want.v_pages) and _equal(got.bounds, want.bounds)
+    same = equal(got.k_pages, want.k_pages) and equal(got.v_pages, want.v_pages) and equal(got.bounds, want.bounds)
     return same and torch.equal(got.lengths, want.lengths)
 
 
@@ -162,9 +84,9 @@ def _score(ops: Ops, case: Case) -> bool:
     narrow = REFERENCE.score(q, store.paged, skip_newest=skip_newest)
     want = REFERENCE.score(q.double(), store.wide().paged, skip_newest=skip_newest)
     axis = 3 if store.bounds.dim() == 5 else 2
-    largest = _finite(store.bounds.double()).abs().amax(axis, keepdim=True).expand_as(store.bounds).contiguous()
+    largest = finite(store.bounds.double()).abs().amax(axis, keepdim=True).expand_as(store.bounds).contiguous()
     widest = store.paged._replace(bounds=largest)
-    magnitude = REFERENCE.score(_finite(q.double()).abs(), widest, skip_newest=skip_newest)
+    magnitude = REFERENCE.score(finite(q.double()).abs(), widest, skip_newest=skip_newest)
     return got.dtype == torch.float32 and agrees(got, want, (2 * q.shape[2] + 2) * UNIT * magnitude, narrow)
 
 
@@ -195,30 +117,9 @@ def _select(ops: Ops, case: Case) -> bool:
     return torch.equal(got[1], want[1]) and valid_lists(scores, lengths, size, got, **rule)
 
 
-def _lists(case: Case) -> dict[str, Tensor]:
-    """Nothing (dense), or lists by KV head or by query head, some of them empty."""
-    choose, store = case.choose, case.store
-    kind, named = choose.choice(["dense", "kv heads", "query heads"]), choose.choice(["pages", "pages", "tokens"])
-    if kind == "dense":
-        return {}
-    heads, most = case.heads * (1 if kind == "kv heads" else case.group), choose.randint(1, 30)
-    rows = store.lengths.shape[0]
-    pages, counts = (
-        torch.full((rows, heads, most), -1, dtype=torch.int32),
-        torch.zeros((rows, heads), dtype=torch.int32),
-    )
-    for row, length in enumerate(store.lengths.tolist()):
-        total = length if named == "tokens" else -(-length // store.page_size)
-        for head in range(heads):
-            taken = choose.choice([0, min(total, most), choose.randint(0, min(total, most))])
-            pages[row, head, :taken] = torch.tensor(sorted(choose.sample(range(total), taken)), dtype=torch.int32)
-            counts[row, head] = taken
-    return {named: pages, "counts": counts}
-
-
 def _attend(ops: Ops, case: Case) -> bool:
     choose, store, q = case.choose, case.store, case.q
-    scale, softcap, options = q.shape[2] ** -0.5, choose.choice([0.0, 0.0, 3.0, 50.0]), _lists(case)
+    scale, softcap, options = q.shape[2] ** -0.5, choose.choice([0.0, 0.0, 3.0, 50.0]), some_lists(case)
     if case.special:
         softcap = min(softcap, 3.0)  # an infinite logit then leaves no weight that fp32 rounds to zero
         case.spoil(store.k_pages, choose.choice([0, 1, 6]))
@@ -243,8 +144,8 @@ def _attend(ops: Ops, case: Case) -> bool:
     (got, mass, visits, lse), (want, want_mass, want_visits, want_lse), (narrow, narrow_mass, _, narrow_lse) = runs
     if not torch.equal(visits, want_visits) or got.dtype != q.dtype:
         return False
-    clean = Store(_finite(store.k_pages), store.v_pages, store.bounds, store.page_table, store.lengths)
-    widest = _finite(q) if prefix_q is None else torch.maximum(_finite(q).abs(), prefix_q.abs())
+    clean = Store(finite(store.k_pages), store.v_pages, store.bounds, store.page_table, store.lengths)
+    widest = finite(q) if prefix_q is None else torch.maximum(finite(q).abs(), prefix_q.abs())
     relative = weight_error(clean, widest, scale, softcap)
     magnitude = REFERENCE.attend(
         q.double(), store.paged._replace(k=store.k_pages.double(), v=store.v_pages.double().abs()), scale,
@@ -277,7 +178,7 @@ def _attend_top(ops: Ops, case: Case) -> bool:
     rule["merge"] = choose.choice(["none", "max", "sum_softmax"])
     rule["sinks"] = case.normal(q.shape[1]) if choose.random() < 0.3 else None
     rest = q, store.paged, q.shape[2] ** -0.5
-    return _equal(ops.attend_top(*rest, **rule), Ops.attend_top(ops, *rest, **rule))
+    return equal(ops.attend_top(*rest, **rule), Ops.attend_top(ops, *rest, **rule))
 
 
 def _evict(ops: Ops, case: Case) -> bool:
@@ -307,29 +208,72 @@ def _evict(ops: Ops, case: Case) -> bool:
         backend.evict(copy.paged, places, weights, **rule)
         left.append((copy, places, weights))
     (got, places, weights), (want, want_places, want_weights) = left
-    same = _equal(got.k_pages, want.k_pages) and _equal(got.v_pages, want.v_pages)
+    same = equal(got.k_pages, want.k_pages) and equal(got.v_pages, want.v_pages)
     if weights is not None and want_weights is not None:
-        same = same and _equal(weights, want_weights)
+        same = same and equal(weights, want_weights)
     return same and torch.equal(got.lengths, want.lengths) and torch.equal(places, want_places)
 
 
-OPS: dict[str, Callable[[Ops, Case], bool]] = {
-    "append": _append,
-    "score": _score,
-    "select": _select,
-    "attend": _attend,
-    "attend_top": _attend_top,
-    "evict": _evict,
+def _quantize(ops: Ops, case: Case) -> bool:
+    """The same bits in every slot, those behind a row's end and before its newest entries included."""
+    choose, store = case.choose, case.store
+    if case.special:
+        case.spoil(store.k_pages, choose.choice([1, 6]))
+    rows, longest = len(store.lengths), int(store.lengths.max())
+    incoming = choose.choice([0, 1, 2, longest, longest + 3])
+    new = None
+    if choose.random() < 0.5:
+        new = torch.tensor([choose.randint(0, incoming) for _ in range(rows)], dtype=torch.int32)
+    slots, left = longest + choose.choice([0, 2]), []
+    for backend in (ops, REFERENCE):
+        codes, ranges = empty_codes(rows, case.heads, slots, case.q.shape[2], case.q.device)
+        backend.quantize(store.paged, codes.fill_(0x5A), ranges.fill_(7.0), incoming, new)
+        left.append((codes[:, :, :longest], ranges[:, :, :longest], codes[:, :, longest:], ranges[:, :, longest:]))
+    (codes, ranges, behind, beyond), (want_codes, want_ranges, *_) = left
+    untouched = bool((behind == 0x5A).all()) and bool((beyond == 7.0).all())
+    return untouched and torch.equal(codes, want_codes) and equal(ranges, want_ranges)
+
+
+def _estimate(ops: Ops, case: Case) -> bool:
+    if case.special:
+        case.spoil(case.store.k_pages, case.choose.choice([1, 6]))
+    lists = drawn_lists(case, case.heads * case.choose.choice([1, case.group]))
+    check_estimate(ops, case.store, case.q, lists, softcap=case.choose.choice([0.0, 0.0, 3.0, 50.0]))
+    return True
+
+
+def _prune(ops: Ops, case: Case) -> bool:
+    choose, lists = case.choose, drawn_lists(case, case.heads * case.choose.choice([1, case.group]))
+    logits = case.normal(*case.q.shape[:2], lists[0].shape[2] * case.store.page_size) * choose.choice([0.1, 3.0, 30.0])
+    if choose.random() < 0.4:
+        logits = (logits / 2).round()  # ties
+    if case.special:
+        case.spoil(logits, choose.choice([1, 6, 60]))
+        if choose.random() < 0.3:
+            logits[:, choose.randrange(logits.shape[1])] = choose.choice([-torch.inf, torch.inf])
+    check_prune(ops, case.store, logits, lists, choose.choice([0.0, 1e-6, 0.5, 0.85, 0.999, 1.0, choose.random()]))
+    return True
+
+
+OPS: dict[str, tuple[int, Callable[[Ops, Case], bool]]] = {
+    "append": (2, _append),
+    "score": (3, _score),
+    "select": (4, _select),
+    "attend": (6, _attend),
+    "attend_top": (2, _attend_top),
+    "evict": (1, _evict),
+    "quantize": (1, _quantize),
+    "estimate": (2, _estimate),
+    "prune": (2, _prune),
 }
-SHARES = {"append": 2, "score": 3, "select": 4, "attend": 6, "attend_top": 2, "evict": 1}
-"""How often each op is called, relative to the others."""
+"""How often each op is called, relative to the others, and what calls it."""
 
 
 def run_case(ops: Ops, name: str) -> str | None:
     """One call; ``None`` if the answer is allowed, else what was asked."""
-    op = random.Random(f"op {name}").choices(list(SHARES), list(SHARES.values()))[0]
+    op = random.Random(f"op {name}").choices(list(OPS), [share for share, _ in OPS.values()])[0]
     case = make_case(name, op)
     try:
-        return None if OPS[op](ops, case) else case.about
+        return None if OPS[op][1](ops, case) else case.about
     except Exception as error:  # a call that raises differs too
         return f"{case.about}: {type(error).__name__}: {error}"

@@ -38,8 +38,8 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     if options.here:
-        calls = exercise(options.device)
-        print(f"{calls} calls on {options.device}")
+        shapes = exercise(options.device)
+        print(f"every op on {options.device}, {shapes} shapes")
         return 0
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if sanitizer is None:
@@ -74,26 +74,28 @@ def _ended(tool: str, process: subprocess.Popen[str], end: float) -> int:
 
 
 def exercise(device: str) -> int:
-    """Call every op over a small grid; the number of calls."""
+    """Call every op over a small grid; the number of shapes."""
     import torch
 
     from questbench import kernels
 
     ops = kernels.load(device)
-    calls = 0
+    shapes = 0
     for dtype in (torch.float16, torch.bfloat16):
         for dim, size, group in ((64, 8, 1), (128, 16, 4), (128, 64, 8), (256, 32, 2), (128, 16, 1)):
             for by_channel in (False, True) if group == 1 else (False,):
-                calls += _one_shape(ops, device, dtype, dim, size, group, by_channel)
+                _one_shape(ops, device, dtype, dim, size, group, by_channel)
+                shapes += 1
     if device != "cpu":
         torch.cuda.synchronize()
-    return calls
+    return shapes
 
 
-def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, group: int, by_channel: bool) -> int:
+def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, group: int, by_channel: bool) -> None:
     import torch
 
     from questbench.kernels._bounds import empty_bounds
+    from questbench.kernels._codes import empty_codes
     from questbench.kernels._paged import Paged
 
     generator = torch.Generator().manual_seed(dim + size)
@@ -118,6 +120,9 @@ def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, gro
     mass = torch.zeros((rows, heads, capacity), device=device)
     visits = torch.zeros((rows, heads, capacity), dtype=torch.int32, device=device)
     scores = ops.score(q, paged, skip_newest=True)
+    codes, ranges = empty_codes(rows, heads, capacity, dim, torch.device(device))
+    ops.quantize(paged, codes, ranges, capacity)
+    ops.quantize(paged, codes, ranges, 3, integers([3, 0, 1, 2, 3]))
     options = {"width": 4, "force_newest": True, "group": group, "scale": dim**-0.5}
     for merge in ("none", "max", "sum_softmax"):
         chosen, counts = ops.select(scores, held, size, 4, merge=merge, **options)
@@ -126,6 +131,8 @@ def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, gro
         tokens = chosen.clamp(min=0)  # slots as good as any, of rows that have as many entries as pages
         lse = torch.zeros(q.shape[:2], device=device)
         ops.attend(q, paged, dim**-0.5, tokens=tokens, counts=counts, visits=visits, lse=lse)
+        logits = ops.estimate(q, codes, ranges, held, size, chosen, counts, dim**-0.5)
+        ops.prune(logits, held, size, chosen, counts, 0.9)
         choice = {"count": 4, "width": 4, "force_newest": True, "merge": merge}
         ops.attend_top(q, paged, dim**-0.5, **choice)
     sinks = torch.ones(heads * group, device=device)
@@ -137,7 +144,6 @@ def _one_shape(ops: object, device: str, dtype: object, dim: int, size: int, gro
         held.fill_(capacity).sub_(integers([0, 1, 0, 0, 0]))
         rule = {"capacity": capacity - 1, "sinks": 2, "recent": 8, "shared": shared}
         ops.evict(paged, positions, weights, **rule)
-    return 18
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +72,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         rehearsed = item.path.parent.name in ("gpu", "conformance") and os.environ.get("QUESTBENCH_GPU_TESTS") == "cpu"
         if "gpu" in item.keywords and not rehearsed and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device here"))
+
+
+def pytest_collection_finish() -> None:
+    """Modules are loaded: collections of garbage, of which every timing begins with one, pass them by from now on."""
+    gc.collect()
+    gc.freeze()
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 
@@ -147,12 +148,40 @@ def ends(number: int) -> bool:
     return not alive(number)
 
 
-SLEEPER = """
-import pathlib, subprocess, sys, time
+def started_when_ready(suite: ModuleType, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits begin when the script says that it runs: starting it takes as long as the machine needs."""
+    real, sign = suite.start, Path(f"{script}.ready")
+
+    def start(*arguments: object) -> object:
+        sign.unlink(missing_ok=True)
+        process = real(*arguments)
+        until = time.monotonic() + 60.0
+        while not sign.exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        return process
+
+    monkeypatch.setattr(suite, "start", start)
+
+
+READY = """
+import json, pathlib, subprocess, sys, time
+def ready():
+    pathlib.Path(sys.argv[0] + ".ready").touch()
+"""
+SLEEPER = f"""{READY}
 started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
 pathlib.Path(sys.argv[0] + ".pid").write_text(str(started.pid))
 print("working", flush=True)
+ready()
 time.sleep(100)
+"""
+HANGING = f"""{READY}
+ready()
+for fields in json.loads(sys.argv[sys.argv.index("--cells") + 1]):
+    print(json.dumps({{"point": fields}}), flush=True)
+    if fields[2] == 8:
+        time.sleep(100)
+    print(json.dumps({{"point": fields, "cell": {{"status": "ok", "reason": None, "seconds": 1.0}}}}), flush=True)
 """
 
 
@@ -160,10 +189,11 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started(
     suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = child(tmp_path, SLEEPER)
-    monkeypatch.setitem(suite.LIMITS, "tests", 2.0)
+    started_when_ready(suite, script, monkeypatch)
+    monkeypatch.setitem(suite.LIMITS, "tests", 1.0)
     work = suite.Suite(rehearse=True, seconds=60.0)
     assert not work.step("tests", [sys.executable, script])
-    assert work.steps[0]["ended"] == "not finished within 2 s" and "working" in work.steps[0]["tail"]
+    assert work.steps[0]["ended"] == "not finished within 1 s" and "working" in work.steps[0]["tail"]
     assert "KeyboardInterrupt" in "".join(
         work.steps[0]["tail"]
     )  # as pytest is asked to end: it says what failed so far
@@ -173,15 +203,9 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started(
 def test_a_cell_that_hangs_is_ended_and_the_next_one_measured(
     suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hanging = """
-import json, sys, time
-for fields in json.loads(sys.argv[sys.argv.index("--cells") + 1]):
-    print(json.dumps({"point": fields}), flush=True)
-    if fields[2] == 8:
-        time.sleep(100)
-    print(json.dumps({"point": fields, "cell": {"status": "ok", "reason": None, "seconds": 1.0}}), flush=True)
-"""
-    monkeypatch.setattr(suite, "__file__", child(tmp_path, hanging))
+    script = child(tmp_path, HANGING)
+    started_when_ready(suite, script, monkeypatch)
+    monkeypatch.setattr(suite, "__file__", script)
     monkeypatch.setattr(suite, "CELL_MOST", 1.0)
     points = [cells.Point(cells.MHA, 8192, batch, 2048) for batch in (1, 8, 32)]
     work = suite.Suite(rehearse=True, seconds=60.0)
@@ -248,13 +272,32 @@ def test_the_sanitizer_looks_at_our_kernels_alone(tmp_path: Path) -> None:
     assert found and all(pattern.removeprefix("kns=") in name for name in found)
 
 
+def test_the_sanitizers_see_every_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    from questbench import kernels
+    from questbench.kernels._operators import OPERATORS
+
+    watched = Mock(wraps=kernels.load("cpu"))
+    monkeypatch.setattr(kernels, "load", lambda name: watched)
+    assert gpu_sanitize.exercise("cpu") > 10
+    assert {called for called, *_ in watched.method_calls} == set(OPERATORS)
+
+
 def test_the_sanitizers_run_side_by_side_and_one_that_finds_something_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "import sys, time; me = sys.argv[1]; print(me); time.sleep(100 * (me == 'c')); sys.exit(me == 'b')"
     monkeypatch.setattr(gpu_sanitize, "command", lambda sanitizer, tool: [sys.executable, "-c", text, tool])
     monkeypatch.setattr(gpu_sanitize.shutil, "which", lambda name: name)
-    for tools, seconds, ended in (("a", 30, 0), ("ab", 30, 1), ("ac", 3, 1)):
+    real = gpu_sanitize.start
+
+    def start(command: list[str], **more: str) -> object:
+        process = real(command, **more)
+        if command[-1] != "c":
+            process.wait(60)  # what ends by itself ends before the time is over, on a busy machine too
+        return process
+
+    monkeypatch.setattr(gpu_sanitize, "start", start)
+    for tools, seconds, ended in (("a", 30, 0), ("ab", 30, 1), ("ac", 0.5, 1)):
         monkeypatch.setattr(sys, "argv", ["x", *(f"--tool={tool}" for tool in tools), f"--seconds={seconds}"])
         assert gpu_sanitize.main() == ended
         shown = capsys.readouterr().out

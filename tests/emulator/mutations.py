@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,8 @@ def sweep(file: str) -> list[Mutation]:
     return out
 
 
-def caught(mutation: Mutation, op: str, folder: Path) -> str | None:
-    """How the quick check of ``op`` finds the mutation, or ``None`` if it does not.
+def caught(mutation: Mutation, ops: Sequence[str], folder: Path) -> str | None:
+    """How the quick checks of some ops find the mutation, or ``None`` if they do not.
 
     In a process of its own: a mutant may hang, or write anywhere.
 
@@ -75,7 +76,7 @@ def caught(mutation: Mutation, op: str, folder: Path) -> str | None:
         PrerequisiteError: the mutant does not compile, which shows nothing.
     """
     library = building.build_emulator(root=mutation.copy(kernel_sources(), folder)).path
-    return check(library, op)
+    return check(library, *ops)
 
 
 def check(library: Path, *ops: str) -> str | None:

@@ -16,6 +16,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import emulated  # noqa: E402
 import kernel_checks as checks  # noqa: E402
+import prune_checks  # noqa: E402
 import torch  # noqa: E402
 from kernel_cases import check_attend, empty_store, generator, make_query, make_store, random_lists  # noqa: E402
 
@@ -99,12 +100,47 @@ def evict(ops: Any) -> None:
             checks.check_evict(ops, store, positions, weights, sinks=sinks, recent=recent, shared=shared)
 
 
+def quantize(ops: Any) -> None:
+    """The newest entries and all of them, over page ends, and entries that are no numbers."""
+    for at, (_, dim, size) in enumerate(SHAPES):
+        store = make_store(checks.ragged(size, 5 * size + 3), heads=2, dim=dim, page_size=size, dtype=HALVES[at % 2])
+        store.k_pages[int(store.page_table[0, 0]), 0, 0, dim - 1] = torch.nan
+        prune_checks.check_quantize(ops, store)
+
+
+def estimate(ops: Any) -> None:
+    """Lists by KV head and by query head, with several tiles of query heads, and a last page that is half full."""
+    for at, (group, dim, size) in enumerate((*SHAPES, (12, 64, 16))):
+        store = make_store(checks.ragged(size, 5 * size + 3), heads=2, dim=dim, page_size=size, dtype=HALVES[at % 2])
+        for heads in {2, 2 * group}:
+            lists = random_lists(store, heads, 4)
+            prune_checks.check_estimate(ops, store, make_query(store, group), lists, softcap=5.0 * (at % 2))
+
+
+def prune(ops: Any) -> None:
+    """Random logits, equal ones and undefined ones; more entries than a block has threads."""
+    for at, (group, size, length) in enumerate(((1, 16, 70), (4, 8, 30), (2, 16, 1300))):
+        store = make_store([length, 0, 3], heads=2, dim=64, page_size=size, dtype=HALVES[at % 2])
+        for heads in {2, 2 * group}:
+            pages, counts = random_lists(store, heads, -(-length // size))
+            shape = (3, 2 * group, pages.shape[2] * size)
+            logits = 3 * torch.randn(shape, generator=generator(at))
+            equal = logits.round()
+            undefined = equal.clone()
+            undefined[:, :, 1::5] = torch.nan
+            for values, p in ((logits, 0.9), (equal, 0.6), (undefined, 0.6), (torch.zeros(shape), 0.5)):
+                prune_checks.check_prune(ops, store, values, (pages, counts), p)
+
+
 CHECKS: dict[str, Callable[[Any], None]] = {
     "append": append,
     "score": score,
     "select": select,
     "attend": attend,
     "evict": evict,
+    "quantize": quantize,
+    "estimate": estimate,
+    "prune": prune,
 }
 
 

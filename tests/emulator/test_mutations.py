@@ -8,22 +8,28 @@ from pathlib import Path
 import building
 import mutations
 import pytest
+import quick_checks
 from mutations import Mutation
 
 from questbench._paths import kernel_sources
+from questbench.kernels._operators import OPERATORS
 
 OPS = {
-    "append": "append",
-    "score_pages": "score",
-    "score_channels": "score",
-    "select": "select",
-    "attend": "attend",
-    "attend_tile": "attend",
-    "mass": "attend",
-    "paged": "attend",
-    "evict": "evict",
+    "append": ["append"],
+    "score_pages": ["score"],
+    "score_channels": ["score"],
+    "select": ["select"],
+    "attend": ["attend"],
+    "attend_tile": ["attend"],
+    "mass": ["attend"],
+    "paged": ["attend"],
+    "lists": ["select", "prune"],
+    "evict": ["evict"],
+    "quantize": ["quantize"],
+    "estimate": ["estimate"],
+    "prune": ["prune"],
 }
-"""Source -> the op whose check exercises it."""
+"""Source -> the ops whose checks exercise it."""
 
 PLANTED = [
     Mutation(
@@ -51,6 +57,19 @@ PLANTED = [
         r"min\(start \+ count, \(page \+ 1\) \* size\)",
         "min(start + count, (page + 1) * size - 1)",
     ),
+    Mutation("codes of the wrong neighbour", "cuda/quantize.cu", r"own, 4\);", "own, 8);"),
+    Mutation(
+        "off by one: the last listed entry is left out",
+        "cuda/estimate.cu",
+        r"at < listed \? logit",
+        "at < listed - 1 ? logit",
+    ),
+    Mutation(
+        "missing barrier before the masses of the warps are summed",
+        "cuda/prune.cu",
+        r"= sum;\n  __syncthreads\(\);",
+        "= sum;",
+    ),
 ]
 HARMLESS = {
     ("cuda/attend.cu", "__syncwarp();"): "the lanes meet in load_matrix_4 anyway; left for the order of memory",
@@ -71,8 +90,21 @@ def sound() -> Path:
     return building.build_emulator().path
 
 
+def sources() -> list[Path]:
+    """Kernels and their headers."""
+    return sorted(path for kind in ("*.cu", "*.h") for path in (kernel_sources() / "cuda").glob(kind))
+
+
+def test_every_op_and_every_source_with_a_barrier_is_checked() -> None:
+    ops = set(quick_checks.CHECKS)
+    assert ops == set(OPERATORS) - {"attend_top"}, "attend_top is three of the others in one call"
+    assert {op for those in OPS.values() for op in those} == ops
+    assert {file.stem for file in sources() if mutations.sweep(f"cuda/{file.name}")} <= set(OPS)
+    assert {file.stem for file in sources() if "QB_KERNEL" in file.read_text()} <= set(OPS)
+
+
 def test_the_kernels_as_they_are_pass(sound: Path) -> None:
-    assert mutations.check(sound, *sorted(set(OPS.values()))) is None
+    assert mutations.check(sound, *quick_checks.CHECKS) is None
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
@@ -82,9 +114,8 @@ def test_a_planted_mistake_is_found(sound: Path, tmp_path: Path, planted: Mutati
 
 @pytest.mark.slow
 def test_every_barrier_is_needed(sound: Path, tmp_path: Path) -> None:
-    files = sorted(path for kind in ("*.cu", "*.h") for path in (kernel_sources() / "cuda").glob(kind))
     survivors = []
-    for file in files:
+    for file in sources():
         for at, planted in enumerate(mutations.sweep(f"cuda/{file.name}")):
             if mutations.caught(planted, OPS[file.stem], tmp_path / f"{file.stem}{at}") is None:
                 survivors.append((planted.file, planted.name))

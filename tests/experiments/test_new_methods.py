@@ -62,7 +62,7 @@ def test_traffic_of_a_count_that_is_up_to_the_data():
 
 def test_end_to_end(arguments):
     config = E2EConfig(
-        model="shape:smollm2-135m",
+        model="shape:small",
         layers=3,
         seq_lens=[256],
         budgets=[64],

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from kernel_cases import DTYPES, Store, make_query, make_store, random_lists
+from kernel_checks import some_tokens
 
 from questbench.kernels import _build, _linear
+from questbench.kernels._codes import empty_codes
 from questbench.kernels.cpu import CpuOps
 
 LENGTHS = [37, 0, 16, 1]
@@ -36,6 +38,15 @@ def run(ops: CpuOps, dtype: torch.dtype, dim: int, group: int, size: int, by_cha
     options: dict[str, Any] = {"mass": mass, "mass_mode": "sum", "visits": visits, "sinks": torch.zeros(2 * group)}
     ops.attend(q, store.paged, 0.1, **options, prefix_q=q.clone(), prefix=3, softcap=5.0)
     ops.attend(q, store.paged, 0.1, pages=pages.clone(), counts=counts.clone(), **options)
+    tokens, held = some_tokens(store, 2, 5)
+    lse = torch.zeros(q.shape[:2])
+    ops.attend(q, store.paged, 0.1, tokens=tokens.clone(), counts=held.clone(), lse=lse, **options)
+    ops.attend(q, store.paged, 0.1, lse=lse)
+    codes, ranges = empty_codes(rows, 2, longest, dim, q.device)
+    ops.quantize(store.paged, codes, ranges, longest)
+    ops.quantize(store.paged, codes, ranges, 3, torch.tensor([3, 0, 1, 1], dtype=torch.int32))
+    logits = ops.estimate(q, codes, ranges, store.lengths, size, pages.clone(), counts.clone(), 0.1, 5.0)
+    ops.prune(logits, store.lengths, size, pages.clone(), counts.clone(), 0.9)
     for merge in ("none", "max", "sum_softmax"):
         scores = ops.score(q, store.paged, skip_newest=True)
         rule: dict[str, Any] = {"count": 2, "width": 2, "force_newest": True, "merge": merge}

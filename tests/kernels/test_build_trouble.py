@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -48,21 +49,21 @@ def script(folder: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "says", "short"),
     [
-        ("#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\necho junk > $1\n", "no machine code"),
-        ("#!/bin/sh\nexit 0\n", "no machine code"),
-        ('#!/bin/sh\ntest "$1" = --version || exec sleep 60\n', "more than 1 s"),
-        ("#!/bin/sh\nexec sleep 60\n", "does not say its version"),
-        ("#!/bin/sh\nexit 7\n", "ends with 7"),
-        ("\0\1 not a program", "Exec format error"),
+        ("#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\necho junk > $1\n", "no machine code", None),
+        ("#!/bin/sh\nexit 0\n", "no machine code", None),
+        ('#!/bin/sh\ntest "$1" = --version || exec sleep 60\n', "more than 1 s", "COMPILE_SECONDS"),
+        ("#!/bin/sh\nexec sleep 60\n", "does not say its version", "ANSWER_SECONDS"),
+        ("#!/bin/sh\nexit 7\n", "ends with 7", None),
+        ("\0\1 not a program", "Exec format error", None),
     ],
 )
 def test_a_compiler_that_does_not_compile_is_refused(
-    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str, short: str | None
 ) -> None:
-    monkeypatch.setattr(_compiling, "COMPILE_SECONDS", 1.0)
-    monkeypatch.setattr(_compiling, "ANSWER_SECONDS", 1.0)
+    if short:
+        monkeypatch.setattr(_compiling, short, 1.0)
     monkeypatch.setenv("CXX", script(tmp_path / "bin", text))
     with pytest.raises(PrerequisiteError, match=says) as caught:
         _build.build_cpu()
@@ -99,9 +100,20 @@ def test_who_waits_for_another_build_is_told(sources: Path, tmp_path: Path, capf
     holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=-1, stdout=-1, text=True)
     assert holder.stdin is not None and holder.stdout is not None
     holder.stdout.readline()
-    threading.Timer(0.5, holder.stdin.close).start()
+    told: list[str] = []
+
+    def let_go_once_told() -> None:
+        until = time.monotonic() + 60.0
+        while not any("Waiting" in text for text in told) and time.monotonic() < until:
+            time.sleep(0.01)
+            told.append(capfd.readouterr().err)
+        holder.stdin.close()
+
+    watching = threading.Thread(target=let_go_once_told)
+    watching.start()
     assert not _build.build_cpu().cached
-    said = capfd.readouterr().err
+    watching.join()
+    said = "".join(told)
     assert "Waiting for process 4711, which is compiling the same kernels" in said and path.name in said
     assert holder.wait(30) == 0
     holder.stdout.close()

@@ -14,9 +14,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import kernel_fuzz
-from _fuzz_cases import run_case
+from _fuzz_cases import OPS, run_case
 
 from questbench import kernels
+from questbench.kernels._operators import OPERATORS
 from questbench.kernels._paged import Paged
 from questbench.kernels.reference import ReferenceOps
 
@@ -25,6 +26,10 @@ def test_random_calls_keep_the_contract() -> None:
     ops = kernels.load("cpu")
     wrong = {name: about for name in (f"test/{n}" for n in range(400)) if (about := run_case(ops, name))}
     assert not wrong
+
+
+def test_every_op_is_called() -> None:
+    assert set(OPS) == set(OPERATORS)
 
 
 class Wrong(ReferenceOps):

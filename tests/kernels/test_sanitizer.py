@@ -6,13 +6,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import sanitized_grid
+import torch
 
+from questbench import kernels
 from questbench.kernels import _build
+from questbench.kernels._operators import OPERATORS
 from questbench.kernels.cpu import CpuOps
 
 GRID = Path(__file__).with_name("sanitized_grid.py")
+
+
+@pytest.mark.parametrize("by_channel", [False, True])
+def test_the_grid_calls_every_op(by_channel: bool) -> None:
+    watched = Mock(wraps=kernels.load("cpu"))
+    sanitized_grid.run(watched, torch.float16, *sanitized_grid.SHAPES[0], by_channel)
+    assert {called for called, *_ in watched.method_calls} == set(OPERATORS)
 
 
 @pytest.mark.slow
