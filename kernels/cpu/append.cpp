@@ -12,23 +12,25 @@ namespace questbench {
 namespace {
 
 // NaN in, NaN out, like torch.amax.
-inline bool above(float a, float b) { return a > b || a != a; }
-inline bool below(float a, float b) { return a < b || a != a; }
+inline bool above(float a, float b) { return (a > b) | (a != a); }
+inline bool below(float a, float b) { return (a < b) | (a != a); }
 
 // Bounds of a page widened by its keys [first, valid); a page that was empty starts from its first key.
 template <typename T>
-void widen(const T* keys, int64_t first, int64_t valid, int64_t dim, T* bounds) {
-  T* high = bounds;
-  T* low = bounds + dim;
+void widen(const T* __restrict keys, int64_t first, int64_t valid, int64_t dim, T* __restrict bounds) {
+  T* __restrict high = bounds;
+  T* __restrict low = bounds + dim;
   if (first == 0) {
     std::copy_n(keys, dim, high);
     std::copy_n(keys, dim, low);
   }
   for (int64_t t = std::max<int64_t>(first, 1); t < valid; ++t) {
     for (int64_t d = 0; d < dim; ++d) {
-      const float x = to_float(keys[t * dim + d]);
-      if (above(x, to_float(high[d]))) high[d] = keys[t * dim + d];
-      if (below(x, to_float(low[d]))) low[d] = keys[t * dim + d];
+      // Written whether it changes or not: without branches it becomes vector code.
+      const T key = keys[t * dim + d];
+      const float x = to_float(key);
+      high[d] = above(x, to_float(high[d])) ? key : high[d];
+      low[d] = below(x, to_float(low[d])) ? key : low[d];
     }
   }
 }

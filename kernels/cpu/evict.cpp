@@ -2,29 +2,46 @@
 //
 // Reads one mass and one position per entry; writes one entry per KV head.
 #include <algorithm>
+#include <cstring>
+#include <limits>
 
 #include "questbench/ops.h"
 
 namespace questbench {
 namespace {
 
+constexpr int32_t kNever = std::numeric_limits<int32_t>::max();
+
+// A weight as a whole number that compares like it: NaN as the greatest weight, kNever for what may not go. Branch-free,
+// so that loops over it become vector code.
+inline int32_t rank_of(int32_t position, float weight, int32_t sinks, int32_t last) {
+  weight = (weight != weight ? std::numeric_limits<float>::infinity() : weight) + 0.0f;  // -0 becomes +0
+  int32_t bits;
+  std::memcpy(&bits, &weight, sizeof bits);
+  const int32_t rank = bits ^ ((bits >> 31) & 0x7fffffff);
+  return (position >= sinks) & (position <= last) ? rank : kNever;
+}
+
 // Slot to drop: least weight among the candidates, ties to the oldest, NaN as the greatest; -1 if nothing may go.
+template <bool kWeights>
 int64_t victim(const int32_t* positions, const float* weights, int64_t entries, int64_t sinks, int64_t recent) {
   int32_t newest = positions[0];
   for (int64_t t = 1; t < entries; ++t) newest = std::max(newest, positions[t]);
-  const int64_t last = newest - recent;
-  int64_t best = -1;
-  float least = 0;
-  for (int64_t t = 0; t < entries; ++t) {
-    if (positions[t] < sinks || positions[t] > last) continue;
-    float weight = weights ? weights[t] : 0.0f;
-    if (weight != weight) weight = std::numeric_limits<float>::infinity();
-    if (best < 0 || weight < least || (weight == least && positions[t] < positions[best])) {
-      best = t;
-      least = weight;
-    }
-  }
-  return best;
+  const int32_t from = static_cast<int32_t>(std::min<int64_t>(sinks, kNever));
+  const int32_t last = static_cast<int32_t>(std::max<int64_t>(newest - recent, -1));
+  const auto rank = [&](int64_t t) { return rank_of(positions[t], kWeights ? weights[t] : 0.0f, from, last); };
+  int32_t least = kNever, oldest = kNever;
+  for (int64_t t = 0; t < entries; ++t) least = std::min(least, rank(t));
+  if (least == kNever) return -1;
+  for (int64_t t = 0; t < entries; ++t) oldest = std::min(oldest, rank(t) == least ? positions[t] : kNever);
+  for (int64_t t = 0; t < entries; ++t)
+    if (positions[t] == oldest && rank(t) == least) return t;
+  return -1;
+}
+
+int64_t victim(const int32_t* positions, const float* weights, int64_t entries, int64_t sinks, int64_t recent) {
+  return weights ? victim<true>(positions, weights, entries, sinks, recent)
+                 : victim<false>(positions, nullptr, entries, sinks, recent);
 }
 
 }  // namespace

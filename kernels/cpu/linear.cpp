@@ -17,13 +17,23 @@ void linear(const Linear<T>& job) {
   const int64_t block = std::max<int64_t>(kBlockBytes / row_bytes, 1);
   const int64_t blocks = (job.outputs + block - 1) / block;
   const int threads = job.outputs * row_bytes < kSmall ? 1 : job.threads;
+  const bool blocks_fit = kBlocks && job.inputs >= kLanes;
+  const int64_t width = query_width(job.inputs);
+  std::vector<float> arranged(blocks_fit ? job.rows * width : 0);
+  for (int64_t row = 0; row < job.rows && blocks_fit; ++row)
+    arrange<T>(job.x + row * job.inputs, job.inputs, arranged.data() + row * width);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (int64_t item = 0; item < blocks; ++item) {
     const int64_t first = item * block, last = std::min(first + block, job.outputs);
+    const auto part = [&]<int kBatch>(int64_t row) {
+      if constexpr (kBlocks)
+        if (blocks_fit) return linear_batch<T, kBatch>(job, arranged.data() + row * width, row, first, last);
+      linear_block<T, kBatch>(job, row, first, last);
+    };
     int64_t row = 0;
-    for (; row + 4 <= job.rows; row += 4) linear_block<T, 4>(job, row, first, last);
-    if (job.rows - row >= 2) linear_block<T, 2>(job, row, first, last), row += 2;
-    if (job.rows - row == 1) linear_block<T, 1>(job, row, first, last);
+    for (; row + 4 <= job.rows; row += 4) part.template operator()<4>(row);
+    if (job.rows - row >= 2) part.template operator()<2>(row), row += 2;
+    if (job.rows - row == 1) part.template operator()<1>(row);
   }
 }
 

@@ -15,7 +15,7 @@ template <typename T>
 const void* queries_of(const Score<T>& job) {
   const int64_t dim = job.paged.head_dim, heads = job.paged.rows * job.query_heads;
   if (!job.paged.by_channel) {
-    Query<T>* signs = scratch<Query<T>>(0, heads * 2 * dim);
+    Query<T>* signs = scratch<Query<T>>(0, heads * query_width(2 * dim));
     split_signs(job.q, heads, dim, signs);
     return signs;
   }
@@ -40,7 +40,7 @@ void score_items(const Score<T>& job, const void* queries) {
       const float* q = static_cast<const float*>(queries) + head * dim;
       score_pages_by_channel(paged, row, first, last, scored, q, group, scores, job.pages);
     } else {
-      const Query<T>* q = static_cast<const Query<T>*>(queries) + head * 2 * dim;
+      const Query<T>* q = static_cast<const Query<T>*>(queries) + head * query_width(2 * dim);
       score_pages<T, D>(paged, row, first, last, scored, q, group, scores, job.pages);
     }
   }
@@ -62,15 +62,25 @@ void prepare(Attend<T>& job) {
 
 template <typename T, int D>
 void attend_items(const Attend<T>& job) {
-  std::vector<float> logits(job.heads() * (kChunk + kLanes));
-  std::vector<T> rounded(kPairs<T> ? job.heads() * (kChunk + kLanes) : 0);
-  std::vector<Query<T>> query(job.heads() * job.paged.head_dim);
+  const int threads = omp_get_num_threads();
+  const int64_t wide = job.wide(threads), heads = wide * job.heads();
+  float* logits = scratch<float>(8, heads * (kChunk + kLanes));
+  T* rounded = scratch<T>(9, kPairs<T> ? heads * (kChunk + kLanes) : 0);
+  std::vector<Query<T>> query(heads * query_width(job.paged.head_dim));
   std::vector<float> factors(job.chunks);
   std::vector<T> gathered(job.tokens ? kLanes * job.paged.head_dim : 0);
+  const auto chunk = [&]<bool kWide>(int64_t item) {
+    attend_chunk<T, D, kWide>(job, item, threads, wide, logits, rounded, query.data(), gathered.data());
+  };
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t item = 0; item < job.items(); ++item)
-    attend_chunk<T, D>(job, item, omp_get_num_threads(), logits.data(), rounded.data(), query.data(),
-                       gathered.data());
+  for (int64_t item = 0; item < job.items() / wide; ++item) {
+    if constexpr (kBlocks)
+      if (wide > 1) {
+        chunk.template operator()<true>(item);
+        continue;
+      }
+    chunk.template operator()<false>(item);
+  }
 #pragma omp for schedule(static)
   for (int64_t item = 0; item < job.paged.rows * job.query_heads; ++item)
     merge_chunks(job, item / job.query_heads, item % job.query_heads, factors.data());

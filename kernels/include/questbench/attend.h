@@ -59,6 +59,12 @@ struct Attend {
     return pages ? pages[(row * lists + list) * width + i] : i;
   }
   int64_t items() const { return paged.rows * lists * chunks; }
+  // Neighbouring lists that one work item takes where everything is read: as many as leave every thread a few items.
+  int64_t wide(int threads) const {
+    int64_t out = kBlocks && pages == nullptr ? lists : 1;
+    while (out % 2 == 0 && items() / out < 4 * threads) out /= 2;
+    return items() / out < 4 * threads ? 1 : out;
+  }
 };
 
 // Columns of a tile for kHeads heads: 32 kPairs from its first on, then kRest vectors of which the last one ends where the
@@ -121,44 +127,53 @@ template <typename T, int D>
 inline void add_values(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t head_dim,
                        float* acc, const T* next) {
   const int64_t n = D > 0 ? D : head_dim, width = sums_width(n);
-  if (next == nullptr) next = tile;
-  if (n < kLanes) {
-    for (int g = 0; g < heads; ++g)
-      for (int64_t c = 0; c < n; ++c)
-        for (int t = 0; t < count; ++t) acc[g * width + c] += p[g * p_stride + t] * to_float(tile[t * n + c]);
-    return;
+  if constexpr (kBlocks) {
+    weigh_blocks(tile, count, p, p_stride, heads, n, acc, width, next);
+  } else {
+    if (next == nullptr) next = tile;
+    if (n < kLanes) {
+      for (int g = 0; g < heads; ++g)
+        for (int64_t c = 0; c < n; ++c)
+          for (int t = 0; t < count; ++t) acc[g * width + c] += p[g * p_stride + t] * to_float(tile[t * n + c]);
+      return;
+    }
+    int64_t d = 0;
+    if constexpr (kManyRegisters) {
+      for (; d + 128 <= n; d += 128) add_columns<T, 4, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
+    } else if (heads == 1) {
+      for (; d + 96 <= n || d + 64 == n; d += 64) add_columns<T, 2, 0>(tile, count, p, p_stride, 1, n, d, acc, next);
+    }
+    for (; d + 64 <= n; d += 32) add_columns<T, 1, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
+    // The last whole pair and what stands behind it in one go.
+    const int64_t left = n - d;
+    if (left > 48) return add_columns<T, 1, 2>(tile, count, p, p_stride, heads, n, d, acc, next);
+    if (left > 32) return add_columns<T, 1, 1>(tile, count, p, p_stride, heads, n, d, acc, next);
+    if (left == 32) return add_columns<T, 1, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
+    if (left > 16) return add_columns<T, 0, 2>(tile, count, p, p_stride, heads, n, d, acc, next);
+    if (left > 0) add_columns<T, 0, 1>(tile, count, p, p_stride, heads, n, d, acc, next);
   }
-  int64_t d = 0;
-  if constexpr (kManyRegisters) {
-    for (; d + 128 <= n; d += 128) add_columns<T, 4, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
-  } else if (heads == 1) {
-    for (; d + 96 <= n || d + 64 == n; d += 64) add_columns<T, 2, 0>(tile, count, p, p_stride, 1, n, d, acc, next);
-  }
-  for (; d + 64 <= n; d += 32) add_columns<T, 1, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
-  // The last whole pair and what stands behind it in one go.
-  const int64_t left = n - d;
-  if (left > 48) return add_columns<T, 1, 2>(tile, count, p, p_stride, heads, n, d, acc, next);
-  if (left > 32) return add_columns<T, 1, 1>(tile, count, p, p_stride, heads, n, d, acc, next);
-  if (left == 32) return add_columns<T, 1, 0>(tile, count, p, p_stride, heads, n, d, acc, next);
-  if (left > 16) return add_columns<T, 0, 2>(tile, count, p, p_stride, heads, n, d, acc, next);
-  if (left > 0) add_columns<T, 0, 1>(tile, count, p, p_stride, heads, n, d, acc, next);
 }
 
 // Brings one head's sums of add_values in order.
 template <typename T>
 void settle(const T* values, int64_t n, float* acc) {
-  int64_t d = 0;
-  for (; d + 32 <= n; d += 32) untangle(values, acc + d);
-  const int64_t rest = n % kLanes, first = n - rest;
-  if (rest > 0 && first > 0)
-    for (int64_t c = 0; c < rest; ++c) acc[first + c] = acc[first + kLanes - rest + c];
+  if constexpr (kBlocks) {
+    settle_blocks<T>(n, acc);
+  } else {
+    int64_t d = 0;
+    for (; d + 32 <= n; d += 32) untangle(values, acc + d);
+    const int64_t rest = n % kLanes, first = n - rest;
+    if (rest > 0 && first > 0)
+      for (int64_t c = 0; c < rest; ++c) acc[first + c] = acc[first + kLanes - rest + c];
+  }
 }
 
-// The keys of tile `i` of a work item, or null if there is none: what its thread reads first.
+// The keys of tile `i` of a work item of `lists` lists, or null if there is none: what its thread reads first.
 template <typename T>
-const T* first_keys(const Attend<T>& job, int64_t item, int64_t i) {
-  if (item >= job.items()) return nullptr;
-  const int64_t list = item / job.chunks % job.lists, row = item / job.chunks / job.lists;
+const T* first_keys(const Attend<T>& job, int64_t item, int64_t lists, int64_t i) {
+  if (item * lists >= job.items()) return nullptr;
+  const int64_t blocks = job.lists / lists;
+  const int64_t list = item / job.chunks % blocks * lists, row = item / job.chunks / blocks;
   const int64_t at = item % job.chunks * job.chunk_pages() + i;
   if (at >= job.listed(row, list)) return nullptr;
   return job.paged.k + job.paged.tile(row, job.page(row, list, at), list * job.heads() / job.group());
@@ -223,61 +238,74 @@ void token_logits(const Attend<T>& job, int64_t row, int64_t list, int64_t head,
   }
 }
 
-// One chunk of one list: keys, softmax, values. `stride` later comes, most likely, the item this thread does next.
-template <typename T, int D>
-void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* logits, T* rounded, Query<T>* query,
-                  T* gathered) {
+// One chunk of one list, or with kWide of `wide` neighbouring lists that read everything: keys, softmax, values. Tiles of
+// neighbouring KV heads lie side by side, and read page by page they are one stream, which the hardware's prefetcher
+// follows; it stops where 4 KB end and another tile comes. `stride` later comes, most likely, the item this thread does
+// next.
+template <typename T, int D, bool kWide>
+void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, int64_t wide, float* logits, T* rounded,
+                  Query<T>* query, T* gathered) {
   const Paged<T>& paged = job.paged;
-  const int64_t chunk = item % job.chunks, list = item / job.chunks % job.lists, row = item / job.chunks / job.lists;
+  const int64_t lists = kWide ? wide : 1, blocks = job.lists / lists;
+  const int64_t chunk = item % job.chunks, list = item / job.chunks % blocks * lists, row = item / job.chunks / blocks;
   const int64_t heads = job.heads(), size = paged.page_size, dim = paged.head_dim, width = sums_width(dim);
   const int64_t head = list * heads / job.group(), first_head = row * job.query_heads + list * heads;
   const int64_t first = chunk * job.chunk_pages();
   const int64_t last = std::min(first + job.chunk_pages(), job.listed(row, list));
-  float* top = job.partial_max + item * heads;
-  float* total = job.partial_sum + item * heads;
-  float* acc = job.partial_out + item * heads * width;
+  const int64_t shared = lists * heads;  // query heads of this item
+  const auto part = [&](int64_t h) { return (((row * job.lists + list + h / heads) * job.chunks) + chunk) * heads + h % heads; };
   if (first >= last) {
-    std::fill_n(top, heads, -std::numeric_limits<float>::infinity());
-    std::fill_n(total, heads, 0.0f);
+    for (int64_t l = 0; l < lists; ++l) {
+      std::fill_n(job.partial_max + part(l * heads), heads, -std::numeric_limits<float>::infinity());
+      std::fill_n(job.partial_sum + part(l * heads), heads, 0.0f);
+    }
     return;
   }
-  for (int64_t i = 0; i < heads * dim; ++i) put(to_float(job.q[first_head * dim + i]), query + i);
-  int64_t entries = 0;
-  const int64_t distance = fetch_distance(heads);
+  for (int64_t h = 0; h < shared; ++h) put_query<T>(job.q + (first_head + h) * dim, dim, query + h * query_width(dim));
+  const int64_t distance = kWide ? 1 : fetch_distance(heads);
   const int block = static_cast<int>(std::min<int64_t>(size, kLanes));
+  // The tile `distance` after that of page i and list l, in the order in which they are read.
+  const auto ahead_of = [&](int64_t i, int64_t l, const T* stored) {
+    const int64_t next = kWide && l + distance < lists ? i : i + distance, beside = next == i ? l + distance : kWide ? 0 : l;
+    return next < last ? stored + paged.tile(row, job.page(row, list, next), head + beside) : nullptr;
+  };
+  int64_t entries = 0;
   if (job.tokens) {
     token_logits<T, D>(job, row, list, head, first, last, query, gathered, logits);
     entries = last - first;
   }
   for (int64_t i = first; i < last && !job.tokens; ++i) {
     const int64_t page = job.page(row, list, i), valid = paged.valid(row, page);
-    const T* tile = paged.k + paged.tile(row, page, head);
-    const int64_t ahead = i + distance;
-    const T* following = ahead < last ? paged.k + paged.tile(row, job.page(row, list, ahead), head)
-                                      : paged.v + paged.tile(row, job.page(row, list, std::min(first + ahead - last, last - 1)), head);
     if (job.pages != nullptr) touch(job, row, list, head, first, last, i);
-    for (int64_t t = 0; t < valid; t += block) {
-      const int count = static_cast<int>(std::min<int64_t>(block, valid - t));
-      // Rows of 16 logits overlap: what lies beyond `count` is written over by the next block.
-      dots<T, D>(tile + t * dim, dim, count, query, dim, static_cast<int>(heads), logits + entries, kChunk + kLanes,
-                 following + t * dim, dim);
-      if (job.prefix_q != nullptr && page * size + t < job.prefix) {
-        const int64_t shifted = std::min<int64_t>(count, job.prefix - page * size - t);
-        shift_logits(job, first_head, tile + t * dim, shifted, logits + entries);
+    for (int64_t l = 0; l < lists; ++l) {
+      const T* tile = paged.k + paged.tile(row, page, head + l);
+      const T* following = ahead_of(i, l, paged.k);
+      if (following == nullptr)
+        following = paged.v + paged.tile(row, job.page(row, list, std::min(first + i + distance - last, last - 1)), head);
+      float* own = logits + l * heads * (kChunk + kLanes) + entries;
+      for (int64_t t = 0; t < valid; t += block, own += block) {
+        const int count = static_cast<int>(std::min<int64_t>(block, valid - t));
+        // Rows of 16 logits overlap: what lies beyond `count` is written over by the next block.
+        dots<T, D>(tile + t * dim, dim, count, query + l * heads * query_width(dim), dim, static_cast<int>(heads), own,
+                   kChunk + kLanes, following + t * dim, dim);
+        if (job.prefix_q != nullptr && page * size + t < job.prefix) {
+          const int64_t shifted = std::min<int64_t>(count, job.prefix - page * size - t);
+          shift_logits(job, first_head + l * heads, tile + t * dim, shifted, own);
+        }
       }
-      entries += count;
-    }
-    if (job.visits != nullptr) {
-      int32_t* seen = job.visits + (row * paged.kv_heads + head) * job.visit_slots + page * size;
-      for (int64_t t = 0; t < valid; ++t) {
+      if (job.visits != nullptr) {
+        int32_t* seen = job.visits + (row * paged.kv_heads + head + l) * job.visit_slots + page * size;
+        for (int64_t t = 0; t < valid; ++t) {
 #pragma omp atomic
-        seen[t] += static_cast<int32_t>(heads);
+          seen[t] += static_cast<int32_t>(heads);
+        }
       }
     }
+    entries += valid;
   }
   const float none = -std::numeric_limits<float>::infinity();
-  for (int64_t g = 0; g < heads; ++g) {
-    float* own = logits + g * (kChunk + kLanes);
+  for (int64_t h = 0; h < shared; ++h) {
+    float* own = logits + h * (kChunk + kLanes);
     for (int64_t t = 0; t < entries; ++t) own[t] *= job.scale;
     if (job.softcap > 0)
       for (int64_t t = 0; t < entries; ++t) own[t] = job.softcap * std::tanh(own[t] / job.softcap);
@@ -285,48 +313,57 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, float* log
     std::fill(own + entries, own + padded, none);
     Vec tops = splat(none), sums = {};
     for (int64_t t = 0; t < padded; t += kLanes) tops = max_of(load(own + t), tops);
-    top[g] = max_of(tops);
-    const Vec base = splat(top[g] == none ? 0.0f : top[g]);  // a chunk of -inf alone weighs nothing
+    const float top = max_of(tops);
+    const Vec base = splat(top == none ? 0.0f : top);  // a chunk of -inf alone weighs nothing
     for (int64_t t = 0; t < padded; t += kLanes) {
       const Vec p = exp_of(load(own + t) - base);
       sums += p;
       store(own + t, p);
-      if constexpr (kPairs<T>) store_weights(rounded + g * (kChunk + kLanes) + t, p);
+      if constexpr (kPairs<T>) store_weights(rounded + h * (kChunk + kLanes) + t, p);
     }
-    total[g] = sum_of(sums);
+    job.partial_max[part(h)] = top;
+    job.partial_sum[part(h)] = sum_of(sums);
     if (job.weights != nullptr)
-      std::copy_n(own, entries, job.weights + ((row * job.lists + list) * heads + g) * job.chunks * kChunk + chunk * kChunk);
+      std::copy_n(own, entries, job.weights + (row * job.query_heads + list * heads + h) * job.chunks * kChunk + chunk * kChunk);
+    std::fill_n(job.partial_out + part(h) * width, width, 0.0f);
   }
-  std::fill_n(acc, heads * width, 0.0f);
   // One head alone waits for memory either way, and keeps its weights as they are.
   const bool in_pairs = kPairs<T> && heads > 1;
-  const auto weigh = [&](const T* tile, int64_t count, const T* following) {
-    const int rows = static_cast<int>(count), shared = static_cast<int>(heads);
+  const auto weigh = [&](const T* tile, int64_t count, int64_t l, const T* following) {
+    const int rows = static_cast<int>(count), sharing = static_cast<int>(heads);
+    const int64_t at = l * heads * (kChunk + kLanes) + entries;
+    float* acc = job.partial_out + part(l * heads) * width;
     if (in_pairs) {
       if constexpr (kPairs<T>)
-        add_values_in_pairs(tile, rows, rounded + entries, kChunk + kLanes, shared, dim, acc, width, following);
+        add_values_in_pairs(tile, rows, rounded + at, kChunk + kLanes, sharing, dim, acc, width, following);
     } else {
-      add_values<T, D>(tile, rows, logits + entries, kChunk + kLanes, shared, dim, acc, following);
+      add_values<T, D>(tile, rows, logits + at, kChunk + kLanes, sharing, dim, acc, following);
     }
-    entries += count;
   };
   entries = 0;
-  for (int64_t i = first; i < last && job.tokens; i += kLanes)
-    weigh(gathered, gather(job, paged.v, row, list, head, i, last, gathered), gathered);
-  for (int64_t i = first; i < last && !job.tokens; ++i) {
-    const int64_t page = job.page(row, list, i);
-    const T* following = i + distance < last ? paged.v + paged.tile(row, job.page(row, list, i + distance), head)
-                                             : first_keys(job, item + stride, i + distance - last);
-    if (job.pages != nullptr) touch(job, row, list, head, first, last, i + last - first);
-    weigh(paged.v + paged.tile(row, page, head), paged.valid(row, page), following);
+  for (int64_t i = first; i < last && job.tokens; i += kLanes) {
+    const int count = gather(job, paged.v, row, list, head, i, last, gathered);
+    weigh(gathered, count, 0, gathered);
+    entries += count;
   }
-  for (int64_t g = 0; g < heads; ++g) {
+  for (int64_t i = first; i < last && !job.tokens; ++i) {
+    const int64_t page = job.page(row, list, i), valid = paged.valid(row, page);
+    if (job.pages != nullptr) touch(job, row, list, head, first, last, i + last - first);
+    for (int64_t l = 0; l < lists; ++l) {
+      const T* following = ahead_of(i, l, paged.v);
+      if (following == nullptr) following = first_keys(job, item + stride, lists, i + distance - last);
+      weigh(paged.v + paged.tile(row, page, head + l), valid, l, following);
+    }
+    entries += valid;
+  }
+  for (int64_t h = 0; h < shared; ++h) {
+    float* acc = job.partial_out + part(h) * width;
     if (!in_pairs) {
-      settle(paged.v, dim, acc + g * width);
+      settle(paged.v, dim, acc);
       continue;
     }
     if constexpr (kPairs<T>)
-      for (int64_t d = 0; d < width; d += 32) untangle_pairs(acc + g * width + d);
+      for (int64_t d = 0; d < width; d += 32) untangle_pairs(acc + d);
   }
 }
 

@@ -31,7 +31,7 @@ void quantize_entry(const T* key, int64_t head_dim, float* row, uint8_t* codes, 
   Vec lows = load(row), highs = lows, undefined = {};
   for (int64_t d = 0; d < padded; d += kLanes) {
     const Vec x = load(row + d);
-    lows = x < lows ? x : lows, highs = max_of(x, highs);
+    lows = QB_CHOOSE(x < lows, x, lows), highs = max_of(x, highs);
     undefined += x - x;  // NaN for NaN and infinities
   }
   const float low = -max_of(-lows), step = (max_of(highs) - low) / kCodeMost;
@@ -45,11 +45,11 @@ void quantize_entry(const T* key, int64_t head_dim, float* row, uint8_t* codes, 
   const Vec by = splat(step > 0 ? step : 1.0f), least = splat(low), most = splat(kCodeMost);
   const auto code = [&](const float* part) {
     const Vec x = (load(part) - least) / by;
-    const Vec rounded = (x < most ? x : most) + splat(12582912.0f);  // to a whole number, half to even, in the low bits
-    return (IntVec)rounded & 15;
+    const Vec rounded = QB_CHOOSE(x < most, x, most) + splat(12582912.0f);  // to a whole number, half to even, in the low bits
+    return (IntVec)rounded & splat(int32_t{15});
   };
   for (int64_t block = 0; block < padded; block += kCodeChannels) {
-    const IntVec both = code(row + block) | code(row + block + kLanes) << 4;
+    const IntVec both = code(row + block) | (code(row + block + kLanes) << 4);
     for (int i = 0; i < kLanes; ++i) codes[block / 2 + i] = static_cast<uint8_t>(both[i]);
   }
 }
@@ -65,7 +65,11 @@ __attribute__((always_inline)) inline Vec widen_bytes(CodeBits bytes) {
   std::memcpy(&out, halves, sizeof out);
   return out;
 #else
-  return __builtin_convertvector(__builtin_convertvector(bytes, IntVec), Vec);
+  return each_part<float>([&](int i) QB_PART {
+    PartOf<float>::type out;
+    for (int c = 0; c < kPartLanes; ++c) out[c] = static_cast<float>(bytes[i * kPartLanes + c]);
+    return out;
+  });
 #endif
 }
 

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "questbench/vector.h"
+#include "questbench/blocks.h"
 
 namespace questbench {
 
@@ -29,6 +29,16 @@ using Query = typename QueryOf<T>::type;
 inline void put(float x, float* out) { *out = x; }
 inline void put(float x, bf16* out) { from_float(x, out); }
 
+// One query of n channels as `dots` reads it beside rows of T: query_width(n) elements.
+template <typename T, typename From>
+inline void put_query(const From* q, int64_t n, Query<T>* out) {
+  if constexpr (kBlocks) {
+    arrange<T>(q, n, out);
+  } else {
+    for (int64_t d = 0; d < n; ++d) put(to_float(q[d]), out + d);
+  }
+}
+
 // One row against one query: 16 partial sums. D > 0 is a compile-time width, D == 0 takes `width`.
 template <typename T, int D>
 struct Row {
@@ -41,7 +51,7 @@ struct Row {
     if (n >= kLanes) {
       if (whole < n) sum += load_tail(row, n) * load_tail(q, n);
     } else {
-      for (int64_t c = 0; c < n; ++c) sum[c] += to_float(row[c]) * q[c];
+      for (int64_t c = 0; c < n; ++c) set_lane(sum, c, sum[c] + to_float(row[c]) * q[c]);
     }
     return sum;
   }
@@ -174,23 +184,27 @@ __attribute__((noinline)) void several_queries(const T* rows, int64_t row_stride
   }
 }
 
-// out[g * out_stride + t] = q[g] . rows[t] for t < 16; lanes from `count` on hold rubbish.
+// out[g * out_stride + t] = q[g] . rows[t] for t < 16; lanes from `count` on hold rubbish. Queries are put_query's.
 //
-// One query at a time against 16 rows: the 16 running sums stay in registers, the rows in the first-level cache.
+// Without register blocks (blocks.h): one query at a time against 16 rows: the 16 running sums stay in registers, the rows in the first-level cache.
 // `next` is the first of 16 readable rows that will be read later (or these again); they are fetched ahead. With one
 // query each row fetches a whole row, with several each pass over the rows fetches its share of every row.
 template <typename T, int D>
 inline void dots(const T* rows, int64_t row_stride, int count, const Query<T>* q, int64_t width, int group, float* out,
                  int64_t out_stride, const T* next, int64_t next_stride) {
   const int64_t n = D > 0 ? D : width;
-  if (next == nullptr) next = rows, next_stride = row_stride;
-  if (count < kLanes) return part_block<T, D>(rows, row_stride, count, q, n, group, out, out_stride);
-  if (row_stride == D && next_stride == D) {
-    if (group == 1) return single_query<T, D, D>(rows, D, q, n, out, next, D);
-    return several_queries<T, D, D>(rows, D, q, n, group, out, out_stride, next, D);
+  if constexpr (kBlocks) {
+    multiply_blocks(rows, row_stride, count, q, n, group, out, out_stride, next, next_stride);
+  } else {
+    if (next == nullptr) next = rows, next_stride = row_stride;
+    if (count < kLanes) return part_block<T, D>(rows, row_stride, count, q, n, group, out, out_stride);
+    if (row_stride == D && next_stride == D) {
+      if (group == 1) return single_query<T, D, D>(rows, D, q, n, out, next, D);
+      return several_queries<T, D, D>(rows, D, q, n, group, out, out_stride, next, D);
+    }
+    if (group == 1) return single_query<T, D, 0>(rows, row_stride, q, n, out, next, next_stride);
+    several_queries<T, D, 0>(rows, row_stride, q, n, group, out, out_stride, next, next_stride);
   }
-  if (group == 1) return single_query<T, D, 0>(rows, row_stride, q, n, out, next, next_stride);
-  several_queries<T, D, 0>(rows, row_stride, q, n, group, out, out_stride, next, next_stride);
 }
 
 }  // namespace questbench

@@ -1,11 +1,13 @@
 // y = W x + b for a few input rows: every weight is read once from memory, so that a step is as fast as memory.
+//
+// A row is alone what it is among others, to the bit: its sums run in the same order in every batch.
 #pragma once
 
 #include "questbench/dots.h"
 
 namespace questbench {
 
-constexpr int kChains = 2;  // running sums per product, alike for every batch: a row is alone what it is among others
+constexpr int kChains = 2;  // running sums per product, alike for every batch
 constexpr int64_t kAhead = 4096;  // bytes: weights are fetched one page ahead, which hardware does not do by itself
 
 template <typename T>
@@ -84,6 +86,27 @@ __attribute__((noinline)) void linear_block(const Linear<T>& job, int64_t row, i
     const float bias = job.bias ? to_float(job.bias[o]) : 0.0f;
     for (int b = 0; b < kBatch; ++b) from_float(sums[b] + bias, job.y + (row + b) * job.y_row + o);
   }
+}
+
+// The same in register blocks (blocks.h): kRows rows of W at once, with the rows of x arranged.
+template <typename T, int kRows, int kBatch>
+inline void linear_rows(const Linear<T>& job, const float* x, int64_t row, int64_t first, int64_t last) {
+  const int64_t n = job.inputs, ahead = kAhead / kRows / static_cast<int64_t>(sizeof(T));
+  float sums[kRows * kBatch];
+  for (int64_t o = first; o < last; o += kRows) {
+    multiply_long<T, kRows, kBatch>(job.weight + o * n, x, n, ahead, sums);
+    for (int b = 0; b < kBatch; ++b)
+      for (int r = 0; r < kRows; ++r)
+        from_float(sums[b * kRows + r] + (job.bias ? to_float(job.bias[o + r]) : 0.0f), job.y + (row + b) * job.y_row + o + r);
+  }
+}
+
+template <typename T, int kBatch>
+inline void linear_batch(const Linear<T>& job, const float* x, int64_t row, int64_t first, int64_t last) {
+  constexpr int kRows = kBatch == 4 ? 2 : 4;
+  const int64_t whole = first + (last - first) / kRows * kRows;
+  linear_rows<T, kRows, kBatch>(job, x, row, first, whole);
+  linear_rows<T, 1, kBatch>(job, x, row, whole, last);
 }
 
 }  // namespace questbench

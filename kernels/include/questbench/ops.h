@@ -117,8 +117,8 @@ void prune(const Prune& job);
 constexpr int64_t kSmall = 1 << 16;  // bytes below which a second thread costs more than it brings
 inline int threads_for(int threads, int64_t bytes) { return bytes < kSmall ? 1 : threads; }
 
-// Calls f.template operator()<D>() with the compile-time head dim that fits, 0 for any other. Without AVX-512 the code of
-// dots.h for widths that are known at run time only is as fast, and takes a fifth of the time to compile.
+// Calls f.template operator()<D>() with the compile-time head dim that fits, 0 for any other. Without AVX-512 the code for
+// widths that are known at run time only is as fast, and takes a fifth of the time to compile.
 template <typename F>
 void with_head_dim(int64_t head_dim, F&& f) {
 #if !defined(__AVX512F__)
@@ -138,7 +138,7 @@ void with_head_dim(int64_t head_dim, F&& f) {
 // Scratch that grows and stays, one per calling thread.
 template <typename T>
 T* scratch(int slot, int64_t count) {
-  thread_local std::vector<unsigned char> buffers[8];
+  thread_local std::vector<unsigned char> buffers[10];
   std::vector<unsigned char>& buffer = buffers[slot];
   const size_t bytes = count * sizeof(T) + 64;
   if (buffer.size() < bytes) buffer.resize(bytes);

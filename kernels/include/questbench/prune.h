@@ -24,10 +24,10 @@ inline void mass_weights(const float* logits, int64_t stride, int group, int64_t
     for (int g = 0; g < group; ++g)
       mass += exp_of(known_scores(logits + g * stride, at, n, 1.0f) - splat(log_totals[g]));
     const IntVec defined = mass == mass;
-    mass = (defined ? mass : Vec{}) * share;
-    mass = mass < round ? (mass + round) - round : mass;  // to whole numbers, which floats from 2^23 on are
-    const IntVec whole = __builtin_convertvector(mass, IntVec);
-    const IntVec weight = defined ? whole : IntVec{} + static_cast<int32_t>(kUndefinedMass);
+    mass = QB_CHOOSE(defined, mass, Vec{}) * share;
+    mass = QB_CHOOSE(mass < round, (mass + round) - round, mass);  // to whole numbers, which floats from 2^23 on are
+    const IntVec whole = ints_of(mass);
+    const IntVec weight = QB_CHOOSE(defined, whole, splat(static_cast<int32_t>(kUndefinedMass)));
     std::memcpy(weights + at, &weight, sizeof weight);
   }
 }

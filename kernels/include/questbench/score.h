@@ -13,15 +13,17 @@ namespace questbench {
 
 constexpr int64_t kScorePages = 64;  // pages per work item
 
-// The queries of one row as [query_heads, 2 D].
+// The queries of one row as [query_heads, query_width(2 D)].
 template <typename T>
 void split_signs(const T* q, int64_t query_heads, int64_t head_dim, Query<T>* out) {
+  std::vector<float> both(2 * head_dim);
   for (int64_t h = 0; h < query_heads; ++h) {
     for (int64_t d = 0; d < head_dim; ++d) {
       const float x = to_float(q[h * head_dim + d]);
-      put(x > 0 ? x : (x != x ? x : 0.0f), out + h * 2 * head_dim + d);
-      put(x < 0 ? x : (x != x ? x : 0.0f), out + h * 2 * head_dim + head_dim + d);
+      both[d] = x > 0 ? x : (x != x ? x : 0.0f);
+      both[head_dim + d] = x < 0 ? x : (x != x ? x : 0.0f);
     }
+    put_query<T>(both.data(), 2 * head_dim, out + h * query_width(2 * head_dim));
   }
 }
 
@@ -35,7 +37,8 @@ __attribute__((noinline, cold)) void mend(const Paged<T>& paged, int64_t row, in
     const T* bounds = paged.bounds_of(row, page + i, head);
     scores[i] = 0;
     for (int64_t d = 0; d < dim; ++d) {
-      const float positive = to_float(split[d]), q = positive != 0 ? positive : to_float(split[dim + d]);
+      const float positive = to_float(split[place_of<T>(d, 2 * dim)]), negative = to_float(split[place_of<T>(dim + d, 2 * dim)]);
+      const float q = positive != 0 ? positive : negative;
       const float a = q * to_float(bounds[d]), b = q * to_float(bounds[dim + d]);
       scores[i] += (b > a || b != b) ? b : a;
     }
@@ -48,6 +51,7 @@ void score_pages(const Paged<T>& paged, int64_t row, int64_t first, int64_t last
                  int group, float* scores, int64_t stride) {
   const float none = -std::numeric_limits<float>::infinity();
   const int64_t end = std::min(last, scored), step = paged.kv_heads * 2 * paged.head_dim;
+  const int64_t width = query_width(2 * paged.head_dim);
   float out[kMaxGroup * kLanes];
   for (int64_t page = first; page < end; page += kLanes) {
     const int count = static_cast<int>(std::min<int64_t>(kLanes, end - page));
@@ -57,7 +61,7 @@ void score_pages(const Paged<T>& paged, int64_t row, int64_t first, int64_t last
       straight &= paged.physical(row, page + i) == paged.physical(row, page) + i;
     const int64_t ahead = page + kLanes;
     for (int64_t head = 0; head < paged.kv_heads; ++head) {
-      const Query<T>* own = q + head * group * 2 * paged.head_dim;
+      const Query<T>* own = q + head * group * width;
       if (straight) {
         // The bounds of the next head lie right behind these.
         const T* next = head + 1 < paged.kv_heads ? paged.bounds_of(row, page, head + 1)
@@ -78,7 +82,7 @@ void score_pages(const Paged<T>& paged, int64_t row, int64_t first, int64_t last
         std::copy_n(out + g * kLanes, count, target);
         // 0 * inf: the product form is undefined for infinite bounds where the definition is not.
         if (any_nan(load(out + g * kLanes)))
-          mend<T>(paged, row, page, head, count, own + g * 2 * paged.head_dim, target);
+          mend<T>(paged, row, page, head, count, own + g * width, target);
       }
     }
   }

@@ -25,7 +25,7 @@ inline uint32_t order_key(float score) {
 }
 
 // 16 neighbouring scores of one head times `scale`, -inf past the last; NaN for what has no finite bound (NaN and +inf).
-inline Vec known_scores(const float* scores, int64_t at, int64_t count, float scale) {
+QB_INLINE Vec known_scores(const float* scores, int64_t at, int64_t count, float scale) {
   const float none = -std::numeric_limits<float>::infinity(), unknown = std::numeric_limits<float>::quiet_NaN();
   Vec x;
   if (at + kLanes <= count) {
@@ -36,7 +36,7 @@ inline Vec known_scores(const float* scores, int64_t at, int64_t count, float sc
     for (int64_t i = at; i < count; ++i) tail[i - at] = scores[i] * scale;
     x = load(tail);
   }
-  return x < splat(-none) ? x : splat(unknown);
+  return QB_CHOOSE(x < splat(-none), x, splat(unknown));
 }
 
 // log of the denominator of one head's softmax over what it knows; 0 where that is -inf alone: it adds nothing.
@@ -48,7 +48,7 @@ inline float log_total(const float* scores, int64_t count, float scale) {
   if (top == none) return 0;
   for (int64_t at = 0; at < count; at += kLanes) {
     const Vec x = known_scores(scores, at, count, scale);
-    sums += exp_of((x == x ? x : splat(none)) - splat(top));
+    sums += exp_of(QB_CHOOSE(x == x, x, splat(none)) - splat(top));
   }
   return top + std::log(sum_of(sums));
 }
@@ -83,7 +83,7 @@ inline void merge_scores(const float* scores, int64_t stride, int group, int64_t
       parts[g] = known_scores(scores + g * stride, p, pages, scale) - splat(log_totals[g]);
       top = max_of(parts[g], top);
     }
-    const Vec base = top == splat(none) ? Vec{} : top;
+    const Vec base = QB_CHOOSE(top == splat(none), Vec{}, top);
     for (int g = 0; g < group; ++g) sum += exp_of(parts[g] - base);
     const Vec merged = top + log_of(sum);
     if (p + kLanes <= pages) {

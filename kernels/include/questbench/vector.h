@@ -1,4 +1,4 @@
-// 16 floats at a time on whatever the compiler targets: GCC vector extensions lower to AVX-512, AVX2 or SSE.
+// 16 floats at a time on whatever the compiler targets: GCC vector extensions lower to AVX-512, AVX2, SSE or NEON.
 #pragma once
 
 #include <cstdint>
@@ -9,18 +9,16 @@
 #include <immintrin.h>
 #endif
 
+#include "questbench/lanes.h"
+
 namespace questbench {
 
-constexpr int kLanes = 16;
 #if defined(__AVX512F__)
 constexpr bool kManyRegisters = true;  // 32 vectors
 #else
-constexpr bool kManyRegisters = false;  // 8, as halves or quarters
+constexpr bool kManyRegisters = false;
 #endif
 constexpr int kMaxGroup = 256;  // query heads per KV head
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t IntVec __attribute__((vector_size(64)));
-typedef uint16_t HalfBits __attribute__((vector_size(32)));
 
 struct bf16 {
   uint16_t bits;
@@ -28,8 +26,6 @@ struct bf16 {
 struct fp16 {
   uint16_t bits;
 };
-
-inline Vec splat(float x) { return x - Vec{}; }
 
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) {
@@ -92,10 +88,20 @@ __attribute__((always_inline)) inline Vec load(const float* p) {
   return out;
 }
 __attribute__((always_inline)) inline Vec load(const bf16* p) {
+#if defined(__AVX512F__)
+  typedef uint16_t HalfBits __attribute__((vector_size(32)));
   HalfBits half;
   std::memcpy(&half, p, sizeof half);
   IntVec wide = __builtin_convertvector(half, IntVec) << 16;
   return (Vec)wide;
+#else
+  return (Vec)each_part<int32_t>([&](int i) QB_PART {
+    typedef uint16_t HalfBits __attribute__((vector_size(2 * kPartLanes)));
+    HalfBits half;
+    std::memcpy(&half, p + i * kPartLanes, sizeof half);
+    return __builtin_convertvector(half, PartOf<int32_t>::type) << 16;
+  });
+#endif
 }
 __attribute__((always_inline)) inline Vec load(const fp16* p) {
 #if defined(__AVX512F__)
@@ -103,17 +109,14 @@ __attribute__((always_inline)) inline Vec load(const fp16* p) {
   std::memcpy(&half, p, sizeof half);
   return (Vec)_mm512_cvtph_ps(half);
 #elif defined(__F16C__)
-  Vec out;
-  for (int i = 0; i < 2; ++i) {
+  return each_part<float>([&](int i) QB_PART {
     __m128i half;
-    std::memcpy(&half, p + 8 * i, sizeof half);
-    __m256 wide = _mm256_cvtph_ps(half);
-    std::memcpy(reinterpret_cast<float*>(&out) + 8 * i, &wide, sizeof wide);
-  }
-  return out;
+    std::memcpy(&half, p + kPartLanes * i, sizeof half);
+    return (PartOf<float>::type)_mm256_cvtph_ps(half);
+  });
 #else
   Vec out;
-  for (int i = 0; i < kLanes; ++i) out[i] = to_float(p[i]);
+  for (int i = 0; i < kLanes; ++i) set_lane(out, i, to_float(p[i]));
   return out;
 #endif
 }
@@ -127,7 +130,7 @@ __attribute__((always_inline)) inline void load_pair(const T* p, Vec* a, Vec* b)
 __attribute__((always_inline)) inline void load_pair(const bf16* p, Vec* a, Vec* b) {
   IntVec both;
   std::memcpy(&both, p, sizeof both);
-  IntVec even = both << 16, odd = both & (IntVec{} + static_cast<int32_t>(0xffff0000u));
+  IntVec even = both << 16, odd = both & splat(static_cast<int32_t>(0xffff0000u));
   *a = (Vec)even;
   *b = (Vec)odd;
 }
@@ -158,9 +161,9 @@ __attribute__((always_inline)) inline Vec load_tail(const T* row, int64_t n) {
   return (Vec)((IntVec)load(row + n - kLanes) & tail_lanes(n));
 }
 
-inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
+QB_INLINE void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
 
-inline Vec max_of(Vec a, Vec b) { return a > b ? a : b; }
+QB_INLINE Vec max_of(Vec a, Vec b) { return QB_CHOOSE(a > b, a, b); }
 
 inline float sum_of(Vec x) {
   float lanes[kLanes];
@@ -183,12 +186,12 @@ inline bool any_nan(Vec x) {
 }
 
 // exp(x) for x <= 0 to about one unit in the last place; exact 0 below -87, NaN stays NaN.
-inline Vec exp_of(Vec x) {
+QB_INLINE Vec exp_of(Vec x) {
   const Vec log2e = splat(1.44269504088896341f), round = splat(12582912.0f);
   const IntVec tiny = x < splat(-87.0f);
-  Vec safe = tiny ? splat(-87.0f) : x;
+  Vec safe = QB_CHOOSE(tiny, splat(-87.0f), x);
   Vec n = safe * log2e + round;
-  const IntVec power = reinterpret_cast<IntVec&>(n) << 23;  // the low bits of n hold the integer
+  const IntVec power = (IntVec)n << 23;  // the low bits of n hold the integer
   n -= round;
   Vec r = safe - n * splat(0.693145751953125f);
   r -= n * splat(1.42860682030941723e-6f);
@@ -199,18 +202,17 @@ inline Vec exp_of(Vec x) {
   p = p * r + splat(1.6666665459e-1f);
   p = p * r + splat(5.0000001201e-1f);
   p = p * r * r + r + splat(1.0f);
-  IntVec scaled = reinterpret_cast<IntVec&>(p) + power;
-  Vec out = reinterpret_cast<Vec&>(scaled);
-  out = tiny ? splat(0.0f) : out;
-  return x != x ? x : out;
+  Vec out = (Vec)((IntVec)p + power);
+  out = QB_CHOOSE(tiny, splat(0.0f), out);
+  return QB_CHOOSE(x != x, x, out);
 }
 
 // log(x) for normal x > 0, to about one unit in the last place; NaN stays NaN.
-inline Vec log_of(Vec x) {
+QB_INLINE Vec log_of(Vec x) {
   const IntVec bits = (IntVec)x;
   // x = 2^n m with m in [sqrt(1/2), sqrt(2))
-  const IntVec power = (bits - (IntVec{} + 0x3f3504f3)) >> 23;
-  const Vec m = (Vec)(bits - (power << 23)) - splat(1.0f), n = __builtin_convertvector(power, Vec);
+  const IntVec power = (bits - splat(int32_t{0x3f3504f3})) >> 23;
+  const Vec m = (Vec)(bits - (power << 23)) - splat(1.0f), n = floats_of(power);
   Vec p = splat(7.0376836292e-2f);
   p = p * m + splat(-1.1514610310e-1f);
   p = p * m + splat(1.1676998740e-1f);
@@ -222,7 +224,7 @@ inline Vec log_of(Vec x) {
   p = p * m + splat(3.3333331174e-1f);
   const Vec square = m * m;
   Vec out = m * square * p + n * splat(-2.12194440e-4f) - splat(0.5f) * square + m + n * splat(0.693359375f);
-  return x != x ? x : out;
+  return QB_CHOOSE(x != x, x, out);
 }
 
 // Sums of 16 vectors at once: lane i of the result is the sum over the lanes of rows[i].
@@ -240,25 +242,9 @@ __attribute__((always_inline)) inline Vec sums_of(const Vec* rows) {
   __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(a[8], a[9], 0x88), _mm512_shuffle_f32x4(a[8], a[9], 0xdd));
   __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(a[10], a[11], 0x88), _mm512_shuffle_f32x4(a[10], a[11], 0xdd));
   return (Vec)_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
-#elif defined(__AVX2__)
-  __m256 half[2];
-  for (int i = 0; i < 2; ++i) {
-    __m256 a[8];
-    for (int r = 0; r < 8; ++r) {
-      __m256 both[2];
-      std::memcpy(both, rows + 8 * i + r, sizeof both);
-      a[r] = _mm256_add_ps(both[0], both[1]);
-    }
-    const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
-    const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
-    half[i] = _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
-  }
-  Vec out;
-  std::memcpy(&out, half, sizeof out);
-  return out;
 #else
   Vec out;
-  for (int i = 0; i < kLanes; ++i) out[i] = sum_of(rows[i]);
+  for (int i = 0; i < kLanes; ++i) set_lane(out, i, sum_of(rows[i]));
   return out;
 #endif
 }
