@@ -17,6 +17,7 @@ BASELINE = "flashinfer"
 """Another library's dense attention in the same captured loop."""
 BYTES = ("kv_bytes", "bounds_bytes", "weights_bytes", "peak_memory.prefill", "peak_memory.decode")
 FIRST = "dense"
+PROMPT = "prompt\ntokens/s"
 TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
 
 
@@ -46,6 +47,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         "ideal x\nvs dense",
         "x flash-\ninfer",
         "TTFT (s)",
+        PROMPT,
         *memory,
         *peaks,
         "tokens\nread",
@@ -65,6 +67,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
             "tokens/s",
             "% of\nbandwidth",
             memory[0],
+            PROMPT,
             f"bound\n({unit})",
             "ideal x\nvs dense",
         ),
@@ -89,7 +92,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         cells += [fmt.number(row.get("tokens_per_second")), fmt.number(row.get("bound"), divisor)]
         cells.append(_share(table, row))
         cells += _speedup(table, row)
-        cells.append(fmt.number(row.get("ttft")))
+        cells += [fmt.number(row.get("ttft")), _prompt_speed(row)]
         cells += [fmt.number(row.get(name), size) for name in BYTES]
         cells.append(fmt.tokens(row.get("tokens_read")))
         table.rows.append([Cell(str(text)) for text in cells])
@@ -98,6 +101,15 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
 
 TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
 ABOVE_IDEAL = "mismeasured: faster than the ratio of bytes to dense allows"
+
+
+def _prompt_speed(row: Any) -> str:
+    """Tokens of all prompts of the batch over the time to the first token."""
+    seconds, tokens = row.get("ttft"), row.get("seq_len")
+    if fmt.missing(seconds) or fmt.missing(tokens) or seconds <= 0:
+        return NONE
+    batch = row.get("batch")
+    return fmt.number(tokens * (1 if fmt.missing(batch) else batch) / seconds)
 
 
 def _share(table: Table, row: Any) -> str:
