@@ -34,6 +34,7 @@ from questbench.models._forward import cache_argument, check_finite, check_token
 from questbench.models._padding import whole_mask
 from questbench.models._registration import NAME, register
 from questbench.models._shape import cache_shape
+from questbench.models._widening import widened
 from questbench.models.hf_cache import MethodLayer, Settings, SparseCache
 from questbench.models.rotary import rotations
 
@@ -169,7 +170,8 @@ def _run(model: PreTrainedModel, tokens: Tensor, cache: Cache, last: int | None,
     """
     if last is not None and "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs = {**inputs, "logits_to_keep": last or torch.empty(0, dtype=torch.long, device=tokens.device)}
-    logits: Tensor = model(input_ids=tokens, use_cache=True, **cache_argument(model, cache), **inputs).logits
+    with widened(model, model.dtype, tokens.numel()):
+        logits: Tensor = model(input_ids=tokens, use_cache=True, **cache_argument(model, cache), **inputs).logits
     return logits
 
 

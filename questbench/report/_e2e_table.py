@@ -65,12 +65,13 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         Column(f"p99\n({unit})", number("tpot.p99", divisor), spare=5),
         Column(f"slope\n({unit})", number("tpot_slope", divisor), spare=2),
         Column("tokens/s", number("tokens_per_second"), spare=8),
-        Column(f"bound\n({unit})", number("bound", divisor), spare=11),
+        Column(f"bound\n({unit})", number("bound", divisor), spare=12),
         Column("% of\nbandwidth", bandwidth, spare=9),
         Column("x dense", speedup),
-        Column("ideal x\nvs dense", honest(number("ideal_speedup")), spare=12),
+        Column("ideal x\nvs dense", honest(number("ideal_speedup")), spare=13),
         *(Column(f"x {name}", honest(number(f"speedup.{name}"))) for name in fmt.rivals(frame)),
         Column("TTFT (s)", number("ttft")),
+        Column("prompt\ntokens/s", _prompt_speed, spare=11),
         *(
             Column(f"{said}\n({size_unit})", number(name, size), spare)
             for (name, said), spare in zip((MEMORY | PEAKS).items(), (10, 4, 7, 3, 3), strict=True)
@@ -78,6 +79,15 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         Column("tokens\nread", tokens("tokens_read"), spare=1),
     ]
     return fill(table, rows_of(frame), keys, columns)
+
+
+def _prompt_speed(row: Any) -> str:
+    """Tokens of all prompts of the batch over the time to the first token."""
+    seconds, tokens = row.get("ttft"), row.get("seq_len")
+    if fmt.missing(seconds) or fmt.missing(tokens) or seconds <= 0:
+        return NONE
+    batch = row.get("batch")
+    return fmt.number(tokens * (1 if fmt.missing(batch) else batch) / seconds)
 
 
 def _where(row: Any, keys: list[str]) -> str:
