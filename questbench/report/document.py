@@ -77,11 +77,8 @@ def card(manifests: Sequence[RunManifest]) -> list[tuple[str, str]]:
 def run_table(manifests: Sequence[RunManifest]) -> Table:
     """The list of runs."""
     marks = run_marks(manifest.run for manifest in manifests)
-    table = Table(
-        title="Runs",
-        columns=["mark", "run", "start (UTC)", "kind", "commit", "load", "exit", "command"],
-        text_columns=frozenset({"mark", "run", "start (UTC)", "kind", "commit", "load", "command"}),
-    )
+    columns = ["mark", "run", "start (UTC)", "kind", "commit", "load", "exit", "command"]
+    table = Table("Runs", columns, text_columns=frozenset(columns) - {"exit"})
     for manifest in manifests:
         ended = (
             "unfinished" if manifest.end is None else NONE if manifest.exit_code is None else str(manifest.exit_code)

@@ -30,23 +30,12 @@ OWN_NAMES = {
     "perplexity": ("perplexity", "score"),
 }
 """Columns of ours in which a metric of the paper may be found; its own name if it is not listed."""
-ABOUT = {
-    "device": "device",
-    "model": "model",
-    "shape": "shape",
-    "heads": "query heads",
-    "kv_heads": "KV heads",
-    "head_dim": "head dim",
-    "dtype": "dtype",
-    "batch": "batch",
-    "weights": "weights",
-    "page_size": "page size",
-    "dense_layers": "dense layers",
-    "protocol": "protocol",
-    "kernels": "kernels",
-    "timer": "timer",
-    "seq_len": "length",
-}
+ABOUT = (
+    *("device", "model", "shape", "heads", "kv_heads", "head_dim", "dtype", "batch", "weights", "page_size"),
+    *("dense_layers", "protocol", "kernels", "timer", "seq_len"),
+)
+"""What a set-up is told by, in the order in which differences are named."""
+CALLED = {"heads": "query heads", "kv_heads": "KV heads", "seq_len": "length"}
 FEW = 100
 """Fewer samples than this are said beside the number."""
 MOST = 4
@@ -217,16 +206,15 @@ def _differences(row: Any, entry: Entry) -> list[str]:
     own["device"] = row["machine"]
     own["kernels"] = f"own ({row['backend']})"
     own["timer"] = "own (wall clock, interleaved)" if entry["kind"] == "kernel" else None
-    own["shape"] = row.get("shape")
     own.setdefault("weights", own.get("dtype"))
     found = []
-    for key, name in ABOUT.items():
+    for key in ABOUT:
         if key not in setup or (key == "seq_len" and "seq_len" in MUST_AGREE[entry["kind"]]):
             continue
         ours, theirs = own.get(key), setup[key]
         if str(fmt.inputs(key, ours)).lower() != str(fmt.inputs(key, theirs)).lower():
             shown = "unknown" if fmt.missing(ours) else fmt.inputs(key, ours)
-            found.append(f"{name} {shown}, paper {fmt.inputs(key, theirs)}")
+            found.append(f"{CALLED.get(key, key.replace('_', ' '))} {shown}, paper {fmt.inputs(key, theirs)}")
     # The paper's accuracies are masked dense attention behind a flash prefill, which leaves no probabilities.
     if entry["kind"] == "accuracy" and row["args"].get("score_from") == "prefill":
         found.append("scores from prefill, paper decode")
