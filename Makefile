@@ -50,7 +50,7 @@ types: .venv/installed-dev
 	$(BIN)/mypy
 
 pytest: .venv/installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Slow: the tests of models with the oldest and the newest transformers.
 test-transformers: .venv/installed-dev

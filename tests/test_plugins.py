@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import os
 import sys
@@ -116,6 +117,30 @@ def test_entry_points_of_another_package(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "theirs" in registry.names("questbench.methods")
     assert registry.load_module("questbench.methods", "theirs", kind="method").__name__ == "their_method"
+
+
+def test_installed_packages_are_read_once_for_a_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every method that is made is looked up by its name, and reading what is installed takes tens of milliseconds."""
+    from questbench.methods._make import make
+
+    real, calls = importlib.metadata.entry_points, []
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **group: calls.append(group) or real(**group))
+    monkeypatch.syspath_prepend(str(tmp_path / "one"))
+    for budget in (64, 128, 256):
+        make("quest", budget)
+    assert calls == [{"group": "questbench.methods"}]
+    monkeypatch.syspath_prepend(str(tmp_path / "other"))
+    make("quest", 64)
+    assert len(calls) == 2
+
+
+def test_a_file_that_comes_later_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = importlib.import_module("questbench.methods")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    assert "late" not in registry.names("questbench.methods")
+    (tmp_path / "late.py").write_text(METHOD)
+    os.utime(tmp_path, ns=(1, 1))  # the clock of a file system may stand still between two moments
+    assert "late" in registry.names("questbench.methods")
 
 
 def test_unknown_names_point_to_a_list_that_has_them() -> None:

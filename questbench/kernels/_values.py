@@ -25,7 +25,8 @@ def checker(op: Operator) -> Callable[[Sequence[Any]], None]:
     values = op.picker(_CHECKS.get(op.name, _nothing))
 
     def check(given: Sequence[Any]) -> None:
-        if any(isinstance(one, Tensor) and one.is_cuda for one in given) and torch.cuda.is_current_stream_capturing():
+        on_device = torch.cuda.is_initialized() and any(isinstance(one, Tensor) and one.is_cuda for one in given)
+        if on_device and torch.cuda.is_current_stream_capturing():
             return  # nothing can be read back while a graph is captured
         try:
             values(given)
@@ -44,11 +45,12 @@ def _nothing() -> None:
 
 def _append(k: Tensor, k_pages: Tensor, page_table: Tensor, lengths: Tensor, new: Tensor | None) -> None:
     incoming, size = k.shape[2], k_pages.shape[2]
-    added = torch.full_like(lengths, incoming) if new is None else new
-    _within("new", added, 0, incoming)
+    if new is not None:
+        _within("new", new, 0, incoming)
+    after = lengths + (incoming if new is None else new)
     _lengths(lengths, page_table, size)
-    _lengths(lengths + added, page_table, size, "lengths with the new entries")
-    _ids(page_table, lengths.long() + added, size, k_pages.shape[0])
+    _lengths(after, page_table, size, "lengths with the new entries")
+    _ids(page_table, after.long(), size, k_pages.shape[0])
 
 
 def _score(bounds: Tensor, page_table: Tensor, lengths: Tensor, page_size: int, skip_newest: bool) -> None:
@@ -179,7 +181,7 @@ def _pages(lengths: Tensor, size: int) -> Tensor:
 def _within(name: str, values: Tensor, least: int, most: int | None) -> None:
     if values.numel() == 0:
         return
-    low, high = int(values.min()), int(values.max())
+    low, high = map(int, values.aminmax())
     if low < least or (most is not None and high > most):
         wanted = f"{least} to {most}" if most is not None else f"{least} or more"
         raise ValueError(f"{name} holds {low if low < least else high}, not {wanted}")
@@ -200,7 +202,10 @@ def _slots(lengths: Tensor, **per_slot: Tensor | None) -> None:
 
 def _ids(table: Tensor, lengths: Tensor, size: int, pool: int) -> None:
     """The physical pages of the first ``lengths`` entries are in the pool."""
-    place = torch.arange(table.shape[1], device=table.device)
-    ids = table[place < _pages(lengths, size)[:, None]]
-    if ((ids < 0) | (ids >= pool)).any():
+    held = torch.arange(table.shape[1], device=table.device) < _pages(lengths, size)[:, None]
+    ids = table * held  # page 0 in place of what no entry needs; in a pool without pages a closer look decides
+    if ids.numel() == 0:
+        return
+    low, high = map(int, ids.aminmax())
+    if low < 0 or (high >= pool and bool((table[held] >= pool).any())):
         raise ValueError(f"page_table names a page outside of the pool of {pool}")

@@ -38,7 +38,7 @@ def test_kernel_accuracy_report(questbench: Callable[..., Any], tmp_path: Path) 
 
 
 def test_a_cell_without_memory_is_a_record(questbench: Callable[..., Any], tmp_path: Path) -> None:
-    line = "kernel --seq-len 256,1m --batch 4096 --budget 64 --rounds 2 --max-seconds 1 --no-stages --compile-limit 0"
+    line = "kernel --seq-len 256,1024m --batch 64 --budget 64 --rounds 2 --max-seconds 1 --no-stages --compile-limit 0"
     small = "--heads 1 --kv-heads 1 --head-dim 64 --method quest"
     ended = questbench(*line.split(), *small.split(), "--out", tmp_path)
     assert ended.code == 4, ended.err

@@ -79,17 +79,17 @@ SHAPE = {"seq_lens": [200], "budgets": [32], "samples": 5, "methods": METHODS, "
 @pytest.mark.parametrize("task", ["uneven", "turns"])
 @pytest.mark.parametrize("protocol", ["stepwise", "quest-paper"])
 def test_rows_of_any_length_are_in_a_batch_what_they_are_alone(uneven, task, protocol):
-    settings = SHAPE | {"tasks": [task], "protocol": protocol}
+    settings = SHAPE | {"tasks": [task], "protocol": protocol, "samples": 3}
     records, rows, units = helpers.run(**settings)
-    assert len({row["prompt_tokens"] for row in rows}) == 5
-    assert len({row["steps"] for row in rows if row["method"] == "dense"}) == 5
-    for batch in (2, 5):
+    assert len({row["prompt_tokens"] for row in rows}) == 3
+    assert len({row["steps"] for row in rows if row["method"] == "dense"}) == 3
+    for batch in (2, 3):
         again, together, found = helpers.run(**settings | {"batch": batch})
         assert [helpers.plain(row) for row in together] == [helpers.plain(row) for row in rows]
         assert again == records
         assert [unit.key for unit in found] == [unit.key for unit in units]
-        assert sum(unit.prefills for unit in found) == 5
-    assert {row["batch"] for row in together} == {5}
+        assert sum(unit.prefills for unit in found) == 3
+    assert {row["batch"] for row in together} == {3}
 
 
 def test_evicting_methods_evict_in_every_row_of_a_batch(uneven):
@@ -245,8 +245,6 @@ def test_cells_in_another_order_give_the_same_records(uneven):
     assert sorted(records, key=key) == sorted(other, key=key)
     place = lambda row: (row["unit"], row["cell"])  # noqa: E731
     assert sorted(map(helpers.plain, rows), key=place) == sorted(map(helpers.plain, others), key=place)
-    again, twice, _ = helpers.run(**settings | axes)
-    assert again == records and [*map(helpers.plain, twice)] == [*map(helpers.plain, rows)]
 
 
 TEMPLATE = (

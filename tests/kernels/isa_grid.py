@@ -1,7 +1,12 @@
-"""A small grid over every op with the instruction set that ``QUESTBENCH_ISA`` names; run as a script by test_isa."""
+"""A small grid over every op with the instruction set that ``QUESTBENCH_ISA`` names; run as a script by test_isa.
+
+``--few`` takes the first shapes only: the library for this processor has the tests of ``tests/conformance``.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -13,21 +18,25 @@ from test_linear import test_error_budget
 from questbench import kernels
 from questbench.kernels._ops import Ops
 
+SHAPES = (
+    (80, 4, 4),
+    (64, 1, 16),
+    (128, 7, 32),
+    (16, 2, 8),
+    (256, 8, 16),
+    (96, 4, 16),
+    (40, 3, 5),
+    (254, 2, 7),
+)
+"""Head dim, query heads per KV head, page size."""
 
-def main() -> None:
+
+def main(shapes: Sequence[tuple[int, int, int]]) -> None:
+    """See the module's docstring."""
     torch.set_num_threads(1)
     ops = kernels.load("cpu")
     for at, dtype in enumerate(DTYPES):
-        for dim, group, size in (
-            (64, 1, 16),
-            (80, 4, 4),
-            (128, 7, 32),
-            (16, 2, 8),
-            (256, 8, 16),
-            (96, 4, 16),
-            (40, 3, 5),
-            (254, 2, 7),
-        ):
+        for dim, group, size in shapes:
             store = make_store([4 * size + 1, 0, 1, 1030], heads=2, dim=dim, page_size=size, dtype=dtype, seed=dim)
             q = make_query(store, group)
             check_score(ops, store, q, skip_newest=False)
@@ -64,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(SHAPES[:2] if "--few" in sys.argv else SHAPES)

@@ -39,7 +39,8 @@ def running(
         environment = {**os.environ, "QUESTBENCH_ISA": isa, "OMP_NUM_THREADS": "1"}
         if isa != "native":
             environment["QUESTBENCH_CACHE"] = str(cache)
-        command = [sys.executable, str(Path(__file__).with_name("isa_grid.py"))]
+        few = ["--few"] if asked == {"native"} else []
+        command = [sys.executable, str(Path(__file__).with_name("isa_grid.py")), *few]
         processes[isa] = subprocess.Popen(
             command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )

@@ -101,8 +101,8 @@ def test_dense_answers_are_exact(model, tokenizer, spec, index):
 
 
 @pytest.mark.parametrize("spec", ["passkey", "kv"])
-def test_dense_is_exact_at_16k(model, tokenizer, spec):
-    sample = sample_of(spec, 2, 16384, tokenizer)
+def test_dense_is_exact_at_8k(model, tokenizer, spec):
+    sample = sample_of(spec, 2, 8192, tokenizer)
     text = answer(model, tokenizer, sample.prompt, tokens=4)
     assert make_task(spec).score(sample, text) == 1.0, text
 
