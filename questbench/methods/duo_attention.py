@@ -26,15 +26,11 @@ import math
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from questbench.errors import UsageError
 from questbench.methods._base import CacheShape, HeadGroup, Method, at_least
 from questbench.methods.dense import Dense
 from questbench.methods.streaming_llm import StreamingLLM
-
-if TYPE_CHECKING:
-    pass
 
 SOURCE = (
     "Patterns of six models are published in the folder attn_patterns of https://github.com/mit-han-lab/duo-attention. "
