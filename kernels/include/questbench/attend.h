@@ -262,11 +262,12 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, int64_t wi
     return;
   }
   for (int64_t h = 0; h < shared; ++h) put_query<T>(job.q + (first_head + h) * dim, dim, query + h * query_width(dim));
-  const int64_t distance = kWide ? 1 : fetch_distance(heads);
+  const int64_t distance = kWide ? std::min(fetch_distance(heads), lists) : fetch_distance(heads);
   const int block = static_cast<int>(std::min<int64_t>(size, kLanes));
   // The tile `distance` after that of page i and list l, in the order in which they are read.
   const auto ahead_of = [&](int64_t i, int64_t l, const T* stored) {
-    const int64_t next = kWide && l + distance < lists ? i : i + distance, beside = next == i ? l + distance : kWide ? 0 : l;
+    const bool wraps = l + distance >= lists;
+    const int64_t next = kWide ? i + wraps : i + distance, beside = kWide ? l + distance - wraps * lists : l;
     return next < last ? stored + paged.tile(row, job.page(row, list, next), head + beside) : nullptr;
   };
   int64_t entries = 0;
@@ -281,7 +282,7 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, int64_t wi
       const T* tile = paged.k + paged.tile(row, page, head + l);
       const T* following = ahead_of(i, l, paged.k);
       if (following == nullptr)
-        following = paged.v + paged.tile(row, job.page(row, list, std::min(first + i + distance - last, last - 1)), head);
+        following = paged.v + paged.tile(row, job.page(row, list, std::min(kWide ? first : first + i + distance - last, last - 1)), head);
       float* own = logits + l * heads * (kChunk + kLanes) + entries;
       for (int64_t t = 0; t < valid; t += block, own += block) {
         const int count = static_cast<int>(std::min<int64_t>(block, valid - t));
@@ -351,7 +352,7 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, int64_t wi
     if (job.pages != nullptr) touch(job, row, list, head, first, last, i + last - first);
     for (int64_t l = 0; l < lists; ++l) {
       const T* following = ahead_of(i, l, paged.v);
-      if (following == nullptr) following = first_keys(job, item + stride, lists, i + distance - last);
+      if (following == nullptr) following = first_keys(job, item + stride, lists, kWide ? 0 : i + distance - last);
       weigh(paged.v + paged.tile(row, page, head + l), valid, l, following);
     }
     entries += valid;
