@@ -32,8 +32,8 @@ def test_every_row_stands_beside_its_bound_and_losses_are_shown():
 
 def test_a_prompt_has_a_speed_in_tokens_per_second():
     records = [dataclasses.replace(r, params={**r.params, "batch": 2}) for r in golden.e2e((2048,))]
-    first = next(r for r in records if r.metric == "tpot" and r.method == "dense" and "stage" not in r.params)
-    records.append(dataclasses.replace(first, metric="ttft", value=4.0, samples=[4.0]))
+    other = next(r for r in records if r.metric == "bandwidth_fraction" and r.method == "dense")
+    records.append(dataclasses.replace(other, metric="ttft", unit="s", value=4.0, samples=[4.0]))
     dense, quest = texts(tables(records)[0])
     assert (dense["TTFT (s)"], dense["prompt\ntokens/s"]) == ("4.00", "1,024")
     assert quest["prompt\ntokens/s"] == "—", "it was not prefilled"
