@@ -1,7 +1,7 @@
 """Prompts in 16 bits on a processor that does not multiply 16 bits: linear layers widen their weights while they run.
 
-torch has no fast product there and is several times slower than in fp32. Products of 16 bits are exact in fp32 and are
-summed in fp32 either way, and the result is rounded to 16 bits once: only the order of the sums differs.
+torch has no fast product there and takes several times as long as in fp32. Products of 16 bits are exact in fp32; they
+are summed there, and the result is rounded to 16 bits once.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ def widened(model: nn.Module, dtype: torch.dtype, rows: int) -> Iterator[None]:
     Args:
         rows: tokens of the forward to come. For a few of them reading the weights is all that counts.
     """
-    changed = []
+    changed: list[Any] = []
     if rows > MOST_ROWS and emulated(dtype):
         changed = [module for module in model.modules() if _fits(module, dtype)]
     for module in changed:

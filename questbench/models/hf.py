@@ -163,6 +163,7 @@ def _ready(model: PreTrainedModel, ids: Tensor | Sequence[int] | Sequence[Sequen
     return tokens[None] if tokens.dim() == 1 else tokens
 
 
+@torch.no_grad()
 def _run(model: PreTrainedModel, tokens: Tensor, cache: Cache, last: int | None, inputs: dict[str, Any]) -> Tensor:
     """Logits of the ``last`` positions at least, of all by default; a model may not know how to leave the others out.
 

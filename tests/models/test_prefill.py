@@ -72,6 +72,16 @@ def test_collected_mass_is_the_softmax_s(mode, monkeypatch):
     assert torch.allclose(masses[0].sum(-1), torch.tensor(2.0 * queries), rtol=1e-5)  # two query heads per KV head
 
 
+def test_early_parts_make_no_logits_and_nothing_keeps_a_graph():
+    model, (ids, _) = tiny("llama"), prompts([40])
+    made, hook = [], model.get_output_embeddings().register_forward_hook(lambda *call: made.append(call[2].shape[1]))
+    try:
+        logits = hf.prefill(model, ids, build(model, Dense()), chunk=13)
+    finally:
+        hook.remove()
+    assert made == [0, 0, 0, 1] and not logits.requires_grad
+
+
 def test_nonsense_is_refused():
     model, (ids, _) = tiny("llama"), prompts([4])
     with pytest.raises(UsageError, match="parts of 0"):
