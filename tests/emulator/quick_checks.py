@@ -118,18 +118,25 @@ def estimate(ops: Any) -> None:
 
 
 def prune(ops: Any) -> None:
-    """Random logits, equal ones and undefined ones; more entries than a block has threads."""
-    for at, (group, size, length) in enumerate(((1, 16, 70), (4, 8, 30), (2, 16, 1300))):
-        store = make_store([length, 0, 3], heads=2, dim=64, page_size=size, dtype=HALVES[at % 2])
-        for heads in {2, 2 * group}:
-            pages, counts = random_lists(store, heads, -(-length // size))
-            shape = (3, 2 * group, pages.shape[2] * size)
-            logits = 3 * torch.randn(shape, generator=generator(at))
-            equal = logits.round()
-            undefined = equal.clone()
-            undefined[:, :, 1::5] = torch.nan
-            for values, p in ((logits, 0.9), (equal, 0.6), (undefined, 0.6), (torch.zeros(shape), 0.5)):
-                prune_checks.check_prune(ops, store, values, (pages, counts), p)
+    """Random logits, equal ones and undefined ones; at last more entries than a block has threads."""
+    cases = (
+        (2, 1, 16, [70, 0, 3], "random"),
+        (2, 2, 8, [30], "rounded"),
+        (2, 4, 8, [30, 3], "undefined"),
+        (2, 1, 16, [40], "equal"),
+        (1, 1, 16, [600], "rounded"),
+    )
+    for at, (kv_heads, group, size, lengths, kind) in enumerate(cases):
+        store = make_store(lengths, heads=kv_heads, dim=64, page_size=size, dtype=HALVES[at % 2])
+        for heads in {kv_heads, kv_heads * group}:
+            lists = random_lists(store, heads, -(-max(lengths) // size))
+            shape = (len(lengths), kv_heads * group, lists[0].shape[2] * size)
+            logits = 3 * torch.randn(shape, generator=generator(at)) * (kind != "equal")
+            if kind != "random":
+                logits = logits.round()
+            if kind == "undefined":
+                logits[:, :, 1::5] = torch.nan
+            prune_checks.check_prune(ops, store, logits, lists, 0.9 if kind == "random" else 0.6)
 
 
 CHECKS: dict[str, Callable[[Any], None]] = {

@@ -48,7 +48,7 @@ def test_every_cell_is_what_it_is_alone(windowed):
 @pytest.mark.parametrize("dense_layers", [0, 1])
 def test_losses_are_those_of_plain_attention_in_float64(windowed, dense_layers):
     loaded = random_model()
-    config = AccuracyConfig(tasks=["ppl"], methods=["windowed", "quest"], budgets=[48, 64], seq_lens=[400], threads=1)
+    config = AccuracyConfig(tasks=["ppl"], methods=["windowed", "quest"], budgets=[48, 64], seq_lens=[600], threads=1)
     (work, chosen, _), *_ = grid(config)
     session = Session(config, loaded, load("cpu"), dense_layers, stop_ids(loaded), None, None)
     (done,) = session.samples(work, chosen, [0])
