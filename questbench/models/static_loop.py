@@ -12,6 +12,7 @@ forward; ``path`` and ``reason`` say so.
 
 from __future__ import annotations
 
+import statistics
 import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ TRIED = (3, 5)
 
 PLAIN_LIMIT = {torch.float16: 5e-2, torch.bfloat16: 5e-2}
 """Largest difference to the model's own forward where that cannot be run in a wider dtype; 1e-5 in wide dtypes."""
+
+TIPPED = 32
+"""How much further off than the median a single step may be."""
 
 _verdicts: weakref.WeakKeyDictionary[PreTrainedModel, str | None] = weakref.WeakKeyDictionary()
 
@@ -313,6 +317,9 @@ def _compare(model: PreTrainedModel, ops: Ops) -> str | None:
 
 
 def _off(got: list[Tensor], want: list[Tensor]) -> float:
-    """How far logits of some steps are from others, relative to their size."""
-    wanted = torch.stack(want)
-    return float((torch.stack(got) - wanted).norm() / wanted.norm().clamp(min=1e-30))
+    """How far logits of some steps are from others, relative to their size: in the median step, or a part of the worst.
+
+    Rounding can tip sharp attention in one step of either; what computes something else is off in most of them.
+    """
+    steps = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(got, want, strict=True)]
+    return max(statistics.median(steps), max(steps) / TIPPED)

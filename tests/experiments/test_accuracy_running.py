@@ -176,7 +176,7 @@ CPU_OOM = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocato
 def test_a_smaller_batch_is_tried_first(uneven, monkeypatch, error):
     settings = SHAPE | {"tasks": ["uneven"], "methods": ["dense", "tova"]}
     records, rows, _ = helpers.run(**settings)
-    fail(monkeypatch, "forward", lambda _, args: rows_of(args[1]) > 2, error)
+    fail(monkeypatch, "prefill", lambda _, args: rows_of(args[1]) > 2, error)
     again, found, units = helpers.run(**settings | {"batch": 5})
     assert again == records
     assert [helpers.plain(row) for row in found] == [helpers.plain(row) for row in rows]
@@ -206,7 +206,7 @@ def test_a_cell_that_does_not_fit_alone_is_a_record_and_the_others_go_on(uneven,
 
 
 def test_a_prefill_that_does_not_fit_fails_every_cell(uneven, monkeypatch):
-    fail(monkeypatch, "forward", lambda *_: True, OOM)
+    fail(monkeypatch, "prefill", lambda *_: True, OOM)
     records, rows, _ = helpers.run(**SHAPE | {"tasks": ["uneven"], "samples": 2, "batch": 2})
     assert {record.status for record in records} == {"failed"} and len(records) == len(METHODS)
     assert len(rows) == 2 * len(METHODS)

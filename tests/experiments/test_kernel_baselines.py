@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_kernel import records_of, value
 
-from questbench import baselines
+from questbench import baselines, registry
 from questbench.baselines import _base
 from questbench.baselines._base import Baseline, Ways, right
 from questbench.errors import CellError, UsageError
@@ -56,8 +56,9 @@ def brought(monkeypatch):
     monkeypatch.setattr(Brought, "left", ())
     monkeypatch.setattr(_base, "SECONDS", 0.3)
     monkeypatch.setattr(cell, "last_level_cache_bytes", lambda device: 1 << 18)
-    real = baselines.load
-    monkeypatch.setattr(baselines, "names", lambda: ["torch", "brought"])
+    real, known = baselines.load, registry.names
+    mine = ["torch", "brought"]
+    monkeypatch.setattr(registry, "names", lambda package: mine if package == baselines.PACKAGE else known(package))
     monkeypatch.setattr(baselines, "load", lambda name: Brought() if name == "brought" else real(name))
     return Brought
 

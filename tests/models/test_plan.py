@@ -89,6 +89,18 @@ def test_in_fp32_the_plan_is_held_against_fp64(kind):
     assert static_loop.disagreement(model, kernels.load("cpu")) is None
 
 
+def test_one_step_that_rounding_tips_is_allowed_and_more_are_not():
+    want = [torch.ones(4, dtype=torch.float64) for _ in range(5)]
+
+    def off(*shares):
+        return static_loop._off([step * (1 + share) for step, share in zip(want, shares, strict=True)], want)
+
+    usual = off(1e-6, 1e-6, 1e-6, 1e-6, 1e-6)
+    assert off(1e-6, 1e-6, 2e-5, 1e-6, 1e-6) == pytest.approx(usual, rel=1e-3)
+    assert off(1e-6, 1e-5, 1e-5, 1e-5, 1e-6) > 9 * usual
+    assert off(1e-6, 1e-6, 1e-3, 1e-6, 1e-6) > 9 * usual
+
+
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 def test_a_plan_that_lacks_a_part_is_found_out_in_any_dtype(dtype, monkeypatch):
     model, plain = copy.deepcopy(tiny("qwen3")).to(dtype), _plan._block
