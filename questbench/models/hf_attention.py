@@ -92,10 +92,10 @@ def dense(
         count = min(new, columns - first)
         if count:
             own = query[row, :, new - count :], keys[row, :, first:], values[row, :, first:]
-            whole = window is None or columns - first <= window
-            out[row, :, new - count :] = (
-                flash.causal(*own, scoring.scale)[0] if whole else flash.windowed(*own, window or 0, scoring.scale)
-            )
+            if window is None or columns - first <= window:
+                out[row, :, new - count :] = flash.causal(*own, scoring.scale)[0]
+            else:
+                out[row, :, new - count :] = flash.windowed(*own, window, scoring.scale)
     return out
 
 

@@ -12,7 +12,6 @@ forward; ``path`` and ``reason`` say so.
 
 from __future__ import annotations
 
-import statistics
 import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -37,8 +36,8 @@ TRIED = (3, 5)
 PLAIN_LIMIT = {torch.float16: 5e-2, torch.bfloat16: 5e-2}
 """Largest difference to the model's own forward where that cannot be run in a wider dtype; 1e-5 in wide dtypes."""
 
-TIPPED = 32
-"""How much further off than the median a single step may be."""
+TIPPED = 1e-4
+"""Rounding can tip sharp attention in one step of a plan and not of its model: how far off that step may be."""
 
 _verdicts: weakref.WeakKeyDictionary[PreTrainedModel, str | None] = weakref.WeakKeyDictionary()
 
@@ -308,6 +307,8 @@ def _compare(model: PreTrainedModel, ops: Ops) -> str | None:
     if wider is not None:
         reference = list(wider[:, prompt:].double().unbind(1))
         difference, limit = _off(planned, reference), 2 * _off(own, reference) + 8 * torch.finfo(model.dtype).eps
+        if _tipped(planned, reference, limit):
+            return None
     if not difference <= limit:
         return (
             f"the flat plan for {type(model).__name__} differs from its forward: it is off by {difference:.1e}, and "
@@ -316,10 +317,15 @@ def _compare(model: PreTrainedModel, ops: Ops) -> str | None:
     return None
 
 
-def _off(got: list[Tensor], want: list[Tensor]) -> float:
-    """How far logits of some steps are from others, relative to their size: in the median step, or a part of the worst.
+def _tipped(got: list[Tensor], want: list[Tensor], limit: float) -> bool:
+    """Whether one step alone is over the limit, and by no more than rounding can do; 16 bits never come to this."""
+    steps = [_off([a], [b]) for a, b in zip(got, want, strict=True)]
+    worst = steps.index(max(steps))
+    rest = [[x for place, x in enumerate(side) if place != worst] for side in (got, want)]
+    return steps[worst] <= TIPPED and _off(*rest) <= limit
 
-    Rounding can tip sharp attention in one step of either; what computes something else is off in most of them.
-    """
-    steps = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(got, want, strict=True)]
-    return max(statistics.median(steps), max(steps) / TIPPED)
+
+def _off(got: list[Tensor], want: list[Tensor]) -> float:
+    """How far logits of some steps are from others, relative to their size."""
+    wanted = torch.stack(want)
+    return float((torch.stack(got) - wanted).norm() / wanted.norm().clamp(min=1e-30))

@@ -89,16 +89,20 @@ def test_in_fp32_the_plan_is_held_against_fp64(kind):
     assert static_loop.disagreement(model, kernels.load("cpu")) is None
 
 
-def test_one_step_that_rounding_tips_is_allowed_and_more_are_not():
-    want = [torch.ones(4, dtype=torch.float64) for _ in range(5)]
-
-    def off(*shares):
-        return static_loop._off([step * (1 + share) for step, share in zip(want, shares, strict=True)], want)
-
-    usual = off(1e-6, 1e-6, 1e-6, 1e-6, 1e-6)
-    assert off(1e-6, 1e-6, 2e-5, 1e-6, 1e-6) == pytest.approx(usual, rel=1e-3)
-    assert off(1e-6, 1e-5, 1e-5, 1e-5, 1e-6) > 9 * usual
-    assert off(1e-6, 1e-6, 1e-3, 1e-6, 1e-6) > 9 * usual
+@pytest.mark.parametrize(
+    ("shares", "allowed"),
+    [
+        ((1e-6, 1e-6, 5e-5, 1e-6, 1e-6), True),
+        ((1e-6, 5e-5, 5e-5, 1e-6, 1e-6), False),
+        ((1e-6, 1e-6, 5e-4, 1e-6, 1e-6), False),
+        ((1e-6, 1e-6, float("nan"), 1e-6, 1e-6), False),
+    ],
+)
+def test_one_step_that_rounding_tips_is_allowed_and_no_more(shares, allowed):
+    want = [torch.ones(4, dtype=torch.float64) for _ in shares]
+    got = [step * (1 + share) for step, share in zip(want, shares, strict=True)]
+    assert not static_loop._off(got, want) <= 2e-6
+    assert static_loop._tipped(got, want, 2e-6) is allowed
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32])
