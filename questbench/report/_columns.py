@@ -54,6 +54,16 @@ def fallback(table: Table) -> str:
     return f"{fmt.FALLBACK} {table.mark(fmt.FALLBACK_NOTE)}"
 
 
+def bandwidth(table: Table, above_it: str) -> Shown:
+    """Per cent of the measured bandwidth; what cannot be is marked by ``above_it``."""
+
+    def shown(row: Any) -> str:
+        above = fmt.surely_above(row, "bandwidth_fraction", 1)
+        return fmt.number(row.get("bandwidth_fraction"), 0.01) + (f" {table.mark(above_it)}" if above else "")
+
+    return shown
+
+
 def begin(title: str, frame: pd.DataFrame, keys: Sequence[str], shared: Sequence[str], *more: str) -> Table:
     """A table without columns that says what its rows have in common: inputs, machine, runs, and ``more``."""
     setup = [fmt.shared_line(frame, shared), fmt.origin_line(frame), fmt.runs_line(frame), *more]

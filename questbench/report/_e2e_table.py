@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from questbench import units
 from questbench.report import _format as fmt
-from questbench.report._columns import Column, begin, fallback, fill, honest, number, rows_of, tokens
+from questbench.report._columns import Column, bandwidth, begin, fallback, fill, honest, number, rows_of, tokens
 from questbench.report.frame import DENSE
 from questbench.report.render import NONE, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
 STAGES = ("weights", "append", "score", "select", "attend", "evict", "rest")
 MEMORY = {"kv_bytes": "KV", "bounds_bytes": "bounds", "weights_bytes": "weights"}
 PEAKS = {"peak_memory.prefill": "prefill peak", "peak_memory.decode": "decode peak"}
-TOO_MUCH = "mismeasured: more than the measured bandwidth of this machine"
 ABOVE_IDEAL = "mismeasured: faster than the ratio of bytes to dense allows"
 
 
@@ -45,11 +45,6 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
             return fmt.gap(table, row)
         return fmt.spread(row["tpot"], row.get("tpot.p20"), row.get("tpot.p80"), divisor)
 
-    def bandwidth(row: Any) -> str:
-        """What cannot be is marked."""
-        above = fmt.surely_above(row, "bandwidth_fraction", 1)
-        return fmt.number(row.get("bandwidth_fraction"), 0.01) + (f" {table.mark(TOO_MUCH)}" if above else "")
-
     def speedup(row: Any) -> str:
         """A loss is shown like a gain, a fallback is no speed-up at all."""
         if row["fallback"]:
@@ -66,7 +61,7 @@ def _latency(frame: pd.DataFrame, keys: list[str], shared: list[str]) -> Table:
         Column(f"slope\n({unit})", number("tpot_slope", divisor), spare=2),
         Column("tokens/s", number("tokens_per_second"), spare=8),
         Column(f"bound\n({unit})", number("bound", divisor), spare=12),
-        Column("% of\nbandwidth", bandwidth, spare=9),
+        Column("% of\nbandwidth", bandwidth(table, TOO_MUCH), spare=9),
         Column("x dense", speedup),
         Column("ideal x\nvs dense", honest(number("ideal_speedup")), spare=13),
         *(Column(f"x {name}", honest(number(f"speedup.{name}"))) for name in fmt.rivals(frame)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from questbench.report import _format as fmt
-from questbench.report._columns import Column, begin, fallback, fill, honest, number, rows_of, tokens
+from questbench.report._columns import Column, bandwidth, begin, fallback, fill, honest, number, rows_of, tokens
 from questbench.report.frame import DENSE
 from questbench.report.render import Table
 
@@ -39,17 +39,13 @@ def build(frame: pd.DataFrame, names: list[str]) -> list[Table]:
         value, ideal = _speedup(row), _ideal(row)
         return fmt.number(None if fmt.missing(value) or fmt.missing(ideal) else value / ideal, 0.01)
 
-    def bandwidth(row: Any) -> str:
-        above = fmt.surely_above(row, "bandwidth_fraction", 1)
-        return fmt.number(row.get("bandwidth_fraction"), 0.01) + (f" {table.mark(TOO_MUCH)}" if above else "")
-
     columns = [
         Column(f"latency ({unit})\nmedian [p20–p80]", latency),
         Column("x dense", speedup),
         *(Column(f"x {name}", honest(number(f"speedup.{name}")), spare=4) for name in fmt.rivals(frame)),
         Column("ideal x\nvs dense", honest(lambda row: fmt.number(_ideal(row))), spare=7),
         Column("% of\nideal", honest(reached), spare=5),
-        Column("% of\nbandwidth", bandwidth, spare=6),
+        Column("% of\nbandwidth", bandwidth(table, TOO_MUCH), spare=6),
         Column(f"traffic\n({size_unit})", number("bytes", size), spare=2),
         Column("tokens\nread", tokens("tokens_read"), spare=3),
         Column("tokens\nresident", tokens("tokens_resident"), spare=1),
