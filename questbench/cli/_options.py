@@ -15,7 +15,10 @@ def option(*names: str, help: str, metavar: str = "", panel: str = RUN) -> Any:
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
 
 
-RESUME = "Continue a run, a folder or its name in --out; flags left out are those it was started with."
+RESUME = (
+    "Continue a run, a folder or its name in --out; flags left out are those it was started with. accuracy takes "
+    "another --samples."
+)
 Out = Annotated[Path, option("--out", metavar="DIR", help="Folder that holds the run folders.")]
 Resume = Annotated[Path | None, option("--resume", metavar="DIR", help=RESUME)]
 Json = Annotated[bool, option("--json", help="Print JSON lines on stdout instead of tables.")]

@@ -119,7 +119,8 @@ def execute(
     if resume is None:
         writer = store.create_run(out, kind, argv, settings, environment, inputs)
     else:
-        writer = store.resume(resume, kind, argv, settings, environment, inputs)
+        free = getattr(experiment, "FREE", ())
+        writer = store.resume(resume, kind, argv, settings, environment, inputs, free)
     with writer:
         return _run(experiment, config, writer, output, probes.machine(environment))
 

@@ -13,11 +13,12 @@ Writing is :class:`RunWriter`; this file makes, resumes, finds and reads run fol
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,12 @@ def resume(
     config: Mapping[str, Any],
     environment: Mapping[str, Any],
     inputs: Mapping[str, Any] | None = None,
+    free: Collection[str] = (),
 ) -> RunWriter:
     """Open a run folder again: cells in ``finished`` need not run, a cell that was in flight is removed.
+
+    Args:
+        free: keys of the configuration that may have another value than before; the manifest takes the new one.
 
     Raises:
         PrerequisiteError: there is no run, another process writes it, or its files do not fit together.
@@ -90,7 +95,8 @@ def resume(
             one the run was started with.
     """
     manifest = load_manifest(path)
-    _require_same(path, manifest, kind, _plain(config), dict(environment))
+    settings = _plain(config)
+    _require_same(path, manifest, kind, settings, dict(environment), free)
     if inputs is not None:
         require_same_inputs(path, manifest.inputs, dict(inputs))
     try:
@@ -104,6 +110,7 @@ def resume(
         facts = {name: environment.get(name) for name in ("git", "packages", "load")}
         again = {"time": now(), "argv": probes.scrub(list(argv)), **facts}
         manifest.environment.setdefault("resumed", []).append(again)
+        manifest.config |= {key: settings[key] for key in free}
         manifest.end = manifest.exit_code = None
         write_manifest(path, manifest)
     except OSError as error:
@@ -223,11 +230,16 @@ def expand(paths: Iterable[Path]) -> list[Path]:
 def newest_per_cell(records: Iterable[ResultRecord]) -> list[ResultRecord]:
     """One record per (cell, metric): the last one, so pass them oldest first, as :func:`load` returns them.
 
-    A failed or skipped record gives way to any later success of its cell, whatever metric it was recorded under.
+    A failed or skipped record gives way to any later success of its cell, whatever metric it was recorded under. Where
+    a run went on with another number of samples, its last number counts.
     """
     latest: dict[tuple[str, str], tuple[int, ResultRecord]] = {}
     success: dict[str, int] = {}
+    records = list(records)
+    last = {_whatever_samples(record): record.params.get("samples") for record in records}
     for number, record in enumerate(records):
+        if record.params.get("samples") != last[_whatever_samples(record)]:
+            continue
         cell = record.cell()
         latest[cell, record.metric] = number, record
         if record.status == "ok":
@@ -238,6 +250,12 @@ def newest_per_cell(records: Iterable[ResultRecord]) -> list[ResultRecord]:
         if record.status == "ok" or number > success.get(cell, -1)
     ]
     return [record for _, record in sorted(kept, key=lambda pair: pair[0])]
+
+
+def _whatever_samples(record: ResultRecord) -> tuple[str, str]:
+    """The run and the cell of a record, whatever its number of samples."""
+    params = {key: value for key, value in record.params.items() if key != "samples"}
+    return record.run, dataclasses.replace(record, params=params).cell()
 
 
 def _is_run(path: Path) -> bool:
@@ -252,12 +270,17 @@ def _age(path: Path) -> tuple[str, str]:
 
 
 def _require_same(
-    path: Path, manifest: RunManifest, kind: Kind, config: dict[str, Any], environment: dict[str, Any]
+    path: Path,
+    manifest: RunManifest,
+    kind: Kind,
+    config: dict[str, Any],
+    environment: dict[str, Any],
+    free: Collection[str],
 ) -> None:
     if manifest.kind != kind:
         message = f"'{path}' is a run of '{manifest.kind}', not of '{kind}'."
         raise UsageError(message, f"Use: questbench {manifest.kind}")
-    keys = sorted((set(manifest.config) | set(config)) - NOT_COMPARED)
+    keys = sorted((set(manifest.config) | set(config)) - NOT_COMPARED - set(free))
     differing = [key for key in keys if manifest.config.get(key) != config.get(key)]
     if differing:
         shown = "; ".join(f"{key}: {manifest.config.get(key)!r} then, {config.get(key)!r} now" for key in differing)

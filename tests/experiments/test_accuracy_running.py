@@ -13,6 +13,7 @@ from questbench.errors import CellError, UsageError
 from questbench.experiments.accuracy import chat
 from questbench.experiments.accuracy.batch import Batch
 from questbench.experiments.accuracy.protocol import Prompt, Steps, shorten, split
+from questbench.experiments.accuracy.records import WENT_ON
 from questbench.experiments.accuracy.scripts import Decoding, converse
 from questbench.experiments.costs import Forecast
 from questbench.experiments.failures import out_of_memory
@@ -198,7 +199,7 @@ def test_a_cell_that_does_not_fit_alone_is_a_record_and_the_others_go_on(uneven,
     assert {row["error"].partition(":")[0] for row in rows if "error" in row} == {"Out of memory at batch 1"}
     # Resuming runs what failed, and nothing else.
     calls = fail(monkeypatch, "fork", lambda *_: False, OOM)
-    finished = {unit.key for unit in units if not unit.key.endswith(("summary", "holm"))}
+    finished = {unit.key for unit in units if "|summary|" not in unit.key and "|holm|" not in unit.key}
     again, fresh, _ = helpers.run(finished=finished, stored=rows, **settings)
     assert {args[1].name for args in calls} == {"quest"} and len(calls) == 4
     assert [helpers.plain(r) for r in fresh] == [helpers.plain(r) for r in all_rows if r["method"] == "quest"]
@@ -228,6 +229,33 @@ def test_resume_in_the_middle_of_batches(uneven):
     assert again == records
     everything = [unit.key for unit in units]
     assert helpers.run(finished=everything, stored=rows, **settings)[2] == []
+
+
+def test_a_run_goes_on_with_more_samples(uneven):
+    settings = SHAPE | {"tasks": ["uneven"], "methods": ["dense", "tova"]}
+    whole, _, everything = helpers.run(**settings | {"samples": 5})
+    _, rows, units = helpers.run(**settings | {"samples": 3})
+    done = {unit.key for unit in units}
+    more, _, rest = helpers.run(finished=done, stored=rows, **settings | {"samples": 5})
+    assert [unit.key for unit in rest] == [unit.key for unit in everything[3:]], "two samples, their summary, p values"
+    assert all(WENT_ON in record.warnings for record in more if record.metric == "score")
+    assert [
+        dataclasses.replace(record, warnings=[w for w in record.warnings if w != WENT_ON]) for record in more
+    ] == whole
+    with pytest.raises(UsageError, match="results of 3 samples of uneven, and 2 are fewer"):
+        helpers.run(finished=done, stored=rows, **settings | {"samples": 2})
+
+
+def test_an_unfinished_run_ends_with_fewer_samples(uneven):
+    settings = SHAPE | {"tasks": ["uneven"], "methods": ["dense", "tova"]}
+    _, _, units = helpers.run(**settings | {"samples": 5})
+    stopped = {
+        "finished": {unit.key for unit in units[:4]},
+        "stored": [row for unit in units[:4] for row in unit.samples],
+    }
+    fewer, _, rest = helpers.run(**stopped, **settings | {"samples": 3})
+    assert fewer == helpers.run(**settings | {"samples": 3})[0]
+    assert len(rest) == 2
 
 
 def test_cells_in_another_order_give_the_same_records(uneven):

@@ -121,7 +121,7 @@ def test_every_comparison_of_the_run_is_in_the_family(monkeypatch):
     helpers.use(helpers.random_model(), monkeypatch)
     records, _, units = helpers.run(**SMALL | {"samples": 6, "methods": ["quest", "h2o"], "budgets": [32, 64]})
     corrected = [r for r in records if r.metric == "p_holm"]
-    assert len(corrected) == 4 and units[-1].key == "all|holm"
+    assert len(corrected) == 4 and units[-1].key == "all|holm|6"
     for one in corrected:
         p = record(records, "perplexity", one.method, one.params["budget"]).stats["p_value"]
         assert one.stats == {"family": 4, "p_value": p}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -158,6 +159,23 @@ def test_resume_refuses_another_configuration(tmp_path: Path) -> None:
         store.resume(writer.path, "accuracy", [], CONFIG, ENVIRONMENT)
     with pytest.raises(UsageError, match="another machine"):
         store.resume(writer.path, "kernel", [], CONFIG, {"machine": "Other CPU"})
+
+
+def test_a_setting_that_may_change_is_kept(tmp_path: Path) -> None:
+    with start(tmp_path) as writer:
+        pass
+    settings = {**CONFIG, "budget": [1024]}
+    store.resume(writer.path, "kernel", ["questbench"], settings, ENVIRONMENT, free={"budget"}).close()
+    assert store.load_manifest(writer.path).config["budget"] == [1024]
+    with pytest.raises(UsageError, match="seq_len"):
+        store.resume(writer.path, "kernel", [], {**settings, "seq_len": [1]}, ENVIRONMENT, free={"budget"})
+
+
+def test_of_one_run_the_last_number_of_samples_counts() -> None:
+    few, many = (record(value=value, params={"samples": count}) for value, count in ((1.0, 8), (2.0, 20)))
+    other = record(value=3.0, params={"samples": 8, "task": "other"})
+    elsewhere = dataclasses.replace(few, run="elsewhere")
+    assert [item.value for item in store.newest_per_cell([few, other, elsewhere, many])] == [3.0, 1.0, 2.0]
 
 
 def test_resume_refuses_what_is_no_run(tmp_path: Path) -> None:

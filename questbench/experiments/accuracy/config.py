@@ -116,9 +116,19 @@ class Work:
         """Begins the keys of its units."""
         return f"{self.spec}|{self.length}|{self.protocol}"
 
+    @property
+    def summary(self) -> str:
+        """Key of what is made of all samples."""
+        return f"{self.key}|summary|{self.samples}"
+
     def unit(self, index: int) -> str:
         """Key of a sample."""
         return f"{self.key}|{index:05d}"
+
+    def owns(self, unit: str) -> bool:
+        """Whether a key is that of one of these samples."""
+        before, _, number = unit.rpartition("|")
+        return before == self.key and number.isdecimal() and int(number) < self.samples
 
 
 def cells(config: AccuracyConfig) -> tuple[list[Cell], list[Refused]]:

@@ -29,8 +29,8 @@ TEXT_BYTES = 200
 """Of one token of a prompt while it is made: words, their joined text, token numbers as Python objects."""
 PART = 2048
 """Tokens of a prompt that run through the model at once."""
-FAMILY = "all|holm"
-"""Key of the last unit: p values corrected over everything that the run compared."""
+FREE = frozenset({"samples"})
+"""Settings that a resumed run may change: it goes on with more samples of the same series, or ends with fewer."""
 
 
 def card(config: AccuracyConfig) -> dict[str, str]:
@@ -93,8 +93,10 @@ def run(
     from questbench.experiments.accuracy.session import Session
 
     work = grid(config)
-    if {f"{one.key}|summary" for one, _, _ in work} | {FAMILY} <= set(finished):
+    corrected = f"all|holm|{config.samples}"  # p values corrected over everything that the run compared
+    if {one.summary for one, _, _ in work} | {corrected} <= set(finished):
         return
+    shown = {one.key: _shown(one, finished) for one, _, _ in work}
     session = Session.open(config)
     small = {one.key: error for one, usable, _ in work if (error := _too_large(session, one, usable)) is not None}
     fitting = [one for one, _, _ in work if one.key not in small]
@@ -112,13 +114,9 @@ def run(
     for one, usable, refused in work:
         if one.key in small:
             out = [Refused(cell.method, cell.page_size, small[one.key]) for cell in usable]
-            yield Unit(f"{one.key}|summary", refusals(session, one, out + refused))
+            yield Unit(one.summary, refusals(session, one, out + refused))
             continue
-        rows = {
-            (str(row["unit"]), str(row["cell"])): dict(row)
-            for row in stored
-            if str(row.get("unit", "")).startswith(one.key + "|")
-        }
+        rows = {(str(row["unit"]), str(row["cell"])): dict(row) for row in stored if one.owns(str(row.get("unit", "")))}
         # What failed is tried again; what the sample has of other cells is kept.
         again = {index: _missing(one.unit(index), usable, rows) for index in _stored(one, finished)}
         skipped = sum(not lacking for lacking in again.values())
@@ -134,12 +132,12 @@ def run(
                 left.finished((one.spec, one.length))
                 if progress:
                     progress(done, total, f"{estimate(one, rows.values(), usable)}{left.words()}")
-        records = summary(session, one, usable, list(rows.values()))
+        records = summary(session, one, usable, list(rows.values()), went_on=bool(shown[one.key]))
         compared += records
-        if f"{one.key}|summary" not in finished:
-            yield Unit(f"{one.key}|summary", records + refusals(session, one, refused))
-    if FAMILY not in finished:
-        yield Unit(FAMILY, family(compared))
+        if one.summary not in finished:
+            yield Unit(one.summary, records + refusals(session, one, refused))
+    if corrected not in finished:
+        yield Unit(corrected, family(compared))
 
 
 def _too_large(session: Session, work: Work, cells: Sequence[Cell]) -> CellError | None:
@@ -190,9 +188,23 @@ def _check_usable(session: Session, work: Work, finished: frozenset[str] | set[s
 
 def _stored(work: Work, finished: frozenset[str] | set[str]) -> list[int]:
     """Numbers of the samples that an earlier part of this run has stored."""
-    before = work.key + "|"
-    numbers = [key.removeprefix(before) for key in finished if key.startswith(before)]
-    return sorted(int(number) for number in numbers if number.isdecimal() and int(number) < work.samples)
+    return sorted(int(key.rpartition("|")[2]) for key in finished if work.owns(key))
+
+
+def _shown(work: Work, finished: frozenset[str] | set[str]) -> list[int]:
+    """Of which other numbers of samples results were shown before.
+
+    Raises:
+        UsageError: of more than are asked for now; what was shown does not go away.
+    """
+    before = f"{work.key}|summary|"
+    found = [int(key.removeprefix(before)) for key in finished if key.startswith(before) and key != work.summary]
+    if max(found, default=0) > work.samples:
+        raise UsageError(
+            f"This run has results of {max(found)} samples of {work.spec}, and {work.samples} are fewer.",
+            f"Use --samples {max(found)} or more, or start a new run.",
+        )
+    return found
 
 
 def _missing(unit: str, usable: Sequence[Cell], rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[Cell, ...]:

@@ -24,14 +24,21 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 LOW = 0.5
 """Below this score of dense a cell says more about the model than about the method."""
+WENT_ON = (
+    "Samples were added after results of fewer had been shown. Intervals and p values hold for a number that was fixed "
+    "beforehand: do not add samples until a difference appears."
+)
 COUNTS = ("tokens_visible", "tokens_read", "tokens_resident", "pages_read")
 
 
-def summary(session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[Row]) -> list[ResultRecord]:
+def summary(
+    session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[Row], *, went_on: bool = False
+) -> list[ResultRecord]:
     """One ``score`` record per cell, or ``perplexity`` and ``bits_per_byte`` for a text.
 
     Args:
         rows: rows of samples.jsonl, one per (sample, cell), in any order.
+        went_on: results were shown before the run went on with this number of samples.
     """
     by_cell = {cell.key: sorted((r for r in rows if r["cell"] == cell.key), key=_unit) for cell in cells}
     # What no cell can use is left out of all of them alike, so that they stay paired.
@@ -50,6 +57,8 @@ def summary(session: Session, work: Work, cells: Sequence[Cell], rows: Sequence[
                 raise CellError(f"None of {len(left_out)} samples can be used. {next(iter(left_out.values()), '')}")
             details, warnings = _shared(session, work, cell, own, left_out)
             warnings += floor
+            if went_on:
+                warnings.append(WENT_ON)
             against = [] if any("error" in row for row in dense) or not cell.method.budgeted else dense
             if cell.method.budgeted and not against:
                 warnings.append("dense failed on a sample, so there is nothing to compare with.")
