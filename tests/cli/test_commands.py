@@ -29,6 +29,11 @@ def test_kernel_accuracy_report(questbench: Callable[..., Any], tmp_path: Path) 
     again = questbench("accuracy", "--resume", run)
     assert again.code == 0, again.err
     assert store.load_manifest(run).prefills == 2
+    more = questbench("accuracy", "--resume", run, "--samples", "3")
+    assert more.code == 0, more.err
+    manifest = store.load_manifest(run)
+    assert manifest.prefills == 3 and manifest.config["samples"] == 3
+    assert {record.params["samples"] for record in store.newest_per_cell(store.load([run]))} == {3}
 
     report = questbench("report", "--out", tmp_path, "--compare", "paper")
     assert report.code == 0, report.err

@@ -11,6 +11,6 @@ a killed run loses one batch of samples at most.
 
 from questbench.experiments.accuracy.checks import check
 from questbench.experiments.accuracy.config import AccuracyConfig, Cell, Refused, Work, cells, grid
-from questbench.experiments.accuracy.experiment import card, inputs, run
+from questbench.experiments.accuracy.experiment import FREE, card, inputs, run
 
-__all__ = ["AccuracyConfig", "Cell", "Refused", "Work", "card", "cells", "check", "grid", "inputs", "run"]
+__all__ = ["FREE", "AccuracyConfig", "Cell", "Refused", "Work", "card", "cells", "check", "grid", "inputs", "run"]
