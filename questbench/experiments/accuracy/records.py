@@ -28,6 +28,8 @@ WENT_ON = (
     "Samples were added after results of fewer had been shown. Intervals and p values hold for a number that was fixed "
     "beforehand: do not add samples until a difference appears."
 )
+CLEAR = 0.05
+"""Below this p value of its own a cell differs from dense."""
 COUNTS = ("tokens_visible", "tokens_read", "tokens_resident", "pages_read")
 
 
@@ -178,10 +180,11 @@ def _score(
                 "lossless_reason": verdict.reason,
                 "lossless_needs": verdict.needed,
             }
-    if len(scores) < lossless.SAMPLES:
+    # A difference that is clear needs no more samples.
+    if dense and len(scores) < lossless.SAMPLES and not details.get("p_value", 1.0) < CLEAR:
         some = f"{len(scores)} samples are" if len(scores) > 1 else "1 sample is"
         enough = lossless.enough(config.margin)
-        warnings.append(f"{some} too few to draw conclusions from; use --samples {enough} or more.")
+        warnings.append(f"{some} too few to tell whether anything is lost; use --samples {enough} or more.")
     return {
         "metric": "score",
         "unit": "fraction",
