@@ -79,6 +79,18 @@ def processor() -> str:
     return "\n".join(sorted({line for line in lines if line.lower().startswith(("model name", "flags", "features"))}))
 
 
+def processor_name() -> str:
+    """Model of this machine's processor with its family: some makers give several generations one name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    numbers = [f"{name} {told[name]}" for name in ("cpu family", "model", "stepping") if name in told]
+    model = " ".join(told.get("model name", platform.machine()).split())
+    return f"{model} ({', '.join(numbers)})" if numbers else model
+
+
 @functools.cache
 def _version(path: str) -> str:
     try:
@@ -180,13 +192,13 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def building(cache: Path, name: str) -> Iterator[Path]:
+def building(cache: Path, name: str, doing: str = "compiling the same kernels") -> Iterator[Path]:
     """An empty folder for the build of ``name``, which no other process builds meanwhile; it is gone afterwards.
 
-    Whoever has to wait is told so. Folders of builds that were killed are removed.
+    Whoever has to wait is told what the other one is doing. Folders of builds that were killed are removed.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    with _lock(cache / f"{name}.lock"):
+    with _lock(cache / f"{name}.lock", doing):
         _sweep(cache)
         scratch = cache / f"{SCRATCH}{name}"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -198,7 +210,7 @@ def building(cache: Path, name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path, doing: str) -> Iterator[None]:
     with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -206,7 +218,7 @@ def _lock(path: Path) -> Iterator[None]:
             lock.seek(0)
             who = lock.read(20).strip()
             holder = f"process {who}" if who.isdecimal() else "another process"
-            sys.stderr.write(f"Waiting for {holder}, which is compiling the same kernels (it holds {path}).\n")
+            sys.stderr.write(f"Waiting for {holder}, which is {doing} (it holds {path}).\n")
             sys.stderr.flush()
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)

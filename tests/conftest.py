@@ -19,6 +19,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(each))
 # Here, not in a hook: conftest files of folders load backends before hooks run. What tensors hold is checked too.
 os.environ["QUESTBENCH_CHECK"] = "1"
+# No test waits for a measurement, or depends on one; tests of the choices make their own.
+os.environ.setdefault("QUESTBENCH_CHOICE", "default")
 
 
 @dataclass(frozen=True)

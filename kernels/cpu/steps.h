@@ -48,6 +48,7 @@ void score_items(const Score<T>& job, const void* queries) {
 
 template <typename T>
 void prepare(Attend<T>& job) {
+  job.choice = chosen[kind_of(job.pages != nullptr, job.heads() > 1)];
   int64_t longest = 0;
   for (int64_t row = 0; row < job.paged.rows; ++row)
     longest = std::max<int64_t>(longest, job.tokens ? job.paged.lengths[row] : job.paged.pages_of(row));
@@ -69,18 +70,9 @@ void attend_items(const Attend<T>& job) {
   std::vector<Query<T>> query(heads * query_width(job.paged.head_dim));
   std::vector<float> factors(job.chunks);
   std::vector<T> gathered(job.tokens ? kLanes * job.paged.head_dim : 0);
-  const auto chunk = [&]<bool kWide>(int64_t item) {
-    attend_chunk<T, D, kWide>(job, item, threads, wide, logits, rounded, query.data(), gathered.data());
-  };
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t item = 0; item < job.items() / wide; ++item) {
-    if constexpr (kBlocks)
-      if (wide > 1) {
-        chunk.template operator()<true>(item);
-        continue;
-      }
-    chunk.template operator()<false>(item);
-  }
+  for (int64_t item = 0; item < job.items() / wide; ++item)
+    attend_chunk<T, D>(job, item, threads, wide, logits, rounded, query.data(), gathered.data());
 #pragma omp for schedule(static)
   for (int64_t item = 0; item < job.paged.rows * job.query_heads; ++item)
     merge_chunks(job, item / job.query_heads, item % job.query_heads, factors.data());

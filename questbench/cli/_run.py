@@ -98,6 +98,7 @@ def execute(
     Returns:
         The exit code.
     """
+    from questbench.experiments.setup import kernel_settings
     from questbench.records import environment as probes
     from questbench.records import store
 
@@ -111,7 +112,7 @@ def execute(
         resume = store.locate(resume, out)
         config = config_class(**{**_stored_settings(kind, config_class, resume), **given})
     experiment.check(config)
-    environment = probes.collect()
+    environment = {**probes.collect(), "kernels": kernel_settings(config)}
     argv = ["questbench", *sys.argv[1:]]
     settings = dataclasses.asdict(config)
     # Not every experiment reads a file.
@@ -122,16 +123,24 @@ def execute(
         free = getattr(experiment, "FREE", ())
         writer = store.resume(resume, kind, argv, settings, environment, inputs, free)
     with writer:
-        return _run(experiment, config, writer, output, probes.machine(environment))
+        return _run(
+            experiment, config, writer, output, {"machine": probes.machine(environment), **_forced(environment)}
+        )
 
 
-def _run(experiment: Experiment, config: Any, writer: RunWriter, output: Output, machine: str) -> int:
+def _forced(environment: dict[str, Any]) -> dict[str, str]:
+    """For the card: what the user has the kernels do, whatever is best on this machine."""
+    told = {name: value for one in environment["kernels"].values() for name, value in one.get("forced", {}).items()}
+    return {"kernels": "forced: " + ", ".join(f"{name}={value}" for name, value in told.items())} if told else {}
+
+
+def _run(experiment: Experiment, config: Any, writer: RunWriter, output: Output, about: dict[str, str]) -> int:
     from questbench.records import store
     from questbench.report.tables import tables
 
     fresh = _holds_nothing(writer)
     try:
-        facts = {"machine": machine, **experiment.card(config), "results": str(writer.path)}
+        facts = {**about, **experiment.card(config), "results": str(writer.path)}
         output.card(f"questbench {writer.manifest.kind}", facts)
         output.records(store.load([writer.path]))
         stored = store.load_samples(writer.path)

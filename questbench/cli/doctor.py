@@ -18,7 +18,7 @@ from questbench import _compiling, _paths, registry, units
 from questbench.cli import _options as opt
 from questbench.cli._child import python
 from questbench.cli._output import Output
-from questbench.errors import PrerequisiteError
+from questbench.errors import PrerequisiteError, UsageError
 from questbench.report.render import NONE, Cell, Table
 
 EXAMPLES = ("questbench doctor", "questbench doctor --json")
@@ -80,6 +80,7 @@ def _checks(out: Path) -> Iterator[Check]:
     yield from _backends(probed)
     yield from _plugins()
     yield _cached()
+    yield from _choices()
     yield from _hardware(facts)
     yield _writable("cache folder", _paths.cache_folder(), "Set QUESTBENCH_CACHE to a folder you can write.")
     yield _writable("results folder", out, "Name another one with --out DIR.")
@@ -192,6 +193,32 @@ def _cached() -> Check:
         found += f"; {len(damaged)} of them damaged or of an earlier version"
         return Check("built kernels", "optional", found, "questbench build (damaged ones are compiled anew when used)")
     return Check("built kernels", "ok" if built else "optional", found, "" if built else "questbench build")
+
+
+def _choices() -> Iterator[Check]:
+    """What was chosen for this machine, by number of threads, for the newest library that has a choice."""
+    from questbench.kernels import _choices
+
+    what, todo = "kernel choice", "questbench build"
+    try:
+        default, forced = _choices.asked()
+    except UsageError as error:
+        yield Check(what, "missing", error.message, error.hint or "")
+        return
+    said = [f"{name}={value}" for name, value in forced.items()]
+    if default or said:
+        yield Check(what, "ok", f"{_choices.VARIABLE} forces {', '.join([_choices.DEFAULT] * default + said)}")
+    folders = _paths.cache_folder()
+    files = (
+        sorted(folders.glob("cpu-*/choice-*.json"), key=lambda file: file.stat().st_mtime) if folders.is_dir() else []
+    )
+    known = [(file, found) for file in files if (found := _choices.stored(file)) is not None]
+    if not known:
+        yield Check(what, "optional", "none measured on this processor", todo)
+    for file, found in known:
+        if file.parent == known[-1][0].parent:
+            chosen = _choices.words(found["choice"], found)
+            yield Check(what, "ok", f"{found['threads']} threads, measured in {found['seconds']} s: {chosen}")
 
 
 def _hardware(facts: dict[str, Any]) -> Iterator[Check]:

@@ -112,6 +112,20 @@ def load_ops(device: str, backend: str | None) -> Ops:
     return kernels.load(name)
 
 
+def kernel_settings(config: Any) -> dict[str, Any]:
+    """What the kernels of a run were told for this machine, by backend.
+
+    Compiles them, and measures what to choose, on first use: before anything is timed.
+    """
+    devices, threads = (value if isinstance(value, list) else [value] for value in (config.device, config.threads))
+    found = {}
+    with thread_count(threads[0]):
+        for ops in (load_ops(device, config.backend) for device in devices):
+            if told := ops.settings():
+                found[ops.name] = told
+    return found
+
+
 def opened(config: Any, device: str, dtype: str, **options: Any) -> tuple[Ops, LoadedModel, int]:
     """Backend, loaded model and the number of its leading dense layers.
 

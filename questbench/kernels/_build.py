@@ -22,6 +22,7 @@ from typing import Any
 from questbench import _compiling
 from questbench._paths import cache_folder, kernel_sources
 from questbench.errors import PrerequisiteError, UsageError
+from questbench.kernels import _choices
 
 LIBRARY = "libquestbench_cpu.so"
 ISA_FLAGS = {
@@ -183,8 +184,31 @@ def loaded(built: BuildResult) -> Any:
 
 @functools.cache
 def load_cpu() -> Any:
-    """The compiled module; its functions take torch tensors. Compiles on first use, raises as :func:`build_cpu`."""
-    return loaded(build_cpu())
+    """The compiled module; its functions take torch tensors. Compiles on first use, raises as :func:`cpu`."""
+    return cpu()[0]
+
+
+@functools.cache
+def cpu(threads: int | None = None) -> tuple[Any, _choices.Chosen]:
+    """The compiled module, and what was chosen for this machine. The first use compiles, then measures what to choose.
+
+    Args:
+        threads: that it is chosen for; ``None`` for those that torch has now.
+
+    Raises:
+        PrerequisiteError: as :func:`build_cpu`.
+        UsageError: ``QUESTBENCH_CHOICE`` names something unknown.
+    """
+    _choices.asked()  # before minutes of compiling
+    built = build_cpu()
+    module = loaded(built)
+    import torch
+
+    from questbench.kernels import _tune
+
+    count = threads or torch.get_num_threads()
+    measure = functools.partial(_tune.measure, module=module, threads=count)
+    return module, _choices.settle(built.path, module, count, measure)
 
 
 def _flags() -> list[str]:

@@ -22,7 +22,7 @@ Rules that every backend keeps: ties go to the lower index; NaN ranks first; res
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -83,6 +83,10 @@ class Ops(ABC):
     @abstractmethod
     def unavailable(self) -> str | None:
         """``None`` if the backend works on this machine, else the reason as one sentence. Never raises."""
+
+    def settings(self) -> dict[str, Any]:
+        """What was chosen for this machine and may change how fast it is, for the record of a run."""
+        return {}
 
     @operator(paged="k_pages v_pages bounds? page_table lengths", writes="k_pages v_pages bounds lengths", rows="k v")
     @abstractmethod

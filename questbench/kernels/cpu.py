@@ -36,6 +36,10 @@ class CpuOps(NativeOps):
     def __init__(self) -> None:
         super().__init__(_EAGER, "questbench_cpu")
 
+    def settings(self) -> dict[str, Any]:
+        """What was chosen for this machine; compiles and measures on first use."""
+        return _build.cpu()[1].facts()
+
     def unavailable(self) -> str | None:
         """The binding, and a compiler: what is in the cache is kept by the compiler it was made with."""
         if not _build.has_binding():

@@ -107,7 +107,7 @@ def resume(
         # What cannot be read is refused before anything is written.
         _ = load([path]), load_samples(path)
         commits = journal.recover(path)
-        facts = {name: environment.get(name) for name in ("git", "packages", "load")}
+        facts = {name: environment.get(name) for name in ("git", "packages", "load", "kernels")}
         again = {"time": now(), "argv": probes.scrub(list(argv)), **facts}
         manifest.environment.setdefault("resumed", []).append(again)
         manifest.config |= {key: settings[key] for key in free}

@@ -374,3 +374,10 @@ def test_compiler_that_fails(tmp_path: Path) -> None:
 
 def test_unknown_instruction_set(tmp_path: Path) -> None:
     refused(process(tmp_path, "build", QUESTBENCH_ISA="z80"), USAGE, "QUESTBENCH_ISA=z80")
+
+
+@pytest.mark.parametrize("verb", ["build", "kernel --seq-len 4k"])
+def test_unknown_alternative_of_the_kernels(verb: str, tmp_path: Path) -> None:
+    ended = process(tmp_path, *verb.split(), QUESTBENCH_CHOICE="order=sideways")
+    refused(ended, USAGE, "'order=sideways' is not known")
+    assert "order=together|apart" in ended.err and not (tmp_path / "results").exists()

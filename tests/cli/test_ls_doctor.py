@@ -120,6 +120,40 @@ def test_doctor(questbench: Callable[..., Any]) -> None:
     assert all(row["todo"] for row in checks.values() if row["state"] == "missing")
 
 
+def test_doctor_shows_what_was_chosen_for_this_machine(
+    questbench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from questbench import _compiling
+
+    def shown() -> list[tuple[str, str]]:
+        checks = rows(questbench("doctor", "--json").out)
+        return [(row["state"], row["found"]) for row in checks if row["what"] == "kernel choice"]
+
+    monkeypatch.setenv("QUESTBENCH_CACHE", str(tmp_path))
+    monkeypatch.delenv("QUESTBENCH_CHOICE")
+    assert shown() == [("optional", "none measured on this processor")]
+    (tmp_path / "cpu-1").mkdir()
+    default = {"dense_single": {"order": "together", "ahead": "1"}}
+    kept = {
+        "processor": _compiling.processor_name(),
+        "threads": 2,
+        "seconds": 3.5,
+        "choice": {"dense_single": {"order": "together", "ahead": "4"}},
+        "default": default,
+    }
+    file = tmp_path / "cpu-1" / "choice-2.json"
+    file.write_text(json.dumps(kept))
+    assert shown() == [("ok", "2 threads, measured in 3.5 s: dense_single ahead=4")]
+    monkeypatch.setenv("QUESTBENCH_CHOICE", "order=apart")
+    assert shown()[0] == ("ok", "QUESTBENCH_CHOICE forces order=apart")
+    monkeypatch.setenv("QUESTBENCH_CHOICE", "order=sideways")
+    assert shown()[0][0] == "missing"
+    monkeypatch.delenv("QUESTBENCH_CHOICE")
+    for broken in ("{", json.dumps({**kept, "processor": "another"}), json.dumps({**kept, "choice": [1]})):
+        file.write_text(broken)
+        assert shown() == [("optional", "none measured on this processor")]
+
+
 def test_doctor_sees_what_is_missing(
     questbench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

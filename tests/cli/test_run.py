@@ -88,6 +88,27 @@ def test_json_is_what_is_stored(fake: Fake, kernel: Callable[..., Any], tmp_path
     assert [json.loads(line)["params"]["seq_len"] for line in ended.out.splitlines()] == [4096, 8192]
 
 
+def test_what_the_kernels_were_told_is_recorded_and_shown_where_it_is_forced(
+    fake: Fake, kernel: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {"source": "measured", "forced": {}, "choice": {"dense_single": {"order": "together"}}}
+    monkeypatch.setattr("questbench.kernels.cpu.CpuOps.settings", lambda self: told)
+    shown = kernel("--seq-len", "4k").err
+    assert store.load_manifest(only_run(tmp_path)).environment["kernels"] == {"cpu": told}
+    assert "forced" not in shown
+    told["forced"] = {"order": "apart", "ahead": "2"}
+    fake.does = {8192: KeyboardInterrupt()}
+    ended = kernel("--seq-len", "4k,8k", "--out", tmp_path / "second")
+    assert "forced: order=apart, ahead=2" in ended.err
+    run = only_run(tmp_path / "second")
+    told["forced"] = {}
+    fake.does = {}
+    assert kernel("--resume", run).code == 0
+    manifest = store.load_manifest(run)
+    assert manifest.environment["kernels"]["cpu"]["choice"] == told["choice"]
+    assert manifest.environment["resumed"][0]["kernels"] == {"cpu": told}
+
+
 @pytest.mark.parametrize(("status", "code"), [("failed", 4), ("skipped", 3), ("ok", 0)])
 def test_all_cells_alike(fake: Fake, kernel: Callable[..., Any], tmp_path: Path, status: str, code: int) -> None:
     fake.does = {4096: status, 8192: status}

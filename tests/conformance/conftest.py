@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +18,10 @@ HERE = Path(__file__).resolve().parent
 for _folder in ("kernels", "emulator", "gpu"):
     sys.path.insert(0, str(HERE.parent / _folder))
 
-import building  # noqa: E402
-from emulated import watched  # noqa: E402
-from kernel_cases import DTYPES  # noqa: E402
 
-from questbench import kernels  # noqa: E402
+from conformance_backends import BACKENDS, Backend  # noqa: E402
+
 from questbench.errors import UsageError  # noqa: E402
-from questbench.kernels._limits import Limits  # noqa: E402
-from questbench.kernels.cpu import CpuOps  # noqa: E402
-from questbench.kernels.cuda import CudaOps  # noqa: E402
-
-HALVES = (torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A backend under test, and the cases that it can have."""
-
-    name: str
-    limits: Limits
-    dtypes: tuple[torch.dtype, ...]
-    most: int
-    """Entries of the longest rows: every one is carried out several times in the emulator."""
-
-    def dtype(self, at: int) -> torch.dtype:
-        """Its storage types in turn."""
-        return self.dtypes[at % len(self.dtypes)]
-
-    def long(self, entries: int) -> int:
-        """As many entries, or fewer where they would take too long."""
-        return min(entries, self.most)
-
-    def dim(self, wanted: int) -> int:
-        """This head dim, or the first that it has kernels for."""
-        return wanted if not self.limits.head_dims or wanted in self.limits.head_dims else self.limits.head_dims[0]
-
-    def load(self) -> Any:
-        """Its ops over CPU tensors. Skips the test where it does not work."""
-        if self.name == "emulated":
-            return watched(building.load_emulator())
-        if self.name == "cuda":
-            from gpu_bodies import DEVICE, OnDevice, backend
-
-            return OnDevice(backend(), DEVICE)
-        if reason := kernels.available()[self.name]:
-            pytest.skip(reason)
-        return kernels.load(self.name)
-
-
-BACKENDS = {
-    one.name: one
-    for one in (
-        Backend("cpu", CpuOps.limits, tuple(DTYPES), 1 << 20),
-        Backend("emulated", CudaOps.limits, HALVES, 150),
-        Backend("cuda", CudaOps.limits, HALVES, 1 << 20),
-    )
-}
 
 
 @pytest.fixture(

@@ -16,8 +16,6 @@ namespace questbench {
 
 constexpr int64_t kChunk = 1024;
 constexpr int64_t kTouch = 8;
-// Tiles between the one in work and the one that is fetched; see dots.h.
-inline int64_t fetch_distance(int64_t heads) { return heads > 1 ? 4 : 1; }
 // Floats between the sums of two heads: whole blocks of 32 columns, the last one with room for what a row leaves over.
 inline int64_t sums_width(int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
 
@@ -40,6 +38,7 @@ struct Attend {
   bool add_mass;
   int32_t* visits;  // [rows, kv_heads, slots] or null
   int64_t mass_slots, visit_slots;
+  Choice choice;
 
   // Scratch of the merge, by (row, list, chunk, head of the list).
   int64_t chunks;
@@ -61,7 +60,7 @@ struct Attend {
   int64_t items() const { return paged.rows * lists * chunks; }
   // Neighbouring lists that one work item takes where everything is read: as many as leave every thread a few items.
   int64_t wide(int threads) const {
-    int64_t out = kBlocks && pages == nullptr ? lists : 1;
+    int64_t out = choice.together && pages == nullptr ? lists : 1;
     while (out % 2 == 0 && items() / out < 4 * threads) out /= 2;
     return items() / out < 4 * threads ? 1 : out;
   }
@@ -125,10 +124,10 @@ inline void add_columns(const T* tile, int count, const float* p, int64_t p_stri
 // columns are in order only after settle().
 template <typename T, int D>
 inline void add_values(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t head_dim,
-                       float* acc, const T* next) {
+                       float* acc, const T* next, const Choice& choice = {}) {
   const int64_t n = D > 0 ? D : head_dim, width = sums_width(n);
   if constexpr (kBlocks) {
-    weigh_blocks(tile, count, p, p_stride, heads, n, acc, width, next);
+    weigh_blocks(tile, count, p, p_stride, heads, n, acc, width, next, choice);
   } else {
     if (next == nullptr) next = tile;
     if (n < kLanes) {
@@ -238,15 +237,15 @@ void token_logits(const Attend<T>& job, int64_t row, int64_t list, int64_t head,
   }
 }
 
-// One chunk of one list, or with kWide of `wide` neighbouring lists that read everything: keys, softmax, values. Tiles of
+// One chunk of one list, or of `lists` neighbouring ones that read everything: keys, softmax, values. Tiles of
 // neighbouring KV heads lie side by side, and read page by page they are one stream, which the hardware's prefetcher
 // follows; it stops where 4 KB end and another tile comes. `stride` later comes, most likely, the item this thread does
 // next.
-template <typename T, int D, bool kWide>
-void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, int64_t wide, float* logits, T* rounded,
+template <typename T, int D>
+void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, int64_t lists, float* logits, T* rounded,
                   Query<T>* query, T* gathered) {
   const Paged<T>& paged = job.paged;
-  const int64_t lists = kWide ? wide : 1, blocks = job.lists / lists;
+  const int64_t blocks = job.lists / lists;
   const int64_t chunk = item % job.chunks, list = item / job.chunks % blocks * lists, row = item / job.chunks / blocks;
   const int64_t heads = job.heads(), size = paged.page_size, dim = paged.head_dim, width = sums_width(dim);
   const int64_t head = list * heads / job.group(), first_head = row * job.query_heads + list * heads;
@@ -262,13 +261,15 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, int64_t wi
     return;
   }
   for (int64_t h = 0; h < shared; ++h) put_query<T>(job.q + (first_head + h) * dim, dim, query + h * query_width(dim));
-  const int64_t distance = kWide ? std::min(fetch_distance(heads), lists) : fetch_distance(heads);
+  const Choice& choice = job.choice;
+  const bool wide = lists > 1, fetches = choice.ahead > 0;
+  const int64_t distance = wide ? std::min(choice.ahead, lists) : choice.ahead;
   const int block = static_cast<int>(std::min<int64_t>(size, kLanes));
   // The tile `distance` after that of page i and list l, in the order in which they are read.
   const auto ahead_of = [&](int64_t i, int64_t l, const T* stored) {
     const bool wraps = l + distance >= lists;
-    const int64_t next = kWide ? i + wraps : i + distance, beside = kWide ? l + distance - wraps * lists : l;
-    return next < last ? stored + paged.tile(row, job.page(row, list, next), head + beside) : nullptr;
+    const int64_t next = wide ? i + wraps : i + distance, beside = wide ? l + distance - wraps * lists : l;
+    return fetches && next < last ? stored + paged.tile(row, job.page(row, list, next), head + beside) : nullptr;
   };
   int64_t entries = 0;
   if (job.tokens) {
@@ -281,14 +282,14 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, int64_t wi
     for (int64_t l = 0; l < lists; ++l) {
       const T* tile = paged.k + paged.tile(row, page, head + l);
       const T* following = ahead_of(i, l, paged.k);
-      if (following == nullptr)
-        following = paged.v + paged.tile(row, job.page(row, list, std::min(kWide ? first : first + i + distance - last, last - 1)), head);
+      if (following == nullptr && fetches)
+        following = paged.v + paged.tile(row, job.page(row, list, std::min(wide ? first : first + i + distance - last, last - 1)), head);
       float* own = logits + l * heads * (kChunk + kLanes) + entries;
       for (int64_t t = 0; t < valid; t += block, own += block) {
         const int count = static_cast<int>(std::min<int64_t>(block, valid - t));
         // Rows of 16 logits overlap: what lies beyond `count` is written over by the next block.
         dots<T, D>(tile + t * dim, dim, count, query + l * heads * query_width(dim), dim, static_cast<int>(heads), own,
-                   kChunk + kLanes, following + t * dim, dim);
+                   kChunk + kLanes, fetches ? following + t * dim : nullptr, dim, choice);
         if (job.prefix_q != nullptr && page * size + t < job.prefix) {
           const int64_t shifted = std::min<int64_t>(count, job.prefix - page * size - t);
           shift_logits(job, first_head + l * heads, tile + t * dim, shifted, own);
@@ -329,7 +330,7 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, int64_t wi
     std::fill_n(job.partial_out + part(h) * width, width, 0.0f);
   }
   // One head alone waits for memory either way, and keeps its weights as they are.
-  const bool in_pairs = kPairs<T> && heads > 1;
+  const bool in_pairs = kPairs<T> && heads > 1 && choice.pairs;
   const auto weigh = [&](const T* tile, int64_t count, int64_t l, const T* following) {
     const int rows = static_cast<int>(count), sharing = static_cast<int>(heads);
     const int64_t at = l * heads * (kChunk + kLanes) + entries;
@@ -338,7 +339,7 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, int64_t wi
       if constexpr (kPairs<T>)
         add_values_in_pairs(tile, rows, rounded + at, kChunk + kLanes, sharing, dim, acc, width, following);
     } else {
-      add_values<T, D>(tile, rows, logits + at, kChunk + kLanes, sharing, dim, acc, following);
+      add_values<T, D>(tile, rows, logits + at, kChunk + kLanes, sharing, dim, acc, following, choice);
     }
   };
   entries = 0;
@@ -352,7 +353,8 @@ void attend_chunk(const Attend<T>& job, int64_t item, int64_t stride, int64_t wi
     if (job.pages != nullptr) touch(job, row, list, head, first, last, i + last - first);
     for (int64_t l = 0; l < lists; ++l) {
       const T* following = ahead_of(i, l, paged.v);
-      if (following == nullptr) following = first_keys(job, item + stride, lists, kWide ? 0 : i + distance - last);
+      if (following == nullptr && fetches)
+        following = first_keys(job, item + stride, lists, wide ? 0 : i + distance - last);
       weigh(paged.v + paged.tile(row, page, head + l), valid, l, following);
     }
     entries += valid;

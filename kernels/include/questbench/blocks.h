@@ -9,15 +9,10 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "questbench/choices.h"
 #include "questbench/vector.h"
 
 namespace questbench {
-
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(__AVX512F__)
-constexpr bool kBlocks = true;
-#else
-constexpr bool kBlocks = false;
-#endif
 
 // Floats of a query of n channels as the blocks read it: what whole vectors leave over has one of its own.
 inline int64_t query_width(int64_t n) { return kBlocks && n >= kLanes ? (n + kLanes - 1) / kLanes * kLanes : n; }
@@ -54,15 +49,16 @@ inline void settle_blocks(int64_t n, float* acc) {
 }
 
 // out[g * out_stride + t] = q[g] . rows[t] for t < count, q arranged. Whole rows of `next` are fetched; null for none.
+// No bit of the result depends on the choice: each sum runs over the channels in the same order.
 template <typename T>
 void multiply_blocks(const T* rows, int64_t row_stride, int count, const float* q, int64_t n, int group, float* out,
-                     int64_t out_stride, const T* next, int64_t next_stride);
+                     int64_t out_stride, const T* next, int64_t next_stride, const Choice& choice);
 
 // acc[g][d] += sum_t p[g][t] tile[t][d], rows of `acc` `width` apart and in order after settle_blocks. Rows of `next` are
-// fetched; null for none.
+// fetched; null for none. No bit of the result depends on the choice.
 template <typename T>
 void weigh_blocks(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t n, float* acc,
-                  int64_t width, const T* next);
+                  int64_t width, const T* next, const Choice& choice);
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(__AVX512F__)
 
@@ -162,15 +158,21 @@ __attribute__((always_inline)) inline void add_products(const T* rows, int64_t r
 // kQueries queries against rows from `t` on, kRows at a time; returns the first row that is left.
 template <typename T, int kRows, int kQueries>
 __attribute__((noinline)) int multiply_rows(const T* rows, int64_t row_stride, int t, int count, const float* q, int64_t n,
-                                            float* out, int64_t out_stride, const T* next, int64_t next_stride) {
+                                            float* out, int64_t out_stride, const T* next, int64_t next_stride,
+                                            int level) {
   const int64_t whole = n / kLanes * kLanes, width = query_width(n);
   alignas(32) float mask[kLanes];
   if (whole < n) tail_mask<T>(n, mask);
   for (; t + kRows <= count; t += kRows) {
     const T* own = rows + t * row_stride;
-    if (next != nullptr)
+    const int64_t bytes = n * static_cast<int64_t>(sizeof(T));
+    if (next != nullptr && level == 1) {
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) prefetch_row(next + (t + r) * next_stride, n * static_cast<int64_t>(sizeof(T)));
+      for (int r = 0; r < kRows; ++r) prefetch_row<1>(next + (t + r) * next_stride, bytes);
+    } else if (next != nullptr) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) prefetch_row<2>(next + (t + r) * next_stride, bytes);
+    }
     __m256 sum[8];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) sum[i] = _mm256_setzero_ps();
@@ -223,19 +225,29 @@ __attribute__((noinline)) void multiply_long(const T* rows, const float* q, int6
 
 template <typename T, int kQueries>
 inline void multiply_queries(const T* rows, int64_t row_stride, int count, const float* q, int64_t n, float* out,
-                             int64_t out_stride, const T* next, int64_t next_stride) {
+                             int64_t out_stride, const T* next, int64_t next_stride, int level) {
   constexpr int kRows = kQueries > 2 ? 2 : 8 / kQueries;
-  int t = multiply_rows<T, kRows, kQueries>(rows, row_stride, 0, count, q, n, out, out_stride, next, next_stride);
+  const auto from = [&]<int kNow>(int t) {
+    return multiply_rows<T, kNow, kQueries>(rows, row_stride, t, count, q, n, out, out_stride, next, next_stride, level);
+  };
+  int t = from.template operator()<kRows>(0);
   if constexpr (kRows > 4)
-    if (t + 4 <= count) t = multiply_rows<T, 4, kQueries>(rows, row_stride, t, count, q, n, out, out_stride, next, next_stride);
+    if (t + 4 <= count) t = from.template operator()<4>(t);
   if constexpr (kRows > 2)
-    if (t + 2 <= count) t = multiply_rows<T, 2, kQueries>(rows, row_stride, t, count, q, n, out, out_stride, next, next_stride);
-  if (t < count) multiply_rows<T, 1, kQueries>(rows, row_stride, t, count, q, n, out, out_stride, next, next_stride);
+    if (t + 2 <= count) t = from.template operator()<2>(t);
+  if (t < count) from.template operator()<1>(t);
+}
+
+// Of so many queries or heads, how many the next register block takes. Five are three and two: a block of one query
+// widens rows for itself.
+inline int block_of(int left, int most) {
+  if (most < 4) return std::min(left, most);
+  return left >= 6 || left == 4 ? 4 : std::min(left, 3);
 }
 
 template <typename T>
 void multiply_blocks(const T* rows, int64_t row_stride, int count, const float* q, int64_t n, int group, float* out,
-                     int64_t out_stride, const T* next, int64_t next_stride) {
+                     int64_t out_stride, const T* next, int64_t next_stride, const Choice& choice) {
   if (n < kLanes) {
     for (int g = 0; g < group; ++g)
       for (int t = 0; t < count; ++t) {
@@ -247,10 +259,9 @@ void multiply_blocks(const T* rows, int64_t row_stride, int count, const float* 
   }
   const int64_t width = query_width(n);
   while (group > 0) {
-    // Five are three and two: a block of one query widens rows for itself.
-    const int taken = group >= 6 || group == 4 ? 4 : std::min(group, 3);
+    const int taken = block_of(group, choice.queries);
     const auto go = [&]<int kQueries>() {
-      multiply_queries<T, kQueries>(rows, row_stride, count, q, n, out, out_stride, next, next_stride);
+      multiply_queries<T, kQueries>(rows, row_stride, count, q, n, out, out_stride, next, next_stride, choice.level);
     };
     if (taken == 4) go.template operator()<4>();
     if (taken == 3) go.template operator()<3>();
@@ -260,8 +271,8 @@ void multiply_blocks(const T* rows, int64_t row_stride, int count, const float* 
   }
 }
 
-// 16 kParts columns for kHeads heads. kFetch: every row fetches those of its row of `next`.
-template <typename T, int kHeads, int kParts, bool kFetch>
+// 16 kParts columns for kHeads heads. Every row fetches those of its row of `next` into the cache of kLevel; 0 for none.
+template <typename T, int kHeads, int kParts, int kLevel>
 __attribute__((noinline)) void weigh_columns(const T* tile, int count, const float* p, int64_t p_stride, int64_t n,
                                              float* acc, int64_t width, const T* next) {
   __m256 sum[kHeads][2 * kParts];
@@ -270,7 +281,7 @@ __attribute__((noinline)) void weigh_columns(const T* tile, int count, const flo
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * kParts; ++i) sum[h][i] = _mm256_loadu_ps(acc + h * width + i * kHalf);
   for (int t = 0; t < count; ++t) {
-    if (kFetch) prefetch_row(next + t * n, kParts * kLanes * static_cast<int64_t>(sizeof(T)));
+    if (kLevel > 0) prefetch_row<kLevel>(next + t * n, kParts * kLanes * static_cast<int64_t>(sizeof(T)));
 #pragma GCC unroll 8
     for (int i = 0; i < kParts; ++i) {
       const Sixteen row = widen<false>(tile + t * n + i * kLanes, nullptr);
@@ -291,15 +302,17 @@ __attribute__((noinline)) void weigh_columns(const T* tile, int count, const flo
 // All columns for kHeads heads, as many at a time as fill eight registers with sums.
 template <typename T, int kHeads>
 inline void weigh_heads(const T* tile, int count, const float* p, int64_t p_stride, int64_t n, float* acc, int64_t width,
-                        const T* next) {
+                        const T* next, int level) {
   constexpr int kParts = kHeads == 1 ? 4 : kHeads == 2 ? 2 : 1;
   const int64_t whole = n / kLanes * kLanes;
   const auto go = [&]<int kWide>(int64_t d, int64_t to) {
     // Of two half lines one fetches the line.
-    if (next != nullptr && d * sizeof(T) % 64 == 0) {
-      weigh_columns<T, kHeads, kWide, true>(tile + d, count, p, p_stride, n, acc + to, width, next + d);
+    if (next == nullptr || d * sizeof(T) % 64 != 0) {
+      weigh_columns<T, kHeads, kWide, 0>(tile + d, count, p, p_stride, n, acc + to, width, nullptr);
+    } else if (level == 1) {
+      weigh_columns<T, kHeads, kWide, 1>(tile + d, count, p, p_stride, n, acc + to, width, next + d);
     } else {
-      weigh_columns<T, kHeads, kWide, false>(tile + d, count, p, p_stride, n, acc + to, width, nullptr);
+      weigh_columns<T, kHeads, kWide, 2>(tile + d, count, p, p_stride, n, acc + to, width, next + d);
     }
   };
   int64_t d = 0;
@@ -311,7 +324,7 @@ inline void weigh_heads(const T* tile, int count, const float* p, int64_t p_stri
 
 template <typename T>
 void weigh_blocks(const T* tile, int count, const float* p, int64_t p_stride, int heads, int64_t n, float* acc,
-                  int64_t width, const T* next) {
+                  int64_t width, const T* next, const Choice& choice) {
   if (n < kLanes) {
     for (int g = 0; g < heads; ++g)
       for (int64_t c = 0; c < n; ++c)
@@ -319,11 +332,11 @@ void weigh_blocks(const T* tile, int count, const float* p, int64_t p_stride, in
     return;
   }
   while (heads > 0) {
-    const int taken = heads >= 6 || heads == 4 ? 4 : std::min(heads, 3);
-    if (taken == 4) weigh_heads<T, 4>(tile, count, p, p_stride, n, acc, width, next);
-    if (taken == 3) weigh_heads<T, 3>(tile, count, p, p_stride, n, acc, width, next);
-    if (taken == 2) weigh_heads<T, 2>(tile, count, p, p_stride, n, acc, width, next);
-    if (taken == 1) weigh_heads<T, 1>(tile, count, p, p_stride, n, acc, width, next);
+    const int taken = block_of(heads, choice.heads);
+    if (taken == 4) weigh_heads<T, 4>(tile, count, p, p_stride, n, acc, width, next, choice.level);
+    if (taken == 3) weigh_heads<T, 3>(tile, count, p, p_stride, n, acc, width, next, choice.level);
+    if (taken == 2) weigh_heads<T, 2>(tile, count, p, p_stride, n, acc, width, next, choice.level);
+    if (taken == 1) weigh_heads<T, 1>(tile, count, p, p_stride, n, acc, width, next, choice.level);
     p += taken * p_stride, acc += taken * width, heads -= taken, next = nullptr;
   }
 }

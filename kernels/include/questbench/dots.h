@@ -191,10 +191,10 @@ __attribute__((noinline)) void several_queries(const T* rows, int64_t row_stride
 // query each row fetches a whole row, with several each pass over the rows fetches its share of every row.
 template <typename T, int D>
 inline void dots(const T* rows, int64_t row_stride, int count, const Query<T>* q, int64_t width, int group, float* out,
-                 int64_t out_stride, const T* next, int64_t next_stride) {
+                 int64_t out_stride, const T* next, int64_t next_stride, const Choice& choice = {}) {
   const int64_t n = D > 0 ? D : width;
   if constexpr (kBlocks) {
-    multiply_blocks(rows, row_stride, count, q, n, group, out, out_stride, next, next_stride);
+    multiply_blocks(rows, row_stride, count, q, n, group, out, out_stride, next, next_stride, choice);
   } else {
     if (next == nullptr) next = rows, next_stride = row_stride;
     if (count < kLanes) return part_block<T, D>(rows, row_stride, count, q, n, group, out, out_stride);

@@ -249,10 +249,11 @@ __attribute__((always_inline)) inline Vec sums_of(const Vec* rows) {
 #endif
 }
 
-// Fetches ahead into the first-level cache. Spread such calls over the work: some processors drop fetches that come
-// faster than misses can be tracked.
+// Fetches ahead into the cache of a level, 1 or 2. Spread such calls over the work: some processors drop fetches that
+// come faster than misses can be tracked.
+template <int kLevel = 1>
 __attribute__((always_inline)) inline void prefetch_row(const void* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 3);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, kLevel == 1 ? 3 : 2);
 }
 
 }  // namespace questbench
