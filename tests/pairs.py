@@ -14,7 +14,7 @@ def leave_every_pair(items: Sequence[pytest.Item]) -> None:
         if item.get_closest_marker("every_pair") is not None:
             grids.setdefault(getattr(item, "function", None), []).append(item)
     for cells in grids.values():
-        for item, stays in zip(cells, kept([_places(item) for item in cells]), strict=True):
+        for item, stays in zip(cells, kept(_places(cells)), strict=True):
             if not stays:
                 item.add_marker(pytest.mark.slow)
 
@@ -32,11 +32,21 @@ def kept(cells: Sequence[dict[str, int]]) -> list[bool]:
     return [sum(cell.values()) % smallest == 0 for cell in cells]
 
 
-def _places(item: pytest.Item) -> dict[str, int]:
-    """Names that are given together are one parameter."""
-    places: dict[str, int] = dict(item.callspec.indices)  # type: ignore[attr-defined]
-    for mark in item.iter_markers("parametrize"):
-        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
-        for name in names[1:]:
-            del places[name.strip()]
+def _places(items: Sequence[pytest.Item]) -> list[dict[str, int]]:
+    """Where the values of each cell stand among those of the grid, in order of appearance.
+
+    pytest's own indices number the cells where a test is called with all values directly.
+    """
+    seen: dict[str, list[object]] = {}
+    places = []
+    for item in items:
+        values: dict[str, object] = dict(item.callspec.params)  # type: ignore[attr-defined]
+        for mark in item.iter_markers("parametrize"):
+            names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
+            # Names that are given together are one parameter.
+            values[",".join(names)] = tuple(values.pop(name.strip()) for name in names)
+        for name, value in values.items():
+            if value not in seen.setdefault(name, []):
+                seen[name].append(value)
+        places.append({name: seen[name].index(value) for name, value in values.items()})
     return places

@@ -20,3 +20,13 @@ def test_every_pair_is_left(sizes: tuple[int, ...]) -> None:
 def test_two_parameters_have_no_cell_to_spare() -> None:
     cells = [{"a": a, "b": b} for a in range(2) for b in range(3)]
     assert sum(kept(cells)) == 3, "every value is seen, but not every pair: mark no such grid"
+
+
+@pytest.mark.every_pair
+@pytest.mark.parametrize(("c", "double"), [(0, 0), (1, 2), (2, 4)])
+@pytest.mark.parametrize("b", range(4))
+@pytest.mark.parametrize("a", range(3))
+def test_the_mark_leaves_just_those_cells(request: pytest.FixtureRequest, a: int, b: int, c: int, double: int) -> None:
+    assert double == 2 * c
+    slow = request.node.get_closest_marker("slow") is not None
+    assert slow == ((a + b + c) % 3 != 0)
