@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pairs import leave_every_pair
 
 ROOT = Path(__file__).resolve().parent.parent
 # Workers of pytest-xdist share the processors.
@@ -67,6 +68,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     chosen = str(config.getoption("-m") or "")
+    leave_every_pair(items)
     for item in items:
         if "slow" in item.keywords and "slow" not in chosen:
             item.add_marker(pytest.mark.skip(reason="slow: run it with -m slow"))

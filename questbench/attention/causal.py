@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from questbench.attention import flash
 from questbench.attention.scoring import Scoring
@@ -38,6 +37,8 @@ def _by_torch(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Te
         )[0]
     if _flash(queries, keys, values):
         # With a mask there would be no fused kernel for grouped heads on a GPU; flash attention needs none.
+        from torch.nn.attention.bias import causal_lower_right  # brings all of torch._dynamo along: two seconds
+
         mask: Any = causal_lower_right(count, entries)
         return F.scaled_dot_product_attention(
             queries[None], keys[None], values[None], attn_mask=mask, scale=scale, enable_gqa=True

@@ -51,6 +51,7 @@ def loop_of(device: Device, name: str, path: str, lengths: list[int], steps: int
     return loop, logits.argmax(-1)
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("page_size", [4, 8, 16])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])

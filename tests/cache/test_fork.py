@@ -31,6 +31,7 @@ def steps(layer: LayerCache, driver: Driver, count: int, seed: int = 7) -> torch
     return torch.stack(out)
 
 
+@pytest.mark.every_pair
 # 40 is the longest row itself: its fork evicts in place in pages that are still shared.
 @pytest.mark.parametrize("budget", [16, 32, 40, 48, 56])
 @pytest.mark.parametrize("name", NAMES)
@@ -68,6 +69,7 @@ def test_going_back_behind_the_fork_changes_no_other_cache(back, ops):
     assert same(state(base), before[0])
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("budget", [16, 40, 64])
 @pytest.mark.parametrize("page_size", [PAGE, 4])
 @pytest.mark.parametrize("name", NAMES)

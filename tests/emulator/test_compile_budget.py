@@ -4,36 +4,33 @@ committed budget of this nvcc says. Rewrite it with ``python tests/emulator/comp
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from pathlib import Path
 
 import compile_budget as budget
 import pytest
 
 from questbench.kernels import _build_cuda
 
-JOBS = [(source.name, target) for source in budget.sources() for target in _build_cuda.TARGETS]
+KIT = _build_cuda.toolkit()
 
 
-@pytest.fixture(scope="module")
-def compiled() -> Any:
-    kit = _build_cuda.toolkit()
-    if kit is None:
-        pytest.skip("no nvcc here")
-    return kit, budget.measure_all(kit)
-
-
-@pytest.mark.parametrize(("source", "target"), JOBS)
-def test_kernels_compile_within_their_budget(compiled: Any, source: str, target: str) -> None:
-    kit, table = compiled
-    measured = table[source][target]
-    if isinstance(measured, budget.CompileError):
-        pytest.fail(str(measured))
+@pytest.mark.skipif(KIT is None, reason="no nvcc here")
+@pytest.mark.parametrize("target", _build_cuda.TARGETS)
+@pytest.mark.parametrize("source", budget.sources(), ids=lambda source: source.name)
+def test_kernels_compile_within_their_budget(source: Path, target: str) -> None:
+    """One by one, so that processes that share the tests share the compilations too."""
+    kit = KIT
+    assert kit is not None
+    try:
+        measured = budget.measure(kit, source, target)
+    except budget.CompileError as error:
+        pytest.fail(str(error))
     known = budget.committed().get(kit.version)
     if known is None:
-        shown = budget.describe({source: {target: measured}})
+        shown = budget.describe({source.name: {target: measured}})
         warnings.warn(f"nvcc {kit.version} has no budget yet:\n{shown}", stacklevel=1)
         return
-    assert budget.exceeded(measured, known.get(source, {}).get(target, {})) == []
+    assert budget.exceeded(measured, known.get(source.name, {}).get(target, {})) == []
 
 
 def test_the_budget_names_no_source_that_is_gone() -> None:

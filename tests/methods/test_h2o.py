@@ -51,6 +51,7 @@ class Written:
         self.acc, self.place = self.acc.gather(1, index), self.place.gather(1, index)
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("score_from", ["prefill", "decode"])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (8, 1)])
 @pytest.mark.parametrize("budget", [16, 17])

@@ -65,6 +65,7 @@ def feed(layer, q, k, v, scoring, lengths=None, parts=1):
     return torch.cat(outs, dim=2)
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (8, 1)])
 @pytest.mark.parametrize("pooling", ["avg", "max"])
 @pytest.mark.parametrize("parts", [1, 3, 9])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from core_helpers import HEADS, KV_HEADS, NAMES, Counter, sparse_methods, visible
@@ -30,7 +32,21 @@ def generate(model, ids, mask, cache=None, **options) -> tuple[Tensor, Tensor]:
     return out.sequences[:, ids.shape[1] :], torch.stack(out.logits)
 
 
+@functools.cache
+def eager(name) -> tuple[Tensor, Tensor]:
+    """What the model generates by itself from the usual prompts."""
+    return generate(tiny(name), *prompts(LENGTHS))
+
+
+@functools.cache
+def sparse(name, method, ops) -> tuple[Tensor, Tensor]:
+    """What it generates from them with a method on a small budget, or ``dense``."""
+    policy = Dense() if method == "dense" else sparse_methods(16)[method]
+    return generate(tiny(name), *prompts(LENGTHS), build(tiny(name), policy, ops))
+
+
 def build(model, method, ops, **options):
+    model.set_attn_implementation("questbench")
     return hf.build_cache(model, method, ops=ops, **{"page_size": PAGE, "dense_layers": 1} | options)
 
 
@@ -52,8 +68,8 @@ def close(got: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_dense_equals_eager_under_left_padding(name, ops):
     model, (ids, mask) = tiny(name), prompts(LENGTHS)
-    tokens, logits = generate(model, ids, mask)
-    got_tokens, got = generate(model, ids, mask, build(model, Dense(), ops))
+    tokens, logits = eager(name)
+    got_tokens, got = sparse(name, "dense", ops)
     assert torch.equal(got_tokens, tokens)
     close(got, logits)
     close(stepwise(model, ids, mask, build(model, Dense(), ops), tokens), logits)
@@ -77,37 +93,41 @@ def test_dense_equals_eager_past_the_sliding_window_of_a_decoded_text(ops):
     close(got, logits)
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("name", ["llama", "gpt_oss"])
 @pytest.mark.parametrize("method", NAMES)
 def test_a_text_that_fits_the_budget_is_dense_token_for_token(name, method, ops):
     model, (ids, mask) = tiny(name), prompts(LENGTHS)
-    tokens, logits = generate(model, ids, mask)
+    tokens, logits = eager(name)
     got_tokens, got = generate(model, ids, mask, build(model, sparse_methods(64)[method], ops))
     assert torch.equal(got_tokens, tokens)
     close(got, logits)
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", NAMES)
 def test_stepwise_equals_generate(name, method, ops):
     model, (ids, mask) = tiny(name), prompts(LENGTHS)
-    tokens, logits = generate(model, ids, mask, build(model, sparse_methods(16)[method], ops))
+    tokens, logits = sparse(name, method, ops)
     close(stepwise(model, ids, mask, build(model, sparse_methods(16)[method], ops), tokens), logits)
-    dense = generate(model, ids, mask, build(model, Dense(), ops))[1]
+    dense = sparse(name, "dense", ops)[1]
     assert (dense - logits).abs().max() > 1e-3, "the method did nothing"
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", NAMES)
 def test_a_row_of_a_batch_is_what_it_is_alone(name, method, ops):
     model, (ids, mask) = tiny(name), prompts(LENGTHS)
-    tokens, _ = generate(model, ids, mask, build(model, sparse_methods(16)[method], ops))
+    tokens, _ = sparse(name, method, ops)
     for row, length in enumerate(LENGTHS):
         alone = ids[row : row + 1, -length:], mask[row : row + 1, -length:]
         got = stepwise(model, *alone, build(model, sparse_methods(16)[method], ops), tokens[row : row + 1])
         assert torch.equal(got[:, 0].argmax(-1), tokens[row])
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 @pytest.mark.parametrize("method", NAMES)
 def test_counts_in_a_model_are_the_method_s(name, method, ops):
@@ -130,12 +150,12 @@ def test_counts_in_a_model_are_the_method_s(name, method, ops):
 def test_forks_of_one_prefill_equal_a_prefill_each(method, ops):
     model, (ids, mask) = tiny("gemma2"), prompts(LENGTHS)
     policy = Dense() if method == "dense" else sparse_methods(16)[method]
-    tokens, logits = generate(model, ids, mask, build(model, policy, ops))
+    tokens, logits = sparse("gemma2", method, ops)
     base = build(model, Dense(), ops, collect=frozenset({1, 8, "sum"}), bounds=True)
     places = (mask.cumsum(1) - 1).clamp(min=0)
     first = hf.forward(model, ids, base, attention_mask=mask, position_ids=places)
     close(first, logits[0])
-    for page_size in (None, PAGE, PAGE):
+    for page_size in (None, PAGE):
         cache = hf.fork(base, policy, dense_layers=1, page_size=page_size)
         grown, place = mask, places[:, -1:]
         for step, token in enumerate(tokens.T[:-1]):
@@ -149,13 +169,14 @@ def test_forks_of_one_prefill_equal_a_prefill_each(method, ops):
 
 
 def test_beam_search_equals_eager(ops):
+    """Over nine tokens: every row begins a page."""
     model, (ids, mask) = tiny("llama"), prompts(LENGTHS)
     options = {"num_beams": 3, "num_return_sequences": 2, "output_logits": False, "return_dict_in_generate": False}
 
     def search(cache):
         model.set_attn_implementation("eager" if cache is None else "questbench")
         return model.generate(
-            ids, attention_mask=mask, **cache_argument(model, cache), max_new_tokens=NEW, do_sample=False, **options
+            ids, attention_mask=mask, **cache_argument(model, cache), max_new_tokens=9, do_sample=False, **options
         )
 
     expected = search(None)

@@ -56,6 +56,7 @@ def test_pages_of_a_captured_step_stay_where_they_are():
         loop.layers[0].store.pool.allocate(10_000)
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("page_size", [4, 8, 32])
 @pytest.mark.parametrize("name", ["gemma2", "mistral-sliding"])
 @pytest.mark.parametrize("lengths", [[40, 33, 17], [3, 1], [5, 30]], ids=str)
