@@ -1,39 +1,13 @@
-// The only file that knows the tensors of the binding: holds them to the contract, turns them into plain views and
-// dispatches on the storage type.
-#include <tvm/ffi/container/tensor.h>
-#include <tvm/ffi/error.h>
+// Binds the ops: holds their tensors to the contract, turns them into plain views and dispatches on the storage type.
+// Only this file, bind_between.cpp and tensors.h know the tensors of the binding.
 #include <tvm/ffi/function.h>
-#include <tvm/ffi/optional.h>
 
-#include "questbench/contract.h"
 #include "questbench/linear.h"
 #include "questbench/ops.h"
+#include "tensors.h"
 
 namespace questbench {
 namespace {
-
-using tvm::ffi::Optional;
-using tvm::ffi::TensorView;
-
-constexpr contract::Backend kBackend{"CPU", kDLCPU, kMaxGroup};
-
-template <typename T>
-T* data(const TensorView& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-template <typename T>
-T* data(const Optional<TensorView>& tensor) {
-  return tensor.has_value() ? static_cast<T*>(tensor.value().data_ptr()) : nullptr;
-}
-
-template <typename F>
-void with_type(const TensorView& tensor, F&& f) {
-  const DLDataType type = tensor.dtype();
-  if (type.code == kDLFloat && type.bits == 32) return f(float{});
-  if (type.code == kDLFloat && type.bits == 16) return f(fp16{});
-  if (type.code == kDLBfloat && type.bits == 16) return f(bf16{});
-  TVM_FFI_THROW(TypeError) << "the CPU kernels store fp32, fp16 and bf16, not " << tvm::ffi::DLDataTypeToString(type);
-}
 
 template <typename T>
 Paged<T> paged(const TensorView& k, const TensorView& v, const Optional<TensorView>& bounds, const TensorView& table,

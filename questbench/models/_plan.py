@@ -34,6 +34,28 @@ class UnknownPart(Exception):
     """This model has a part that the plan has no word for; the message names it."""
 
 
+class Norm:
+    """An RMS norm by torch's fused form.
+
+    Args:
+        scale: fp32 ``[n]``; what the normalised values are multiplied by.
+        epsilon: added to their mean square.
+        dtype: of the model's weights.
+    """
+
+    def __init__(self, scale: Tensor, epsilon: float, dtype: torch.dtype) -> None:
+        self.scale, self.epsilon = scale.contiguous(), epsilon
+        narrow = self.scale.to(dtype)
+        # One plus a weight of 16 bits has more digits than that, and the modules do not drop them.
+        self._narrow = narrow if torch.equal(narrow.float(), self.scale) else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[..., n]`` -> the same shape and type."""
+        if self._narrow is not None:
+            return F.rms_norm(x, self.scale.shape, self._narrow, self.epsilon)
+        return F.rms_norm(x.float(), self.scale.shape, self.scale, self.epsilon).to(x.dtype)
+
+
 @dataclass(frozen=True)
 class Block:
     """One decoder layer."""
@@ -183,16 +205,8 @@ def _norm(module: nn.Module) -> Apply:
     for scale in (wide, 1.0 + wide):
         got = F.rms_norm(probe.double(), shape, scale.double(), epsilon)
         if torch.allclose(got, want.double(), rtol=16 * torch.finfo(torch.float32).eps, atol=1e-12):
-            return _fused(shape, scale, epsilon, weight.dtype)
+            return Norm(scale, epsilon, weight.dtype)
     return module
-
-
-def _fused(shape: torch.Size, scale: Tensor, epsilon: float, dtype: torch.dtype) -> Apply:
-    narrow = scale.to(dtype)
-    if torch.equal(narrow.float(), scale):
-        return lambda x: F.rms_norm(x, shape, narrow, epsilon)
-    # One plus a weight of 16 bits has more digits than that, and the modules do not drop them.
-    return lambda x: F.rms_norm(x.float(), shape, scale, epsilon).to(x.dtype)
 
 
 @torch.no_grad()

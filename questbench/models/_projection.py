@@ -56,7 +56,8 @@ class Projection:
             widths = [m.out_features for m in linears]
             self._out = buffers.get(sum(widths))
             parts = torch.split(self._out, widths, dim=1)
-            self._jobs = [(m.weight.detach(), m.bias, part) for m, part in zip(linears, parts, strict=True)]
+            weights = [(m.weight.detach(), None if m.bias is None else m.bias.detach()) for m in linears]
+            self._jobs = [(*own, part) for own, part in zip(weights, parts, strict=True)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """The products."""
@@ -71,6 +72,11 @@ class Projection:
         for weight, bias, out in self._jobs:
             _linear.linear(x, weight, bias, out)
         return self._out
+
+    @property
+    def weights(self) -> list[tuple[Tensor, Tensor | None]] | None:
+        """Weights and bias of each module; ``None`` where other code than the compiled kernel reads them."""
+        return None if self._out is None else [(weight, bias) for weight, bias, _ in self._jobs]
 
     @property
     def bytes(self) -> int:

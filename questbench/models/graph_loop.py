@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from questbench.cache import LayerCache
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.methods._window import Window
+from questbench.models._mark import Mark
 from questbench.models.hf_cache import MethodLayer, SparseCache
 from questbench.models.rotary import changes_with_length
-from questbench.models.static_loop import Mark, StaticLoop
+from questbench.models.static_loop import StaticLoop
 
 FIRST = 3
 """Steps before the capture: kernels are built and libraries make their workspaces in them."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,10 +24,12 @@ from questbench.errors import UsageError
 from questbench.kernels._ops import Ops
 from questbench.models import _plan, hf
 from questbench.models._forward import check_finite, check_tokens
-from questbench.models._padding import seen_by_row
+from questbench.models._fused import Fused, fuse
+from questbench.models._mark import Mark, go_back, held_by_part, tokens_seen
 from questbench.models._wider import wider_logits
 from questbench.models.hf_attention import dense
 from questbench.models.hf_cache import MethodLayer, SparseCache
+from questbench.models.window import WindowLayer, hold_windows
 
 TRIED = (3, 5)
 """Tokens of the prompt, and decode steps, that a plan is compared with its model on."""
@@ -40,16 +41,8 @@ TIPPED = 1e-4
 """Rounding can tip sharp attention in one step of a plan and not of its model: how far off that step may be."""
 
 _verdicts: weakref.WeakKeyDictionary[PreTrainedModel, str | None] = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A place in a generation that a loop can go back to."""
-
-    tokens: Tensor
-    places: Tensor
-    columns: list[tuple[int, list[list[int]]]]
-    """Per layer of the cache: columns seen, and of each part of it the entries held by each row."""
+_fuses: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+"""Whether the plan of a model is right in compiled steps, not only part by part."""
 
 
 class StaticLoop:
@@ -74,7 +67,7 @@ class StaticLoop:
         self.model, self.cache = model, cache
         self.layers = [layer for layer in cache.layers if isinstance(layer, MethodLayer)]
         device = next(model.parameters()).device
-        seen = _seen(cache, mask)
+        seen = tokens_seen(cache, mask)
         if not seen or not all(seen):
             raise UsageError("A decode loop needs a cache that holds a prompt.", "Call prefill() first.")
         self.rows = len(seen)
@@ -86,10 +79,18 @@ class StaticLoop:
         self._mask = mask.bool() if slides and mask is not None and not bool(mask.all()) else None
         self.path, self.reason = "model", None
         self.plan: _plan.Plan | None = None
+        self._fused: Fused | None = None
         if plan == "auto":
             self.reason = disagreement(model, cache.settings.ops)
             if self.reason is None:
-                self.plan, self.path = _plan.lay_out(model, self.rows), "flat"
+                self._follow(_plan.lay_out(model, self.rows), fused=_fuses[model])
+                self.path = "flat"
+
+    def _follow(self, plan: _plan.Plan, *, fused: bool) -> None:
+        """Make steps by this plan, compiled where it can be, with windows in rings of pages on a CPU."""
+        self.plan, self._fused = plan, fuse(plan, self.rows) if fused else None
+        if self.tokens.device.type == "cpu":
+            hold_windows(self.cache)
 
     @property
     def linear_path(self) -> str:
@@ -143,7 +144,7 @@ class StaticLoop:
     def mark(self) -> Mark:
         """Where the loop stands, for :meth:`rewind`."""
         seen = self.places[:, 0].tolist()
-        columns = [(layer.get_seq_length(), _held(layer, seen)) for layer in self.cache.layers]
+        columns = [(layer.get_seq_length(), held_by_part(layer, seen)) for layer in self.cache.layers]
         return Mark(self.tokens.clone(), self.places.clone(), columns)
 
     def rewind(self, mark: Mark) -> bool:
@@ -155,7 +156,7 @@ class StaticLoop:
         """
         whole = True
         for layer, (columns, held) in zip(self.cache.layers, mark.columns, strict=True):
-            whole &= _go_back(layer, columns, held)
+            whole &= go_back(layer, columns, held)
         if self._mask is not None:
             self._mask = self._mask[:, : max((columns for columns, _ in mark.columns), default=0)]
         self.tokens.copy_(mark.tokens)
@@ -186,10 +187,19 @@ class StaticLoop:
         return hf.forward(self.model, self.tokens[:, None], self.cache, **inputs)
 
     def _by_plan(self, plan: _plan.Plan) -> Tensor:
-        hidden: Tensor = plan.embed(self.tokens)
-        angles = plan.rotary(hidden, self.places)
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(self.rows, 1)], dim=1)
+        if self._fused is not None and self._fused.plan is plan:  # else parts of the plan were exchanged, to time them
+            logits = self._fused.logits(self.tokens, self.places, self._attend_layer)
+        else:
+            logits = self._by_parts(plan)
+        if plan.softcap > 0:
+            logits = plan.softcap * torch.tanh(logits / plan.softcap)
+        return logits
+
+    def _by_parts(self, plan: _plan.Plan) -> Tensor:
+        hidden: Tensor = plan.embed(self.tokens)
+        angles = plan.rotary(hidden, self.places)
         for block, layer in zip(plan.blocks, self.cache.layers, strict=True):
             q, k, v = self._heads(block, block.qkv(block.norm(hidden)), *angles[block.kind])
             out = block.out(self._attend(block, layer, q, k, v))
@@ -198,10 +208,7 @@ class StaticLoop:
             gate, up = both.chunk(2, dim=-1)
             down = block.down(block.activation(gate).mul_(up))
             hidden = hidden + (down if block.down_norm is None else block.down_norm(down))
-        logits = plan.head(plan.norm(hidden))
-        if plan.softcap > 0:
-            logits = plan.softcap * torch.tanh(logits / plan.softcap)
-        return logits
+        return plan.head(plan.norm(hidden))
 
     @staticmethod
     def _heads(block: _plan.Block, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,6 +220,10 @@ class StaticLoop:
         both = block.turn(both, cos, sin)
         return both[:, : block.heads].contiguous(), both[:, block.heads :, None], v[:, :, None]
 
+    def _attend_layer(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert self.plan is not None
+        return self._attend(self.plan.blocks[index], self.cache.layers[index], q, k, v)
+
     def _attend(self, block: _plan.Block, layer: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """``[B, Hq * D]``."""
         if isinstance(layer, MethodLayer):
@@ -220,40 +231,11 @@ class StaticLoop:
             assert store is not None
             store.append(k, v)
             return self.cache.settings.decode(store, q, block.scoring).flatten(1)
+        if isinstance(layer, WindowLayer) and block.window in (None, layer.sliding_window):
+            return layer.step(q, k, v, block.scoring, self.places).flatten(1)
         keys, values = layer.update(k, v)
         mask = None if self._mask is None else self._mask[:, -keys.shape[2] :]
         return dense(q[:, :, None], keys, values, mask, block.window, block.scoring).flatten(1)
-
-
-def _held(layer: Any, seen: Sequence[int]) -> list[list[int]]:
-    """Entries that each part of a layer holds in each row, padding apart."""
-    if isinstance(layer, MethodLayer):
-        return [[0]] if layer.store is None else [list(part.held) for part in layer.store.parts]
-    return [[min(length, layer.keys.shape[2]) for length in seen]]
-
-
-def _seen(cache: SparseCache, mask: Tensor | None) -> list[int]:
-    """Tokens of each row so far, padding apart."""
-    if any(isinstance(layer, MethodLayer) for layer in cache.layers):
-        return seen_by_row(cache) or []
-    rows = 0 if not cache.layers[0].is_initialized else cache.layers[0].keys.shape[0]
-    return [cache.get_seq_length()] * rows if mask is None else mask.sum(1).tolist()
-
-
-def _go_back(layer: Any, columns: int, held: list[list[int]]) -> bool:
-    """Whether a layer is again what it was when it had seen ``columns`` and held ``held`` entries."""
-    if isinstance(layer, MethodLayer):
-        layer.columns, whole = columns, layer.store is not None
-        for part, most in zip(layer.store.parts if layer.store else (), held, strict=False):
-            if part.reversible:
-                part.rewind(most)
-            whole &= part.reversible and part.method.step_mass != "sum"
-        return whole
-    whole = bool(layer.keys.shape[2] == layer.cumulative_length)  # else the window has lost what stood before
-    if whole:
-        layer.keys, layer.values = layer.keys[:, :, :columns], layer.values[:, :, :columns]
-    layer.cumulative_length = columns
-    return whole
 
 
 def _cut(tokens: list[int], stop: Collection[int]) -> list[int]:
@@ -277,14 +259,19 @@ def forget(model: PreTrainedModel) -> None:
     _verdicts.pop(model, None)
 
 
-@torch.no_grad()
 def _compare(model: PreTrainedModel, ops: Ops) -> str | None:
-    from questbench.methods.dense import Dense
-
     try:
         plan = _plan.lay_out(model, 1)
     except (_plan.UnknownPart, AttributeError) as error:
         return f"no flat plan for {type(model).__name__}: {error}"
+    _fuses[model] = fuse(plan, 1) is not None and _differs(model, ops, plan, fused=True) is None
+    return None if _fuses[model] else _differs(model, ops, plan, fused=False)
+
+
+@torch.no_grad()
+def _differs(model: PreTrainedModel, ops: Ops, plan: _plan.Plan, *, fused: bool) -> str | None:
+    from questbench.methods.dense import Dense
+
     vocabulary = model.get_input_embeddings().num_embeddings
     prompt, steps = TRIED
     ids = torch.linspace(1, vocabulary - 1, prompt + steps).long()[None]
@@ -292,7 +279,7 @@ def _compare(model: PreTrainedModel, ops: Ops) -> str | None:
     for cache in caches:
         hf.forward(model, ids[:, :prompt], cache)
     loop = StaticLoop(model, caches[0], plan="model")
-    loop.plan = plan
+    loop._follow(plan, fused=fused)
     planned, own = [], []
     for place in range(prompt, prompt + steps):
         try:

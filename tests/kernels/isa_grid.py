@@ -13,6 +13,7 @@ import torch
 from kernel_cases import DTYPES, REFERENCE, check_attend, generator, make_query, make_store, random_lists
 from kernel_checks import SIZE, check_append, check_lse, check_score, check_select, entries, some_tokens
 from prune_checks import check_estimate, check_prune, check_quantize
+from test_between import GATES, test_activations, test_heads_are_normalised_and_turned, test_norms
 from test_linear import test_error_budget
 
 from questbench import kernels
@@ -65,6 +66,10 @@ def main(shapes: Sequence[tuple[int, int, int]]) -> None:
         assert torch.allclose(got, want, rtol=0, atol=0, equal_nan=True)
     for dtype in DTYPES:
         test_error_budget(dtype, 3)
+        test_norms(dtype, 130)
+        test_heads_are_normalised_and_turned(dtype, 40, 20, True)
+        for kind in GATES:
+            test_activations(dtype, kind)
     scores = (torch.randn((2, 4, 300), generator=generator(3)) * 2).round()
     scores[0, 0, ::7] = torch.nan
     lengths = torch.tensor([300 * SIZE, 150 * SIZE - 1], dtype=torch.int32)

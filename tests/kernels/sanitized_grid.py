@@ -14,6 +14,7 @@ from kernel_cases import DTYPES, Store, make_query, make_store, random_lists
 from kernel_checks import some_tokens
 
 from questbench.kernels import _build, _linear
+from questbench.kernels._between import Gate, Scale, enter, leave
 from questbench.kernels._codes import empty_codes
 from questbench.kernels.cpu import CpuOps
 
@@ -59,6 +60,21 @@ def run(ops: CpuOps, dtype: torch.dtype, dim: int, group: int, size: int, by_cha
     ops.append(new, new.clone(), store.paged, full)
 
 
+def between(dtype: torch.dtype, rows: int, dim: int, width: int, inner: int) -> None:
+    """Both ways with heads of ``dim``, of which the first even number of channels below is turned."""
+    weights = {(n, m): torch.ones((n, m), dtype=dtype) for n in (3 * dim, width, inner) for m in (width, inner, dim)}
+    hidden, norm = torch.ones((rows, width), dtype=dtype), Scale(torch.ones(width), 1e-6)
+    cos, heads = torch.ones((rows, 1, dim // 2 * 2), dtype=dtype), Scale(torch.ones(dim), 1e-6)
+    out = torch.ones((rows, 3 * dim), dtype=dtype)
+    share = {"head_dim": dim, "kv_heads": 1, "q_norm": heads, "k_norm": heads}
+    enter(hidden, norm, [(weights[3 * dim, width], torch.ones(3 * dim, dtype=dtype))], out, **share)(cos, cos.clone())
+    up = weights[inner, width], torch.ones(inner, dtype=dtype)
+    down = weights[width, inner], None
+    leave(hidden, (weights[width, dim], None), norm, norm, up, up, Gate(1.6, 0.07), down, norm)(
+        torch.ones((rows, dim), dtype=dtype)
+    )
+
+
 def main() -> None:
     print(_build.build_cpu().path, flush=True)  # noqa: T201
     ops = CpuOps()
@@ -71,6 +87,7 @@ def main() -> None:
             for rows, inputs, outputs in ((1, 7, 3), (3, 96, 33), (8, 130, 64)):
                 weight = torch.ones((outputs, inputs), dtype=dtype)
                 _linear.linear(torch.ones((rows, inputs), dtype=dtype), weight, torch.ones(outputs, dtype=dtype))
+                between(dtype, rows, max(inputs, 2), inputs, outputs)
     if "--overrun" in sys.argv:
         store = exact(make_store(LENGTHS, heads=2, dim=64, page_size=16, dtype=torch.float32))
         store.page_table[0, 0] = store.k_pages.shape[0]  # one page behind the pool

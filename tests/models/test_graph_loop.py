@@ -16,9 +16,10 @@ from questbench.methods._window import Window
 from questbench.methods.dense import Dense
 from questbench.methods.h2o import H2O
 from questbench.models import graph_loop
+from questbench.models._mark import held_by_part
 from questbench.models.graph_loop import FIRST, GraphLoop
 from questbench.models.hf_cache import MethodLayer
-from questbench.models.static_loop import StaticLoop, _held
+from questbench.models.static_loop import StaticLoop
 
 
 @pytest.mark.parametrize("kind", [StaticLoop, GraphLoop])
@@ -94,7 +95,7 @@ def test_short_windows_go_back(kind, steps, plan):
         made.append([loop.step().tolist() for _ in range(7 - 2 - steps)])
         assert loop.rewind(mark)
     assert made[0] and all(tokens == made[0] for tokens in made)
-    assert {max(_held(layer, loop.places[:, 0].tolist())[0]) for layer in cache.layers} == {2 + steps}
+    assert {max(held_by_part(layer, loop.places[:, 0].tolist())[0]) for layer in cache.layers} == {2 + steps}
     slides = [layer for layer in cache.layers if not isinstance(layer, MethodLayer)]
     assert {layer.keys.shape[2] for layer in slides} == ({2 + steps} if kind is StaticLoop else set())
     for _ in range(9):

@@ -3,6 +3,8 @@
 // A row is alone what it is among others, to the bit: its sums run in the same order in every batch.
 #pragma once
 
+#include <algorithm>
+
 #include "questbench/dots.h"
 
 namespace questbench {
@@ -107,6 +109,53 @@ inline void linear_batch(const Linear<T>& job, const float* x, int64_t row, int6
   const int64_t whole = first + (last - first) / kRows * kRows;
   linear_rows<T, kRows, kBatch>(job, x, row, first, whole);
   linear_rows<T, 1, kBatch>(job, x, row, whole, last);
+}
+
+constexpr int64_t kItemBytes = 1 << 16;  // of weights per work item: long enough to stream, short enough to share out
+constexpr int64_t kAlone = 1 << 16;  // bytes of weights below which a second thread costs more than it brings
+
+template <typename T>
+int64_t weight_bytes(const Linear<T>& job) {
+  return job.outputs * job.inputs * static_cast<int64_t>(sizeof(T));
+}
+
+// Outputs of one work item: whole register blocks, since what they leave over runs row by row, several times slower.
+template <typename T>
+int64_t item_outputs(const Linear<T>& job) {
+  const int64_t outputs = kItemBytes / std::max<int64_t>(job.inputs * static_cast<int64_t>(sizeof(T)), 1);
+  return outputs >= 4 ? outputs / 4 * 4 : std::max<int64_t>(outputs, 1);
+}
+template <typename T>
+int64_t linear_items(const Linear<T>& job) {
+  return (job.outputs + item_outputs(job) - 1) / item_outputs(job);
+}
+
+// Floats that linear_item wants the rows of x arranged in; none where it reads them as they are.
+template <typename T>
+int64_t arranged_size(const Linear<T>& job) {
+  return kBlocks && job.inputs >= kLanes ? job.rows * query_width(job.inputs) : 0;
+}
+template <typename T>
+void arrange_rows(const Linear<T>& job, float* arranged) {
+  if (arranged_size(job) == 0) return;
+  for (int64_t row = 0; row < job.rows; ++row)
+    arrange<T>(job.x + row * job.inputs, job.inputs, arranged + row * query_width(job.inputs));
+}
+
+// One of linear_items: its outputs for all rows of x.
+template <typename T>
+void linear_item(const Linear<T>& job, const float* arranged, int64_t item) {
+  const int64_t first = item * item_outputs(job), last = std::min(first + item_outputs(job), job.outputs);
+  const bool blocks = arranged_size(job) > 0;
+  const auto part = [&]<int kBatch>(int64_t row) {
+    if constexpr (kBlocks)
+      if (blocks) return linear_batch<T, kBatch>(job, arranged + row * query_width(job.inputs), row, first, last);
+    linear_block<T, kBatch>(job, row, first, last);
+  };
+  int64_t row = 0;
+  for (; row + 4 <= job.rows; row += 4) part.template operator()<4>(row);
+  if (job.rows - row >= 2) part.template operator()<2>(row), row += 2;
+  if (job.rows - row == 1) part.template operator()<1>(row);
 }
 
 }  // namespace questbench
