@@ -192,7 +192,9 @@ def test_a_length_that_does_not_fit_is_a_failed_record_and_the_others_run(monkey
     assert {record.method for record in long} == {"dense", "quest"}
     assert all(record.status == "failed" and "out of memory: this cell needs about" in record.reason for record in long)
     assert all(record.status == "ok" for record in records if record.params["seq_len"] == 256)
-    assert {unit.key for unit in units_made if str(100 << 20) in unit.key} == {f"passkey|{100 << 20}|stepwise|summary|1"}
+    assert {unit.key for unit in units_made if str(100 << 20) in unit.key} == {
+        f"passkey|{100 << 20}|stepwise|summary|1"
+    }
 
 
 def test_kernel_cells_that_the_limit_cuts_off_say_so():
