@@ -29,12 +29,14 @@ def condensed(run: Path) -> dict[str, Any]:
     common = dict(rows[0]["params"])
     for row in rows:
         common = {key: value for key, value in common.items() if row["params"].get(key) == value}
-    argv = list(manifest["argv"])
-    if "--out" in argv:
-        del argv[argv.index("--out") : argv.index("--out") + 2]
     environment = manifest["environment"]
+    again = [
+        {"command": _command(one["argv"]), "start": one["time"], "commit": one["git"]["commit"]}
+        for one in environment.get("resumed", [])
+    ]
     return {
-        "command": shlex.join(argv),
+        "command": _command(manifest["argv"]),
+        **({"resumed": again} if again else {}),
         "start": manifest["start"],
         "commit": environment["git"]["commit"],
         "dirty": environment["git"]["dirty"],
@@ -46,6 +48,17 @@ def condensed(run: Path) -> dict[str, Any]:
         "params": common,
         "records": [_record(row, common) for row in rows],
     }
+
+
+def _command(argv: list[str]) -> str:
+    """A command line without the folders of the machine that it ran on."""
+    argv = list(argv)
+    if "--out" in argv:
+        del argv[argv.index("--out") : argv.index("--out") + 2]
+    if "--resume" in argv:
+        place = argv.index("--resume") + 1
+        argv[place] = Path(argv[place]).name
+    return shlex.join(argv)
 
 
 def _record(row: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
