@@ -34,12 +34,12 @@ def build(
     if device not in DEVICES:
         raise registry.unknown("device", device, list(DEVICES))
     output = Output()
-    output.say(f"Compiling the {device} kernels for this machine ...")
     if device == "cpu":
         built = _build.build_cpu(force=force, verbose=verbose)
     else:
         built = _build_cuda.build_cuda(force=force, verbose=verbose)
-    output.say("They were in the cache already." if built.cached else f"Done in {built.seconds:.0f} s.")
+    found = f"The {device} kernels were in the cache already." if built.cached else f"Done in {built.seconds:.0f} s."
+    output.say(found)
     if device == "cpu":
         threads = os.cpu_count() or 1
         if tune or force:

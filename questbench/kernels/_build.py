@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -154,6 +155,8 @@ def stored(library: Path, force: bool, compile_into: Callable[[Path], Path]) -> 
         with _compiling.building(cache, library.parent.name) as scratch:
             if _compiling.is_whole(library) and not force:
                 return BuildResult(library, 0.0, cached=True)
+            sys.stderr.write(f"Compiling the kernels for this machine ({library.name}): a minute or two, once.\n")
+            sys.stderr.flush()
             start = time.monotonic()
             _compiling.keep(compile_into(scratch), library)
     except OSError as error:

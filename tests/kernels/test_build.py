@@ -39,8 +39,11 @@ def test_no_compiler_says_how_to_get_one(sources: Path, monkeypatch: pytest.Monk
     assert "no C++ compiler" in str(CpuOps().unavailable())
 
 
-def test_a_second_build_is_cached_and_a_forced_one_is_not(sources: Path) -> None:
-    first, second = _build.build_cpu(), _build.build_cpu()
+def test_a_second_build_is_cached_and_a_forced_one_is_not(sources: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first = _build.build_cpu()
+    assert "Compiling the kernels for this machine" in capfd.readouterr().err
+    second = _build.build_cpu()
+    assert capfd.readouterr().err == ""
     assert first.path == second.path and first.path.is_file()
     assert not first.cached and second.cached and second.seconds == 0
     assert not _build.build_cpu(force=True).cached
