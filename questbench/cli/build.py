@@ -45,8 +45,7 @@ def build(
         if tune or force:
             _choices.path(built.path, threads).unlink(missing_ok=True)
         chosen = _build.cpu(threads)[1]
-        output.say(
-            f"{threads} thread{'s' * (threads > 1)}, {chosen.source}: {_choices.words(chosen.plan, chosen.measured)}"
-        )
+        several, found = "s" * (threads > 1), _choices.words(chosen.plan, chosen.measured)
+        output.say(f"Kernel choice for {threads} thread{several} ({chosen.source}): {found}.")
     output.line(str(built.path))
     return 0
