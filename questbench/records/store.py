@@ -235,10 +235,10 @@ def newest_per_cell(records: Iterable[ResultRecord]) -> list[ResultRecord]:
     """
     latest: dict[tuple[str, str], tuple[int, ResultRecord]] = {}
     success: dict[str, int] = {}
-    records = list(records)
-    last = {_whatever_samples(record): record.params.get("samples") for record in records}
-    for number, record in enumerate(records):
-        if record.params.get("samples") != last[_whatever_samples(record)]:
+    series = [(_whatever_samples(record), record) for record in records]
+    last = {whose: record.params.get("samples") for whose, record in series}
+    for number, (whose, record) in enumerate(series):
+        if record.params.get("samples") != last[whose]:
             continue
         cell = record.cell()
         latest[cell, record.metric] = number, record

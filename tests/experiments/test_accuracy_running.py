@@ -244,6 +244,8 @@ def test_a_run_goes_on_with_more_samples(uneven):
     ] == whole
     with pytest.raises(UsageError, match="results of 3 samples of uneven, and 2 are fewer"):
         helpers.run(finished=done, stored=rows, **settings | {"samples": 2})
+    with pytest.raises(UsageError, match="results of 5 samples of uneven, and 3 are fewer"):
+        helpers.run(finished=done | {unit.key for unit in rest}, stored=rows, **settings | {"samples": 3})
 
 
 def test_an_unfinished_run_ends_with_fewer_samples(uneven):

@@ -93,10 +93,10 @@ def run(
     from questbench.experiments.accuracy.session import Session
 
     work = grid(config)
+    shown = {one.key: _shown(one, finished) for one, _, _ in work}
     corrected = f"all|holm|{config.samples}"  # p values corrected over everything that the run compared
     if {one.summary for one, _, _ in work} | {corrected} <= set(finished):
         return
-    shown = {one.key: _shown(one, finished) for one, _, _ in work}
     session = Session.open(config)
     small = {one.key: error for one, usable, _ in work if (error := _too_large(session, one, usable)) is not None}
     fitting = [one for one, _, _ in work if one.key not in small]
