@@ -96,7 +96,7 @@ void score(const Score<T>& job) {
 template <typename T>
 void attend(Attend<T>& job, int threads) {
   prepare(job);
-  const int64_t bytes = job.items() * kChunk * 2 * job.paged.head_dim * sizeof(T);
+  const int64_t bytes = job.items() * job.chunk() * 2 * job.paged.head_dim * sizeof(T);
   with_head_dim(job.paged.head_dim, [&]<int D>() {
 #pragma omp parallel num_threads(threads_for(threads, bytes))
     attend_items<T, D>(job);
@@ -107,7 +107,7 @@ template <typename T>
 void attend_top(const Score<T>& scoring, const Select& selecting, Attend<T>& attending) {
   const void* queries = queries_of(scoring);
   prepare(attending);
-  const int64_t bytes = attending.items() * kChunk * 2 * attending.paged.head_dim * sizeof(T);
+  const int64_t bytes = attending.items() * attending.chunk() * 2 * attending.paged.head_dim * sizeof(T);
   with_head_dim(attending.paged.head_dim, [&]<int D>() {
 #pragma omp parallel num_threads(threads_for(scoring.threads, bytes))
     {

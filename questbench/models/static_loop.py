@@ -121,7 +121,10 @@ class StaticLoop:
         return self.tokens
 
     def _choose(self) -> None:
-        torch.argmax(self._forward(), dim=-1, out=self.tokens)
+        logits = self._forward()
+        if logits.device.type == "cpu":
+            logits = logits.float()  # which finds the largest of 16-bit logits in a third of the time
+        torch.argmax(logits, dim=-1, out=self.tokens)
 
     def generate(self, first: Tensor | Sequence[int], count: int, stop: Collection[int] = ()) -> list[list[int]]:
         """Up to ``count`` tokens per row, the given first ones included; a row ends before a token of ``stop``."""

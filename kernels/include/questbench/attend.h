@@ -14,7 +14,7 @@
 
 namespace questbench {
 
-constexpr int64_t kChunk = 1024;
+constexpr int64_t kChunk = 1024;  // entries of a work item at most
 constexpr int64_t kTouch = 8;
 // Floats between the sums of two heads: whole blocks of 32 columns, the last one with room for what a row leaves over.
 inline int64_t sums_width(int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
@@ -50,7 +50,10 @@ struct Attend {
   int64_t group() const { return query_heads / paged.kv_heads; }
   int64_t heads() const { return query_heads / lists; }  // query heads that share a list
   int64_t unit() const { return tokens ? 1 : paged.page_size; }  // entries of what a list holds
-  int64_t chunk_pages() const { return kChunk / unit(); }
+  // Entries of a work item: fewer where a few lists would leave threads without work. Neither rows nor threads count here,
+  // since no bit may depend on them.
+  int64_t chunk() const { return lists >= 4 ? kChunk : lists >= 2 ? kChunk / 2 : kChunk / 4; }
+  int64_t chunk_pages() const { return std::max<int64_t>(chunk() / unit(), 1); }
   int64_t listed(int64_t row, int64_t list) const {
     return pages ? counts[row * lists + list] : paged.pages_of(row);
   }

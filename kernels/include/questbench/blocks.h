@@ -106,8 +106,8 @@ __attribute__((always_inline)) inline Sixteen widen(const bf16* p, const float* 
   return out;
 }
 
-// Lane i of the result is the sum over the lanes of rows[i]; always in the same order.
-__attribute__((always_inline)) inline __m256 sums_of_eight(const __m256* rows) {
+// out[i] is the sum over the lanes of rows[i]; always in the same order.
+__attribute__((always_inline)) inline void sums_of_eight(const __m256* rows, float* out) {
   __m256 two[4], four[2];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i)
@@ -116,8 +116,9 @@ __attribute__((always_inline)) inline __m256 sums_of_eight(const __m256* rows) {
   for (int i = 0; i < 2; ++i) {
     const __m256d x = _mm256_castps_pd(two[2 * i]), y = _mm256_castps_pd(two[2 * i + 1]);
     four[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+    // Halves by themselves: to exchange them between registers is slow where registers are made of two.
+    _mm_storeu_ps(out + 4 * i, _mm_add_ps(_mm256_castps256_ps128(four[i]), _mm256_extractf128_ps(four[i], 1)));
   }
-  return _mm256_add_ps(_mm256_permute2f128_ps(four[0], four[1], 0x20), _mm256_permute2f128_ps(four[0], four[1], 0x31));
 }
 
 // tail_lanes in the order of the registers.
@@ -187,48 +188,16 @@ __attribute__((noinline)) int multiply_rows(const T* rows, int64_t row_stride, i
     for (int64_t c = 0; c < whole; c += kLanes)
       add_products<false, T, kRows, kQueries>(own + c, row_stride, q + c, width, nullptr, sum);
     if (whole < n) add_products<true, T, kRows, kQueries>(own + n - kLanes, row_stride, q + whole, width, mask, sum);
-    alignas(32) float lanes[8];
-    const __m256 all = sums_of_eight(sum);
     if constexpr (kRows == 8) {
-      _mm256_storeu_ps(out + t, all);
+      sums_of_eight(sum, out + t);
     } else {
-      _mm256_store_ps(lanes, all);
+      alignas(32) float lanes[8];
+      sums_of_eight(sum, lanes);
 #pragma GCC unroll 8
       for (int g = 0; g < kQueries; ++g) std::memcpy(out + g * out_stride + t, lanes + g * kRows, kRows * sizeof(float));
     }
   }
   return t;
-}
-
-// out[g * kRows + r] = q[g] . rows[r] over rows of n >= 16 elements that are too long to be fetched as a whole: each
-// fetches `ahead` elements ahead, at its end those of the rows that follow the block.
-template <typename T, int kRows, int kQueries>
-__attribute__((noinline)) void multiply_long(const T* rows, const float* q, int64_t n, int64_t ahead, float* out) {
-  const int64_t whole = n / kLanes * kLanes, width = query_width(n), line = 64 / static_cast<int64_t>(sizeof(T));
-  __m256 sum[8];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) sum[i] = _mm256_setzero_ps();
-  const auto run = [&](int64_t c, int64_t end, const T* fetched) __attribute__((always_inline)) {
-    for (; c + line <= end; c += line) {
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) __builtin_prefetch(fetched + r * n + c, 0, 3);
-#pragma GCC unroll 2
-      for (int64_t i = 0; i < line; i += kLanes)
-        add_products<false, T, kRows, kQueries>(rows + c + i, n, q + c + i, width, nullptr, sum);
-    }
-    return c;
-  };
-  int64_t c = run(0, whole - ahead, rows + ahead);
-  c = run(c, whole, rows + kRows * n + ahead - whole);
-  for (; c < whole; c += kLanes) add_products<false, T, kRows, kQueries>(rows + c, n, q + c, width, nullptr, sum);
-  if (whole < n) {
-    alignas(32) float mask[kLanes];
-    tail_mask<T>(n, mask);
-    add_products<true, T, kRows, kQueries>(rows + n - kLanes, n, q + whole, width, mask, sum);
-  }
-  alignas(32) float lanes[8];
-  _mm256_store_ps(lanes, sums_of_eight(sum));
-  std::copy_n(lanes, kRows * kQueries, out);
 }
 
 template <typename T, int kQueries>
@@ -279,7 +248,8 @@ void multiply_blocks(const T* rows, int64_t row_stride, int count, const float* 
   }
 }
 
-// 16 kParts columns for kHeads heads. Every row fetches those of its row of `next` into the cache of kLevel; 0 for none.
+// 16 kParts columns for kHeads heads. Every row fetches as many bytes as it reads, one after the other from `next` on,
+// into the cache of kLevel; 0 for none.
 template <typename T, int kHeads, int kParts, int kLevel>
 __attribute__((noinline)) void weigh_columns(const T* tile, int count, const float* p, int64_t p_stride, int64_t n,
                                              float* acc, int64_t width, const T* next) {
@@ -288,8 +258,9 @@ __attribute__((noinline)) void weigh_columns(const T* tile, int count, const flo
   for (int h = 0; h < kHeads; ++h)
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * kParts; ++i) sum[h][i] = _mm256_loadu_ps(acc + h * width + i * kHalf);
+  constexpr int kRead = kParts * kLanes * static_cast<int>(sizeof(T));
   for (int t = 0; t < count; ++t) {
-    if (kLevel > 0) prefetch_row<kLevel>(next + t * n, kParts * kLanes * static_cast<int64_t>(sizeof(T)));
+    if (kLevel > 0 && t * kRead % 64 == 0) prefetch_row<kLevel>(next + t * kParts * kLanes, kRead);
 #pragma GCC unroll 8
     for (int i = 0; i < kParts; ++i) {
       const Sixteen row = widen<false>(tile + t * n + i * kLanes, nullptr);
@@ -313,14 +284,14 @@ inline void weigh_heads(const T* tile, int count, const float* p, int64_t p_stri
                         const T* next, int level) {
   constexpr int kParts = kHeads == 1 ? 4 : kHeads == 2 ? 2 : 1;
   const int64_t whole = n / kLanes * kLanes;
+  // The columns of all rows up to d, side by side, are what has been fetched before.
   const auto go = [&]<int kWide>(int64_t d, int64_t to) {
-    // Of two half lines one fetches the line.
-    if (next == nullptr || d * sizeof(T) % 64 != 0) {
+    if (next == nullptr) {
       weigh_columns<T, kHeads, kWide, 0>(tile + d, count, p, p_stride, n, acc + to, width, nullptr);
     } else if (level == 1) {
-      weigh_columns<T, kHeads, kWide, 1>(tile + d, count, p, p_stride, n, acc + to, width, next + d);
+      weigh_columns<T, kHeads, kWide, 1>(tile + d, count, p, p_stride, n, acc + to, width, next + d * count);
     } else {
-      weigh_columns<T, kHeads, kWide, 2>(tile + d, count, p, p_stride, n, acc + to, width, next + d);
+      weigh_columns<T, kHeads, kWide, 2>(tile + d, count, p, p_stride, n, acc + to, width, next + d * count);
     }
   };
   int64_t d = 0;

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "questbench/blocks.h"
+#include "questbench/streams.h"
 
 namespace questbench {
 
@@ -186,7 +186,7 @@ __attribute__((noinline)) void several_queries(const T* rows, int64_t row_stride
 
 // out[g * out_stride + t] = q[g] . rows[t] for t < 16; lanes from `count` on hold rubbish. Queries are put_query's.
 //
-// With register blocks see blocks.h. Without them it is one query at a time against 16 rows: the 16 running sums stay in
+// With register blocks see blocks.h, and streams.h for one query. Without them it is one query at a time against 16 rows: the 16 running sums stay in
 // registers, the rows in the first-level cache. `next` is the first of 16 readable rows that will be read later (or these again); they are fetched ahead. With one
 // query each row fetches a whole row, with several each pass over the rows fetches its share of every row.
 template <typename T, int D>
@@ -194,6 +194,11 @@ inline void dots(const T* rows, int64_t row_stride, int count, const Query<T>* q
                  int64_t out_stride, const T* next, int64_t next_stride, const Choice& choice = {}) {
   const int64_t n = D > 0 ? D : width;
   if constexpr (kBlocks) {
+    if (group == 1 && n >= kLanes) {
+      if (next == nullptr) return multiply_one<T, 0>(rows, row_stride, count, q, n, out, next, next_stride);
+      if (choice.level == 1) return multiply_one<T, 1>(rows, row_stride, count, q, n, out, next, next_stride);
+      return multiply_one<T, 2>(rows, row_stride, count, q, n, out, next, next_stride);
+    }
     multiply_blocks(rows, row_stride, count, q, n, group, out, out_stride, next, next_stride, choice);
   } else {
     if (next == nullptr) next = rows, next_stride = row_stride;

@@ -6,11 +6,13 @@
 #include <algorithm>
 
 #include "questbench/dots.h"
+#include "questbench/streams.h"
 
 namespace questbench {
 
 constexpr int kChains = 2;  // running sums per product, alike for every batch
 constexpr int64_t kAhead = 4096;  // bytes: weights are fetched one page ahead, which hardware does not do by itself
+constexpr int64_t kStreamAhead = 1024;  // the same for rows in one stream: behind it the hardware follows
 
 template <typename T>
 struct Linear {
@@ -90,25 +92,20 @@ __attribute__((noinline)) void linear_block(const Linear<T>& job, int64_t row, i
   }
 }
 
-// The same in register blocks (blocks.h): kRows rows of W at once, with the rows of x arranged.
-template <typename T, int kRows, int kBatch>
-inline void linear_rows(const Linear<T>& job, const float* x, int64_t row, int64_t first, int64_t last) {
-  const int64_t n = job.inputs, ahead = kAhead / kRows / static_cast<int64_t>(sizeof(T));
-  float sums[kRows * kBatch];
-  for (int64_t o = first; o < last; o += kRows) {
-    multiply_long<T, kRows, kBatch>(job.weight + o * n, x, n, ahead, sums);
-    for (int b = 0; b < kBatch; ++b)
-      for (int r = 0; r < kRows; ++r)
-        from_float(sums[b * kRows + r] + (job.bias ? to_float(job.bias[o + r]) : 0.0f), job.y + (row + b) * job.y_row + o + r);
-  }
-}
-
+// The same for rows of W in one stream (streams.h), with the rows of x arranged.
 template <typename T, int kBatch>
-inline void linear_batch(const Linear<T>& job, const float* x, int64_t row, int64_t first, int64_t last) {
-  constexpr int kRows = kBatch == 4 ? 2 : 4;
-  const int64_t whole = first + (last - first) / kRows * kRows;
-  linear_rows<T, kRows, kBatch>(job, x, row, first, whole);
-  linear_rows<T, 1, kBatch>(job, x, row, whole, last);
+inline void linear_stream(const Linear<T>& job, const float* x, int64_t row, int64_t first, int64_t last) {
+  const int64_t n = job.inputs, fetched = kStreamAhead / static_cast<int64_t>(sizeof(T));
+  float sums[kStreamed<kBatch> * kBatch];
+  for (int64_t o = first; o < last; o += kStreamed<kBatch>) {
+    const T* rows = job.weight + o * n;
+    const int count = static_cast<int>(std::min<int64_t>(kStreamed<kBatch>, last - o));
+    multiply_stream<T, kBatch, 1>(rows, n, count, x, n, [&](int r) { return rows + r * n + fetched; }, sums);
+    for (int b = 0; b < kBatch; ++b)
+      for (int r = 0; r < count; ++r)
+        from_float(sums[b * kStreamed<kBatch> + r] + (job.bias ? to_float(job.bias[o + r]) : 0.0f),
+                   job.y + (row + b) * job.y_row + o + r);
+  }
 }
 
 constexpr int64_t kItemBytes = 1 << 16;  // of weights per work item: long enough to stream, short enough to share out
@@ -119,11 +116,11 @@ int64_t weight_bytes(const Linear<T>& job) {
   return job.outputs * job.inputs * static_cast<int64_t>(sizeof(T));
 }
 
-// Outputs of one work item: whole register blocks, since what they leave over runs row by row, several times slower.
+// Outputs of one work item: whole sets of 8 sums, if there are several.
 template <typename T>
 int64_t item_outputs(const Linear<T>& job) {
   const int64_t outputs = kItemBytes / std::max<int64_t>(job.inputs * static_cast<int64_t>(sizeof(T)), 1);
-  return outputs >= 4 ? outputs / 4 * 4 : std::max<int64_t>(outputs, 1);
+  return outputs >= 8 ? outputs / 8 * 8 : std::max<int64_t>(outputs, 1);
 }
 template <typename T>
 int64_t linear_items(const Linear<T>& job) {
@@ -149,7 +146,7 @@ void linear_item(const Linear<T>& job, const float* arranged, int64_t item) {
   const bool blocks = arranged_size(job) > 0;
   const auto part = [&]<int kBatch>(int64_t row) {
     if constexpr (kBlocks)
-      if (blocks) return linear_batch<T, kBatch>(job, arranged + row * query_width(job.inputs), row, first, last);
+      if (blocks) return linear_stream<T, kBatch>(job, arranged + row * query_width(job.inputs), row, first, last);
     linear_block<T, kBatch>(job, row, first, last);
   };
   int64_t row = 0;
