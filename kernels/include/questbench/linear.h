@@ -100,7 +100,7 @@ inline void linear_stream(const Linear<T>& job, const float* x, int64_t row, int
   for (int64_t o = first; o < last; o += kStreamed<kBatch>) {
     const T* rows = job.weight + o * n;
     const int count = static_cast<int>(std::min<int64_t>(kStreamed<kBatch>, last - o));
-    multiply_stream<T, kBatch, 1>(rows, n, count, x, n, [&](int r) { return rows + r * n + fetched; }, sums);
+    multiply_stream<T, kBatch, kChains, 1>(rows, n, count, x, n, [&](int r) { return rows + r * n + fetched; }, sums);
     for (int b = 0; b < kBatch; ++b)
       for (int r = 0; r < count; ++r)
         from_float(sums[b * kStreamed<kBatch> + r] + (job.bias ? to_float(job.bias[o + r]) : 0.0f),

@@ -15,7 +15,8 @@ constexpr int kStreamed = 8 / kQueries;
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(__AVX512F__)
 
 // sum[g * kStreamed] is row . q[g], lanes apart, q arranged; as many bytes from `fetched` on go into the cache of kLevel.
-template <typename T, int kQueries, int kLevel>
+// One running sum per product is the order of the register blocks, to the bit; two wait less for each other.
+template <typename T, int kQueries, int kSums, int kLevel>
 __attribute__((always_inline)) inline void stream_row(const T* row, const float* q, int64_t n, const float* mask,
                                                       const T* fetched, __m256* sum) {
   constexpr int64_t kLine = 64 / sizeof(T);
@@ -28,7 +29,8 @@ __attribute__((always_inline)) inline void stream_row(const T* row, const float*
 #pragma GCC unroll 4
     for (int g = 0; g < kQueries; ++g) {
       a[g] = _mm256_fmadd_ps(taken.a, _mm256_loadu_ps(x + g * width), a[g]);
-      b[g] = _mm256_fmadd_ps(taken.b, _mm256_loadu_ps(x + g * width + kHalf), b[g]);
+      __m256& second = kSums == 1 ? a[g] : b[g];
+      second = _mm256_fmadd_ps(taken.b, _mm256_loadu_ps(x + g * width + kHalf), second);
     }
   };
   int64_t c = 0;
@@ -40,12 +42,12 @@ __attribute__((always_inline)) inline void stream_row(const T* row, const float*
   for (; c < whole; c += kLanes) add.template operator()<false>(row + c, q + c);
   if (whole < n) add.template operator()<true>(row + n - kLanes, q + whole);
 #pragma GCC unroll 4
-  for (int g = 0; g < kQueries; ++g) sum[g * kStreamed<kQueries>] = _mm256_add_ps(a[g], b[g]);
+  for (int g = 0; g < kQueries; ++g) sum[g * kStreamed<kQueries>] = kSums == 1 ? a[g] : _mm256_add_ps(a[g], b[g]);
 }
 
 // out[g * kStreamed + r] = q[g] . rows[r] for r < count <= kStreamed, rows of n >= 16 elements, q arranged; the rest of out
 // is zero. Row r fetches as many bytes as it has from fetched(r) on.
-template <typename T, int kQueries, int kLevel, typename F>
+template <typename T, int kQueries, int kSums, int kLevel, typename F>
 __attribute__((always_inline)) inline void multiply_stream(const T* rows, int64_t row_stride, int count, const float* q,
                                                            int64_t n, F fetched, float* out) {
   alignas(32) float mask[kLanes] = {};
@@ -53,7 +55,7 @@ __attribute__((always_inline)) inline void multiply_stream(const T* rows, int64_
   alignas(32) __m256 sum[8];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) sum[i] = _mm256_setzero_ps();
-  for (int r = 0; r < count; ++r) stream_row<T, kQueries, kLevel>(rows + r * row_stride, q, n, mask, fetched(r), sum + r);
+  for (int r = 0; r < count; ++r) stream_row<T, kQueries, kSums, kLevel>(rows + r * row_stride, q, n, mask, fetched(r), sum + r);
   sums_of_eight(sum, out);
 }
 
@@ -65,7 +67,7 @@ __attribute__((noinline)) void multiply_one(const T* rows, int64_t row_stride, i
   for (int t = 0; t < count; t += kStreamed<1>) {
     const int taken = std::min(count - t, kStreamed<1>);
     const auto fetched = [&](int r) { return kLevel > 0 ? next + (t + r) * next_stride : nullptr; };
-    multiply_stream<T, 1, kLevel>(rows + t * row_stride, row_stride, taken, q, n, fetched, sums);
+    multiply_stream<T, 1, 1, kLevel>(rows + t * row_stride, row_stride, taken, q, n, fetched, sums);
     std::copy_n(sums, taken, out + t);
   }
 }
