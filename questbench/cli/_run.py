@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shlex
 import shutil
@@ -120,8 +121,9 @@ def execute(
     if resume is None:
         writer = store.create_run(out, kind, argv, settings, environment, inputs)
     else:
-        free = getattr(experiment, "FREE", ())
-        writer = store.resume(resume, kind, argv, settings, environment, inputs, free)
+        free, check = getattr(experiment, "FREE", ()), getattr(experiment, "check_finished", None)
+        goes_on = functools.partial(check, config) if check else None
+        writer = store.resume(resume, kind, argv, settings, environment, inputs, free, goes_on)
     with writer:
         return _run(
             experiment, config, writer, output, {"machine": probes.machine(environment), **_forced(environment)}

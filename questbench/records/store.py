@@ -18,9 +18,9 @@ import datetime
 import json
 import re
 import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from questbench.errors import PrerequisiteError, UsageError
 from questbench.records import environment as probes
@@ -83,11 +83,13 @@ def resume(
     environment: Mapping[str, Any],
     inputs: Mapping[str, Any] | None = None,
     free: Collection[str] = (),
+    check: Callable[[set[str]], object] | None = None,
 ) -> RunWriter:
     """Open a run folder again: cells in ``finished`` need not run, a cell that was in flight is removed.
 
     Args:
         free: keys of the configuration that may have another value than before; the manifest takes the new one.
+        check: told the keys of finished cells before anything is written; raises UsageError where this cannot go on.
 
     Raises:
         PrerequisiteError: there is no run, another process writes it, or its files do not fit together.
@@ -103,10 +105,13 @@ def resume(
         held = journal.lock(path)
     except OSError as error:
         raise unwritable(path, error) from None
+    taken: IO[str] | RunWriter = held
     try:
         # What cannot be read is refused before anything is written.
         _ = load([path]), load_samples(path)
-        commits = journal.recover(path)
+        taken = writer = RunWriter(path, manifest, held, journal.recover(path))
+        if check is not None:
+            check(writer.finished)
         facts = {name: environment.get(name) for name in ("git", "packages", "load", "kernels")}
         again = {"time": now(), "argv": probes.scrub(list(argv)), **facts}
         manifest.environment.setdefault("resumed", []).append(again)
@@ -114,12 +119,12 @@ def resume(
         manifest.end = manifest.exit_code = None
         write_manifest(path, manifest)
     except OSError as error:
-        held.close()
+        taken.close()
         raise unwritable(path, error) from None
     except BaseException:
-        held.close()
+        taken.close()
         raise
-    return RunWriter(path, manifest, held, commits)
+    return writer
 
 
 def load(paths: Iterable[Path]) -> list[ResultRecord]:

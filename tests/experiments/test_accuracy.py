@@ -161,3 +161,14 @@ def test_progress_counts_samples_and_names_budgets_where_a_method_has_several():
     assert [state[:2] for state in told] == [(0, 2), (1, 2), (2, 2)]
     assert told[0][2] == "the first sample"
     assert told[2][2].startswith("passkey at 512: dense 100%, quest 64 100%, quest 128 100%")
+
+
+def test_progress_of_a_run_that_goes_on_begins_with_what_is_there():
+    settings = {**SMALL, "methods": ["dense"], "samples": 2}
+    config = AccuracyConfig(**settings)  # type: ignore[arg-type]
+    first = next(accuracy.run(config))
+    told: list[tuple[int, int, str]] = []
+    stored = [{"unit": first.key, **row} for row in first.samples]
+    list(accuracy.run(config, finished={first.key}, stored=stored, progress=lambda *state: told.append(state)))
+    assert [state[:2] for state in told] == [(0, 2), (1, 2), (2, 2)]
+    assert told[1][2].startswith("passkey at 512: dense 100%")

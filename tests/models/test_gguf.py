@@ -4,6 +4,9 @@ import hashlib
 import importlib
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import gguf_files
 import pytest
@@ -83,10 +86,29 @@ def test_the_second_start_converts_nothing(written, monkeypatch):
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
+def test_of_two_processes_that_want_a_model_one_converts_it(written, monkeypatch, capsys):
+    make, made, first = convert._make, [], threading.Event()
+
+    def slow(*arguments):
+        made.append(1)
+        first.set()
+        while "Waiting for another process" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        return make(*arguments)
+
+    monkeypatch.setattr(convert, "_make", slow)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(loading.from_gguf, str(written))
+        assert first.wait(60)
+        other = pool.submit(loading.from_gguf, str(written))
+        assert one.result(60) == other.result(60)
+    assert made == [1]
+
+
 @pytest.mark.parametrize("damage", ["no note", "short weights", "no tokenizer"])
 def test_a_half_made_folder_is_made_anew(written, cache, damage):
     loading.resolve(str(written), dtype=FP32)
-    (folder,) = cache.iterdir()
+    (folder,) = cache.glob("tiny*")
     if damage == "no note":
         (folder / convert.NOTE).unlink()
     elif damage == "no tokenizer":
@@ -96,7 +118,7 @@ def test_a_half_made_folder_is_made_anew(written, cache, damage):
             file.truncate(1000)
     assert loading.resolve(str(written), dtype=FP32).tokenizer is not None
     assert json.loads((folder / convert.NOTE).read_text())["quantisation"] == "Q8_0"
-    assert [path.name for path in cache.iterdir()] == [folder.name], "scratch folders are left"
+    assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == [folder.name], "scratch folders are left"
 
 
 def test_another_file_of_the_same_name_has_a_folder_of_its_own(written, tmp_path, cache):
@@ -106,7 +128,7 @@ def test_another_file_of_the_same_name_has_a_folder_of_its_own(written, tmp_path
     content[-1] ^= 1
     other.write_bytes(content)
     loading.resolve(str(other), dtype=FP32)
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("tiny*"))) == 2
 
 
 @pytest.mark.parametrize("first", [0, 1])

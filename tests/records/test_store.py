@@ -171,6 +171,23 @@ def test_a_setting_that_may_change_is_kept(tmp_path: Path) -> None:
         store.resume(writer.path, "kernel", [], {**settings, "seq_len": [1]}, ENVIRONMENT, free={"budget"})
 
 
+def test_what_cannot_go_on_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    with start(tmp_path) as writer:
+        writer.write(cell(0))
+    before, seen = (writer.path / "run.json").read_bytes(), []
+
+    def refuse(finished: set[str]) -> None:
+        seen.append(finished)
+        raise UsageError("fewer than were shown")
+
+    settings = {**CONFIG, "budget": [1024]}
+    with pytest.raises(UsageError, match="fewer than were shown"):
+        store.resume(writer.path, "kernel", [], settings, ENVIRONMENT, free={"budget"}, check=refuse)
+    assert seen == [writer.finished] and writer.finished
+    assert (writer.path / "run.json").read_bytes() == before
+    resume(writer.path).close()  # and nobody holds it
+
+
 def test_of_one_run_the_last_number_of_samples_counts() -> None:
     few, many = (record(value=value, params={"samples": count}) for value, count in ((1.0, 8), (2.0, 20)))
     other = record(value=3.0, params={"samples": 8, "task": "other"})

@@ -72,6 +72,16 @@ def inputs(config: AccuracyConfig) -> dict[str, Any]:
     return {name: part for name, part in found.items() if part}
 
 
+def check_finished(config: AccuracyConfig, finished: frozenset[str] | set[str]) -> None:
+    """Refuse what an earlier part of a run leaves no way for.
+
+    Raises:
+        UsageError: see :func:`_shown`.
+    """
+    for work, _, _ in grid(config):
+        _shown(work, finished)
+
+
 def run(
     config: AccuracyConfig,
     *,
@@ -122,6 +132,8 @@ def run(
         skipped = sum(not lacking for lacking in again.values())
         done += skipped
         left.skip((one.spec, one.length), skipped)
+        if progress and skipped:
+            progress(done, total, estimate(one, rows.values(), usable))
         for indices, lacking in _batches(one.samples, again, tuple(usable), own[one.key]):
             for index, result in zip(indices, own[one.key].samples(one, lacking, indices), strict=True):
                 key = one.unit(index)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from questbench import seeding
+from questbench._memory import move_to_huge_pages
 from questbench.errors import CellError, UsageError
 from questbench.experiments.accuracy import rows as made
 from questbench.experiments.accuracy.batch import Batch, Script
@@ -67,6 +68,7 @@ class Session:
                 f"Model '{config.model}' has random weights and no tokenizer: its accuracy means nothing.",
                 "Use --model constructed, a local folder or a hub id.",
             )
+        move_to_huge_pages(loaded.model)
         text = loaded.model.config.get_text_config(decoder=True)
         longest = getattr(text, "max_position_embeddings", None)
         chat = find(loaded.tokenizer, config.chat_template)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from questbench._memory import empty
+from questbench._memory import move_to_huge_pages
 from questbench._noise import Noise
 from questbench.attention import Observer
 from questbench.baselines._base import Decode
@@ -66,7 +66,7 @@ class Session:
                 config, cell.device, cell.dtype, layers=config.layers, need_tokenizer=False
             )
             weights = quantise.quantise(loaded.model, cell.weights, head=config.quantise_head)
-            _move_to_huge_pages(loaded.model)
+            move_to_huge_pages(loaded.model)
         static_loop.forget(loaded.model)
         return cls(config, loaded, ops, dense_layers, weights, cell.device)
 
@@ -207,11 +207,3 @@ class Session:
         for k, v in noise.parts(min(layer.sliding_window, seq_len)):
             layer.update(k, v)
         layer.cumulative_length = seq_len
-
-
-def _move_to_huge_pages(model: Any) -> None:
-    """Weights on a CPU lie like keys and values do, so that both are read at the same speed."""
-    for parameter in model.parameters():
-        if type(parameter.data) is torch.Tensor and parameter.device.type == "cpu" and parameter.is_contiguous():
-            moved = empty(tuple(parameter.shape), parameter.dtype)
-            parameter.data = moved.copy_(parameter.data)

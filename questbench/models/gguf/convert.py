@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -72,7 +73,8 @@ def converted(source: Source) -> Converted:
             f"{folder.parent} cannot be written: {error.strerror}.", "Set QUESTBENCH_CACHE to a folder that can."
         ) from error
     try:
-        return _make(source, digest, scratch, folder)
+        with _alone(folder, source.file):
+            return _stored(folder, digest) or _make(source, digest, scratch, folder)
     except OSError as error:
         raise PrerequisiteError(
             f"{source.file} could not be converted into {folder.parent}: {error.strerror or error}.",
@@ -80,6 +82,25 @@ def converted(source: Source) -> Converted:
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Two processes that want the same model: the second one waits and takes what the first has made."""
+    try:
+        import fcntl
+    except ImportError:  # no such lock on this system
+        yield
+        return
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"Waiting for another process, which converts {name}.\n")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def _stored(folder: Path, digest: str) -> Converted | None:
