@@ -103,3 +103,8 @@ def size(value: float) -> str:
 def rate(bytes_per_second: float) -> str:
     """Bytes per second with decimal prefixes, as bandwidths are quoted: 3.6e10 -> ``36.0 GB/s``."""
     return f"{significant(bytes_per_second / 1e9)} GB/s"
+
+
+def cores(number: float) -> str:
+    """``2 cores``, ``1 core``; a share of a processor has its decimals."""
+    return f"{number:g} core{'' if number == 1 else 's'}"

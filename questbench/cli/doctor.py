@@ -225,9 +225,9 @@ def _hardware(facts: dict[str, Any]) -> Iterator[Check]:
     processor = facts["cpu"]
     flags = ", ".join(processor.get("flags") or []) or "no known vector instructions"
     yield Check("CPU", "ok", f"{processor.get('model') or 'unknown'}: {flags}")
-    cores = processor.get("quota_cores") or processor.get("usable_cores") or os.cpu_count()
+    cores = processor.get("quota_cores") or processor.get("usable_cores") or os.cpu_count() or 1
     threads = facts["variables"].get("OMP_NUM_THREADS")
-    yield Check("threads", "ok", f"{cores} cores" + (f", OMP_NUM_THREADS={threads}" if threads else ""))
+    yield Check("threads", "ok", units.cores(cores) + (f", OMP_NUM_THREADS={threads}" if threads else ""))
     devices = [f"{device['name']} (driver {device['driver']})" for device in facts["gpus"]]
     yield _wanted("GPU", ", ".join(devices), "none: all commands run on the CPU", "")
     yield _huge_pages()

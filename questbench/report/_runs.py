@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from questbench import units
 from questbench.errors import QuestbenchError
 from questbench.records import store
 from questbench.records.environment import machine
@@ -142,7 +143,7 @@ def load(manifest: RunManifest) -> str:
     cores = known.get("quota_cores") or known.get("usable_cores") or known.get("logical_cores")
     if not isinstance(values, list) or not values or not isinstance(values[0], (int, float)):
         return ""
-    return f"{values[0]:.1f}" + (f" on {cores:g} cores" if isinstance(cores, (int, float)) else "")
+    return f"{values[0]:.1f}" + (f" on {units.cores(cores)}" if isinstance(cores, (int, float)) else "")
 
 
 def commit(manifest: RunManifest | None) -> str:

@@ -91,6 +91,14 @@ def test_slug(model: str | None, slug: str) -> None:
     assert environment.slug({"cpu": {"model": model}, "gpus": []}) == slug
 
 
+@pytest.mark.parametrize(("cores", "words"), [(1, "1 core"), (2, "2 cores"), (1.5, "1.5 cores"), (2.0, "2 cores")])
+def test_a_machine_has_one_core_or_several(cores: float, words: str) -> None:
+    assert (
+        environment._label({"model": "Intel(R) Xeon(R) CPU @ 2.70GHz", "usable_cores": cores}, [])
+        == f"Intel Xeon, {words}"
+    )
+
+
 def test_data_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for index, (level, kind, size) in enumerate([(1, "Data", "32K"), (1, "Instruction", "32K"), (3, "Unified", "36M")]):
         folder = tmp_path / "cache" / f"index{index}"
