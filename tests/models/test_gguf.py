@@ -118,7 +118,8 @@ def test_a_half_made_folder_is_made_anew(written, cache, damage):
             file.truncate(1000)
     assert loading.resolve(str(written), dtype=FP32).tokenizer is not None
     assert json.loads((folder / convert.NOTE).read_text())["quantisation"] == "Q8_0"
-    assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == [folder.name], "scratch folders are left"
+    left = [path.name for path in cache.iterdir() if path.suffix != ".lock"]
+    assert left == [folder.name], "scratch folders are left"
 
 
 def test_another_file_of_the_same_name_has_a_folder_of_its_own(written, tmp_path, cache):
