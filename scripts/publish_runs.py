@@ -6,10 +6,16 @@ python scripts/publish_runs.py --what "..." --out results/published/cpu_kernel.j
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from questbench.records import store
 
 KEPT = ("p20", "p80", "p90", "p99", "n", "ci_low", "ci_high", "achieved", "bandwidth", "tokens_read", "ideal")
 ANSWERS = (
@@ -25,7 +31,7 @@ NAMES = ("path", "path_of_attention", "left_out", "probe_bandwidth", "others", "
 def condensed(run: Path) -> dict[str, Any]:
     """Command, machine, common parameters and records of one run folder."""
     manifest = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    rows = [json.loads(line) for line in (run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [dataclasses.asdict(record) for record in store.newest_per_cell(store.load([run]))]
     common = dict(rows[0]["params"])
     for row in rows:
         common = {key: value for key, value in common.items() if row["params"].get(key) == value}
