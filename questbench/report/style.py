@@ -28,6 +28,8 @@ DPI = 300
 """Of the PNG files."""
 LONG = 20
 """Characters from which on a label is broken into lines, or moved from the end of its line to the legend."""
+NEAR = 10
+"""Per cent up to which a far-reaching axis is linear."""
 _CHARACTER = 0.052
 """Inches that a character of a label takes."""
 
@@ -163,6 +165,12 @@ def count_axis(axes: Axes, values: Iterable[float], label: str) -> None:
     margin = max(0.06 * (high - low), 0.3)
     axes.set_xlim(2 ** (low - margin), 2 ** (high + margin))
     axes.set_xlabel(label)
+
+
+def far_axis(axes: Axes) -> None:
+    """A y axis of per cent that is logarithmic beyond :data:`NEAR`, above and below."""
+    axes.set_yscale("symlog", linthresh=NEAR)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
 def panels(figure: Figure, count: int, *, height: float = 2.0, columns: int = 3, share_y: bool = True) -> list[Axes]:

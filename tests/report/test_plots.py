@@ -332,3 +332,19 @@ def test_perplexity_is_drawn_against_dense(tmp_path: Path) -> None:
     assert data.loc[("tova", 256), "perplexity"] == pytest.approx(11.0)
     with pytest.raises(_base.NothingToDraw, match="perplexity"):
         draw("perplexity_by_budget", RECORDS["accuracy"], tmp_path)
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(0.2, "linear"), (34.0, "symlog")])
+def test_one_perplexity_far_from_the_others_does_not_squeeze_them(
+    largest: float, scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales = []
+    monkeypatch.setattr(style, "name_lines", lambda _, axes, __: scales.extend(one.get_yscale() for one in axes))
+    records = [
+        dataclasses.replace(record, stats={**record.stats, "relative_vs_dense": largest, "relative_ci_high": largest})
+        if record.method == "tova" and record.params["budget"] == 64
+        else record
+        for record in perplexities()
+    ]
+    draw("perplexity_by_budget", records, tmp_path)
+    assert scales == [scale]

@@ -54,9 +54,9 @@ def metrics(
         }
         if compared.p_value is None and not details["nothing_left_out"]:
             warnings.append(
-                "No difference to dense is called: what is lost is correlated over so many tokens that there are only "
-                f"{compared.blocks} blocks of {compared.block_tokens}, and the test needs {FEWEST}. Use more --samples "
-                "or a longer --seq-len."
+                "No difference to dense is called: what is lost is correlated over so many tokens that they make only "
+                f"{_blocks_of(compared.blocks, compared.block_tokens)}, and the test needs {FEWEST}. "
+                "Use more --samples or a longer --seq-len."
             )
     if not math.isfinite(found.ci_high):
         warnings.append(f"{found.tokens} scored tokens are too few for an interval; use more --samples.")
@@ -100,3 +100,8 @@ def _by_window(rows: Sequence[Row], task: Task) -> list[float]:
             total[0] += loss
             total[1] += count
     return [blocks.exp(loss / count) for _, (loss, count) in sorted(sums.items())]
+
+
+def _blocks_of(count: int, tokens: int) -> str:
+    """``3 blocks of 128``, ``1 block of 137``."""
+    return f"{count} block{'' if count == 1 else 's'} of {tokens}"

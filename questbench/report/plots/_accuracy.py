@@ -25,6 +25,8 @@ MOST_PANELS = 24
 DODGE, CLOSE = 0.3, 0.08
 """Share of the distance between two neighbouring values of x over which the methods of one value are spread, and the
 most that stands between two of them."""
+FAR = 20
+"""Where the largest of the values without limits is so many times the middle one, their axis is logarithmic."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,8 @@ def draw(
             style.count_axis(axes, values, x_label)
         if measure.limits is not None:
             axes.set_ylim(*measure.limits)
+        elif _far_apart(part.loc[~part["baseline"], measure.column] * 100):
+            style.far_axis(axes)
         if style.leftmost(axes):
             axes.set_ylabel(measure.name)
     if alone:  # the methods' names stand along the axis
@@ -112,6 +116,12 @@ def draw(
     if left_out > 0:
         data.attrs[REMARK] = f"{left_out} more set-ups are not drawn; report fewer tasks or lengths to see them."
     return data
+
+
+def _far_apart(values: pd.Series[float]) -> bool:
+    """Whether one value, such as that of the yardstick ``random``, would squeeze all others into a line."""
+    sizes = values.abs()
+    return bool(sizes.max() > FAR * max(sizes.median(), style.NEAR))
 
 
 def _panel(
