@@ -167,9 +167,11 @@ def count_axis(axes: Axes, values: Iterable[float], label: str) -> None:
     axes.set_xlabel(label)
 
 
-def far_axis(axes: Axes) -> None:
-    """A y axis of per cent that is logarithmic beyond :data:`NEAR`, above and below."""
+def far_axis(axes: Axes, least: float, largest: float) -> None:
+    """A y axis of per cent that is logarithmic beyond :data:`NEAR`, above and below, and holds two values."""
     axes.set_yscale("symlog", linthresh=NEAR)
+    ends = [value + math.copysign(max(NEAR / 2, abs(value)), side) for value, side in ((least, -1), (largest, 1))]
+    axes.set_ylim(*ends)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 

@@ -102,7 +102,7 @@ def draw(
         if measure.limits is not None:
             axes.set_ylim(*measure.limits)
         elif _far_apart(part.loc[~part["baseline"], measure.column] * 100):
-            style.far_axis(axes)
+            style.far_axis(axes, *(float(function(part[measure.column])) * 100 for function in (min, max)))
         if style.leftmost(axes):
             axes.set_ylabel(measure.name)
     if alone:  # the methods' names stand along the axis
