@@ -105,6 +105,6 @@ def rate(bytes_per_second: float) -> str:
     return f"{significant(bytes_per_second / 1e9)} GB/s"
 
 
-def cores(number: float) -> str:
-    """``2 cores``, ``1 core``; a share of a processor has its decimals."""
-    return f"{number:g} core{'' if number == 1 else 's'}"
+def counted(number: float, noun: str) -> str:
+    """``2 cores``, ``1 core``, ``1.5 cores``."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"

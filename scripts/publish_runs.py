@@ -61,10 +61,13 @@ def _command(argv: list[str]) -> str:
     argv = list(argv)
     if "--out" in argv:
         del argv[argv.index("--out") : argv.index("--out") + 2]
-    if "--resume" in argv:
-        place = argv.index("--resume") + 1
-        argv[place] = Path(argv[place]).name
-    return shlex.join(argv)
+    return shlex.join(_without_folder(argument) for argument in argv)
+
+
+def _without_folder(argument: str) -> str:
+    """``/home/me/books`` -> ``books``, ``longbench=/data/longbench`` -> ``longbench=longbench``."""
+    name, sign, path = argument.rpartition("=")
+    return f"{name}{sign}{Path(path).name}" if Path(path).is_absolute() else argument
 
 
 def _record(row: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:

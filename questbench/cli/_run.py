@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from questbench import flags
+from questbench import flags, units
 from questbench.cli import _options, _signals
 from questbench.cli._output import Output
 from questbench.errors import ExitCode, PrerequisiteError, QuestbenchError, UsageError
@@ -211,7 +211,7 @@ def _close(records: list[ResultRecord], code: ExitCode, writer: RunWriter, outpu
     for reason, methods in list(why.items())[:5]:
         output.say(f"  {', '.join(dict.fromkeys(methods))}: {reason}")
     cells = {record.cell() for record in gone}
-    some = f"{len(cells)} cell{'s' * (len(cells) > 1)}"
+    some = units.counted(len(cells), "cell")
     hint = f"Fix the causes, then run the failed cells again: {_again(writer)}"
     output.error(f"{some} {verb}; the reasons are above and in the records.", hint)
 

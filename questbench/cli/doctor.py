@@ -64,7 +64,7 @@ def doctor(out: opt.Out = Path("results"), json: opt.Json = False) -> int:
     whole = "Everything that the commands need is there."
     output.say(f"{len(gone)} of {len(checks)} things are missing." if gone else whole)
     if broken := sum(check.state == "broken" for check in checks):
-        output.say(f"{broken} plug-in{'s' * (broken > 1)} cannot be used; nothing else is affected.")
+        output.say(f"{units.counted(broken, 'plug-in')} cannot be used; nothing else is affected.")
     return 0
 
 
@@ -227,7 +227,7 @@ def _hardware(facts: dict[str, Any]) -> Iterator[Check]:
     yield Check("CPU", "ok", f"{processor.get('model') or 'unknown'}: {flags}")
     cores = processor.get("quota_cores") or processor.get("usable_cores") or os.cpu_count() or 1
     threads = facts["variables"].get("OMP_NUM_THREADS")
-    yield Check("threads", "ok", units.cores(cores) + (f", OMP_NUM_THREADS={threads}" if threads else ""))
+    yield Check("threads", "ok", units.counted(cores, "core") + (f", OMP_NUM_THREADS={threads}" if threads else ""))
     devices = [f"{device['name']} (driver {device['driver']})" for device in facts["gpus"]]
     yield _wanted("GPU", ", ".join(devices), "none: all commands run on the CPU", "")
     yield _huge_pages()

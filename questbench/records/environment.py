@@ -228,7 +228,7 @@ def _label(processor: dict[str, Any], devices: list[dict[str, str]]) -> str:
     """One line naming the machine: what a reader of a figure needs to know."""
     model = re.sub(r"\((?:R|TM|tm|r)\)| CPU|@.*$", "", str(processor.get("model") or "unknown CPU"))
     cores = processor.get("quota_cores") or processor.get("usable_cores") or processor.get("logical_cores")
-    cpu = f"{' '.join(model.split())}, {units.cores(cores)}" if cores else model
+    cpu = f"{' '.join(model.split())}, {units.counted(cores, 'core')}" if cores else model
     if not devices:
         return cpu
     count = f"{len(devices)} x " if len(devices) > 1 else ""

@@ -143,7 +143,7 @@ def load(manifest: RunManifest) -> str:
     cores = known.get("quota_cores") or known.get("usable_cores") or known.get("logical_cores")
     if not isinstance(values, list) or not values or not isinstance(values[0], (int, float)):
         return ""
-    return f"{values[0]:.1f}" + (f" on {units.cores(cores)}" if isinstance(cores, (int, float)) else "")
+    return f"{values[0]:.1f}" + (f" on {units.counted(cores, 'core')}" if isinstance(cores, (int, float)) else "")
 
 
 def commit(manifest: RunManifest | None) -> str:

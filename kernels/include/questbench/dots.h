@@ -186,9 +186,10 @@ __attribute__((noinline)) void several_queries(const T* rows, int64_t row_stride
 
 // out[g * out_stride + t] = q[g] . rows[t] for t < 16; lanes from `count` on hold rubbish. Queries are put_query's.
 //
-// With register blocks see blocks.h, and streams.h for one query. Without them it is one query at a time against 16 rows: the 16 running sums stay in
-// registers, the rows in the first-level cache. `next` is the first of 16 readable rows that will be read later (or these again); they are fetched ahead. With one
-// query each row fetches a whole row, with several each pass over the rows fetches its share of every row.
+// With register blocks see blocks.h, and streams.h for one query. Without them it is one query at a time against 16 rows:
+// the 16 running sums stay in registers, the rows in the first-level cache. `next` is the first of 16 readable rows that
+// will be read later (or these again); they are fetched ahead. With one query each row fetches a whole row, with several
+// each pass over the rows fetches its share of every row.
 template <typename T, int D>
 inline void dots(const T* rows, int64_t row_stride, int count, const Query<T>* q, int64_t width, int group, float* out,
                  int64_t out_stride, const T* next, int64_t next_stride, const Choice& choice = {}) {

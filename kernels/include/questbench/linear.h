@@ -12,7 +12,7 @@ namespace questbench {
 
 constexpr int kChains = 2;  // running sums per product, alike for every batch
 constexpr int64_t kAhead = 4096;  // bytes: weights are fetched one page ahead, which hardware does not do by itself
-constexpr int64_t kStreamAhead = 1024;  // the same for rows in one stream: behind it the hardware follows
+constexpr int64_t kStreamAhead = 1024;  // the same for rows in one stream (streams.h), which the hardware follows too
 
 template <typename T>
 struct Linear {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from questbench import units
 from questbench.experiments.accuracy.config import Work
 from questbench.measure import blocks
 from questbench.measure.correlation import FEWEST
@@ -55,7 +56,7 @@ def metrics(
         if compared.p_value is None and not details["nothing_left_out"]:
             warnings.append(
                 "No difference to dense is called: what is lost is correlated over so many tokens that they make only "
-                f"{_blocks_of(compared.blocks, compared.block_tokens)}, and the test needs {FEWEST}. "
+                f"{units.counted(compared.blocks, 'block')} of {compared.block_tokens}, and the test needs {FEWEST}. "
                 "Use more --samples or a longer --seq-len."
             )
     if not math.isfinite(found.ci_high):
@@ -100,8 +101,3 @@ def _by_window(rows: Sequence[Row], task: Task) -> list[float]:
             total[0] += loss
             total[1] += count
     return [blocks.exp(loss / count) for _, (loss, count) in sorted(sums.items())]
-
-
-def _blocks_of(count: int, tokens: int) -> str:
-    """``3 blocks of 128``, ``1 block of 137``."""
-    return f"{count} block{'' if count == 1 else 's'} of {tokens}"

@@ -11,14 +11,13 @@ import contextlib
 import importlib.util
 import json
 import shutil
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from questbench import _compiling
 from questbench._paths import cache_folder
 from questbench.errors import PrerequisiteError, first_line
 from questbench.models._fits import check_memory
@@ -65,42 +64,22 @@ def converted(source: Source) -> Converted:
     if found := _stored(folder, digest):
         return found
     check_extra()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    except OSError as error:
-        raise PrerequisiteError(
-            f"{folder.parent} cannot be written: {error.strerror}.", "Set QUESTBENCH_CACHE to a folder that can."
-        ) from error
-    try:
-        with _alone(folder, source.file):
-            return _stored(folder, digest) or _make(source, digest, scratch, folder)
-    except OSError as error:
-        raise PrerequisiteError(
-            f"{source.file} could not be converted into {folder.parent}: {error.strerror or error}.",
-            "Free some disk space, or set QUESTBENCH_CACHE to another folder.",
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Two processes that want the same model: the second one waits and takes what the first has made."""
-    try:
-        import fcntl
-    except ImportError:  # no such lock on this system
-        yield
-        return
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+    with contextlib.ExitStack() as stack:
+        doing = f"converting {source.file}"
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.stderr.write(f"Waiting for another process, which converts {name}.\n")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
-        yield
+            scratch = stack.enter_context(_compiling.building(folder.parent, folder.name, doing))
+        except OSError as error:
+            raise PrerequisiteError(
+                f"{folder.parent} cannot be written: {error.strerror}.", "Set QUESTBENCH_CACHE to a folder that can."
+            ) from error
+        try:
+            # Another process may have made it meanwhile.
+            return _stored(folder, digest) or _make(source, digest, scratch, folder)
+        except OSError as error:
+            raise PrerequisiteError(
+                f"{source.file} could not be converted into {folder.parent}: {error.strerror or error}.",
+                "Free some disk space, or set QUESTBENCH_CACHE to another folder.",
+            ) from error
 
 
 def _stored(folder: Path, digest: str) -> Converted | None:
@@ -131,10 +110,9 @@ def _make(source: Source, digest: str, scratch: Path, folder: Path) -> Converted
     sizes = {path.name: path.stat().st_size for path in made.iterdir()}
     note = {**asdict(result), "folder": None, "sizes": sizes}
     (made / NOTE).write_text(json.dumps(note), encoding="utf-8")
-    if folder.exists():  # half made or damaged, or just finished by another process
-        shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(FileExistsError):
-        made.replace(folder)
+    if folder.exists():  # half made or damaged
+        shutil.rmtree(folder)
+    made.replace(folder)
     return result
 
 
