@@ -5,33 +5,63 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "questbench/ops.h"
+#include "questbench/vector.h"
 
 namespace questbench {
 namespace {
 
-// NaN in, NaN out, like torch.amax.
-inline bool above(float a, float b) { return (a > b) | (a != a); }
-inline bool below(float a, float b) { return (a < b) | (a != a); }
-
-// Bounds of a page widened by its keys [first, valid); a page that was empty starts from its first key.
+// Values that a row of T held, without rounding.
 template <typename T>
-void widen(const T* __restrict keys, int64_t first, int64_t valid, int64_t dim, T* __restrict bounds) {
-  T* __restrict high = bounds;
-  T* __restrict low = bounds + dim;
-  if (first == 0) {
-    std::copy_n(keys, dim, high);
-    std::copy_n(keys, dim, low);
-  }
-  for (int64_t t = std::max<int64_t>(first, 1); t < valid; ++t) {
-    for (int64_t d = 0; d < dim; ++d) {
-      // Written whether it changes or not: without branches it becomes vector code.
-      const T key = keys[t * dim + d];
-      const float x = to_float(key);
-      high[d] = above(x, to_float(high[d])) ? key : high[d];
-      low[d] = below(x, to_float(low[d])) ? key : low[d];
+inline void put(const Vec& x, T* out) {
+  float lanes[kLanes];
+  store(lanes, x);
+  for (int i = 0; i < kLanes; ++i) from_float(lanes[i], out + i);
+}
+inline void put(const Vec& x, bf16* out) {
+  uint32_t lanes[kLanes];
+  std::memcpy(lanes, &x, sizeof lanes);
+  for (int i = 0; i < kLanes; ++i) out[i].bits = static_cast<uint16_t>(lanes[i] >> 16);
+}
+
+// NaN in, NaN out, like torch.amax.
+template <typename V>
+inline auto above(const V& a, const V& b) {
+  return (a > b) | (a != a);
+}
+template <typename V>
+inline auto below(const V& a, const V& b) {
+  return (a < b) | (a != a);
+}
+
+// Bounds of a page widened by its keys [first, valid); a page that was empty starts from its first key. The compiler makes
+// no vector code of it by itself: compared as floats, elements of 16 bits are chosen one by one.
+template <typename T>
+void widen(const T* keys, int64_t first, int64_t valid, int64_t dim, T* bounds) {
+  const T* before_high = first == 0 ? keys : bounds;
+  const T* before_low = first == 0 ? keys : bounds + dim;
+  int64_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes) {
+    Vec high = load(before_high + d), low = load(before_low + d);
+    for (int64_t t = std::max<int64_t>(first, 1); t < valid; ++t) {
+      const Vec x = load(keys + t * dim + d);
+      high = QB_CHOOSE(above(x, high), x, high);
+      low = QB_CHOOSE(below(x, low), x, low);
     }
+    put(high, bounds + d);
+    put(low, bounds + dim + d);
+  }
+  for (; d < dim; ++d) {
+    T high = before_high[d], low = before_low[d];
+    for (int64_t t = std::max<int64_t>(first, 1); t < valid; ++t) {
+      const T key = keys[t * dim + d];
+      if (above(to_float(key), to_float(high))) high = key;
+      if (below(to_float(key), to_float(low))) low = key;
+    }
+    bounds[d] = high;
+    bounds[dim + d] = low;
   }
 }
 
