@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Columns(NamedTuple):
+    """One slot of every row."""
+
+    positions: Tensor | None
+    """``[B, Hk]``, a view."""
+    mass: Tensor | None
+    """``[B, Hk]``, a view."""
+    one: Tensor
+    """int32: a Python number would be made a tensor in every step."""
 
 
 class Slots:
@@ -26,22 +38,41 @@ class Slots:
         self.mass = torch.zeros(shape, device=device) if mass else None
         """``[B, Hk, C]`` fp32."""
         self._sums = sums
-        self.newest: int | None = None
-        """Slot that holds the newest entry's position in every row, once every row evicts in every step."""
+        self._newest: int | None = None
+        self._columns: Columns | None = None
         self.now: Tensor | None = None
         """``[B]`` int32: the text's length per row, in a frozen cache that has yet to fill up."""
+
+    @property
+    def newest(self) -> int | None:
+        """Slot that holds the newest entry's position in every row, once every row evicts in every step."""
+        return self._newest
+
+    @newest.setter
+    def newest(self, slot: int | None) -> None:
+        if slot != self._newest:
+            self._newest, self._columns = slot, None
+
+    def _of_newest(self, slot: int) -> Columns:
+        """What is known of the newest entries: the same views in every step, as making them takes time."""
+        if self._columns is None:
+            positions, mass = (None if x is None else x[:, :, slot] for x in (self.positions, self.mass))
+            device = next(x.device for x in (positions, mass) if x is not None)
+            self._columns = Columns(positions, mass, torch.ones((), dtype=torch.int32, device=device))
+        return self._columns
 
     def number(self, counts: Sequence[int], seen: Sequence[int], held: Sequence[int], lengths: Tensor) -> None:
         """Give the entries about to be appended their text positions and no mass yet."""
         if self.positions is None and self.mass is None:
             return
-        if self.newest is not None and all(count == 1 for count in counts):
+        if self._newest is not None and all(count == 1 for count in counts):
             # The slot is that of the step before and the position is the next: no number of the host is involved,
             # and a step that was captured in a CUDA graph can be replayed.
-            if self.positions is not None:
-                self.positions[:, :, self.newest].add_(1)
-            if self.mass is not None and self._sums:  # else the step overwrites it
-                self.mass[:, :, self.newest].zero_()
+            columns = self._of_newest(self._newest)
+            if columns.positions is not None:
+                columns.positions.add_(columns.one)
+            if columns.mass is not None and self._sums:  # else the step overwrites it
+                columns.mass.zero_()
             return
         self.newest = None
         if self.now is not None:
@@ -81,16 +112,20 @@ class Slots:
     def lag(self, lengths: Tensor) -> Tensor | None:
         """``[B]``: position in the cache less that in the text, of the newest entry; ``None``: ask the host."""
         if self.newest is not None and self.positions is not None:
-            return lengths - self.positions[:, 0, self.newest] - 1
+            columns = self._of_newest(self.newest)
+            assert columns.positions is not None
+            return lengths - columns.positions[:, 0] - columns.one
         return None if self.now is None else lengths - self.now
 
     def fit(self, slots: int) -> None:
         """Room for ``slots`` per row; zeros in what is new."""
         self.positions, self.mass = _widened(self.positions, slots), _widened(self.mass, slots)
+        self._columns = None
 
     def select(self, rows: Tensor) -> None:
         """Row i becomes the old row ``rows[i]``."""
         self.positions, self.mass = (None if x is None else x[rows] for x in (self.positions, self.mass))
+        self._columns = None
 
     def take(self, other: Slots, heads: Tensor | None, *, mass: bool) -> None:
         """What another cache knows of the same slots, of some of its KV heads.

@@ -21,11 +21,12 @@ def by_halves(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
 def relative(theta: float, head_dim: int, device: str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
     """Llama's rotary embedding as a relative rotation, for methods that re-index positions."""
-    frequency = theta ** -(torch.arange(0, head_dim, 2, device=device) / head_dim)
+    half = theta ** -(torch.arange(0, head_dim, 2, device=device) / head_dim)
+    # Of a negative angle the sine is negative and the cosine the same: what `signed` is for comes with the angles.
+    frequency = torch.cat([-half, half])
 
     def rotate(x: Tensor, delta: Tensor) -> Tensor:
-        angle = (delta[:, None].float() * frequency).repeat(1, 2)[:, None]
-        first, second = x.float().chunk(2, dim=-1)
-        return (x.float() * angle.cos() + torch.cat([-second, first], dim=-1) * angle.sin()).to(x.dtype)
+        angle = delta[:, None, None] * frequency
+        return by_halves(x.float(), angle.cos(), angle.sin()).to(x.dtype)
 
     return rotate

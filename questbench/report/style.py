@@ -79,6 +79,8 @@ STAGES = {
     "evict": ("#CC79A7", "\\\\\\"),
 }
 """Colour and hatch of each stage of a step, in the order in which they run."""
+REST = {"rest": ("#444444", "")}
+"""Of what stands between and around the stages."""
 LIMIT: dict[str, Any] = {"linestyle": "-", "linewidth": 0.7, "alpha": 0.45}
 """Lines of what no measurement can beat: paler than every method, and without markers."""
 

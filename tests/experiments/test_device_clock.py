@@ -105,6 +105,7 @@ def test_a_cell_is_measured_by_graphs(cuda, brought):  # noqa: F811
         "score",
         "select",
         "attend",
+        "rest",
     }
     assert value(records, "quest", "speedup", baseline="brought") > 0
 

@@ -184,15 +184,21 @@ class MethodArm:
 
 
 def stages(arm: MethodArm, clock: StageClock, rounds: int) -> dict[str, list[float]]:
-    """Seconds per stage of a method's step whose ops are called one by one, one sample per round."""
+    """Seconds per stage of a method's step whose ops are called one by one, one sample per round.
+
+    ``rest`` is what stands around the ops: calls from Python, and what a method does with torch.
+    """
     samples: dict[str, list[float]] = {}
     with staged(arm.parts, clock.mark) as marks:
         for index in range(rounds + 2):
             arm.setup()
             marks.clear()
             clock.begin()
+            before = clock.mark()
             arm.step(index)
+            whole = clock.seconds([("rest", before, clock.mark())])
             seconds = clock.seconds(marks)
+            seconds["rest"] = max(whole["rest"] - sum(seconds.values()), 0.0)
             if index >= 2:
                 for stage, spent in seconds.items():
                     samples.setdefault(stage, []).append(spent)

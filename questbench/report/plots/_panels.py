@@ -176,7 +176,8 @@ def _apart(cells: pd.DataFrame, columns: list[str], metric: str, whole: str) -> 
         names = ", ".join(dict.fromkeys(beyond["label"]))
         lines.append(
             f"Diamonds beyond their bars ({names}): the {whole} took up to {share.max():.1f} times as long as its "
-            "parts together. The two were timed one after the other, so the machine was slower during one of them."
+            "parts together. The two were timed apart: the machine may have been slower during one of them, and the "
+            "parts were timed with no other method between two steps."
         )
     if len(within):
         names = ", ".join(dict.fromkeys(within["label"]))

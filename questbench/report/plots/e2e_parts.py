@@ -13,5 +13,5 @@ TITLE = (
     "without clocks in between. A bar too long for its panel is cut and labelled with its length."
 )
 AXES = ("seq_len", "budget")
-PARTS: dict[str, tuple[str, str]] = {"weights": ("#DDDDDD", ""), **style.STAGES, "rest": ("#444444", "")}
+PARTS: dict[str, tuple[str, str]] = {"weights": ("#DDDDDD", ""), **style.STAGES, **style.REST}
 draw = functools.partial(_panels.stacked, metric="tpot", parts=PARTS, whole="plain step")

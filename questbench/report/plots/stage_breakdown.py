@@ -1,4 +1,4 @@
-"""Where the time of a decode step goes: append, score, select, attend, evict."""
+"""Where the time of a decode step goes: append, score, select, attend, evict, and what stands between them."""
 
 from __future__ import annotations
 
@@ -13,4 +13,5 @@ TITLE = (
     "and without clocks between its stages. A bar too long for its panel is cut and labelled with its length."
 )
 AXES = ("seq_len", "budget")
-draw = functools.partial(_panels.stacked, metric="latency", parts=style.STAGES, whole="whole step")
+PARTS = {**style.STAGES, **style.REST}
+draw = functools.partial(_panels.stacked, metric="latency", parts=PARTS, whole="whole step")
