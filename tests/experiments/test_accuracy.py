@@ -158,9 +158,13 @@ def test_progress_counts_samples_and_names_budgets_where_a_method_has_several():
     told: list[tuple[int, int, str]] = []
     config = AccuracyConfig(**{**SMALL, "methods": ["quest"], "budgets": [64, 128], "samples": 2})  # type: ignore[arg-type]
     list(accuracy.run(config, progress=lambda *state: told.append(state)))
-    assert [state[:2] for state in told] == [(0, 2), (1, 2), (2, 2)]
-    assert told[0][2] == "the first sample"
-    assert told[2][2].startswith("passkey at 512: dense 100%, quest 64 100%, quest 128 100%")
+    assert [state[:2] for state in told] == [(0, 2)] * 5 + [(1, 2), (2, 2)]
+    assert [state[2] for state in told[:5]] == [
+        "the first sample",
+        "the first sample: 100% of the prompt read",
+        *(f"the first sample: 1 prompt read, cell {number} of 3" for number in (1, 2, 3)),
+    ]
+    assert told[6][2].startswith("passkey at 512: dense 100%, quest 64 100%, quest 128 100%")
 
 
 def test_progress_of_a_run_that_goes_on_begins_with_what_is_there():
@@ -170,5 +174,5 @@ def test_progress_of_a_run_that_goes_on_begins_with_what_is_there():
     told: list[tuple[int, int, str]] = []
     stored = [{"unit": first.key, **row} for row in first.samples]
     list(accuracy.run(config, finished={first.key}, stored=stored, progress=lambda *state: told.append(state)))
-    assert [state[:2] for state in told] == [(0, 2), (1, 2), (2, 2)]
+    assert [state[:2] for state in told] == [(0, 2), (1, 2), (2, 2)], "what is there tells more than parts of a sample"
     assert told[1][2].startswith("passkey at 512: dense 100%")

@@ -7,7 +7,7 @@ is what it would be alone: attention and eviction know rows, and everything else
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -48,16 +48,26 @@ class Batch:
 
     @classmethod
     def prefill(
-        cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: SparseCache, *, all_logits: bool = False
+        cls,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        cache: SparseCache,
+        *,
+        all_logits: bool = False,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Batch:
         """Prefill ``prompts``, one row each; ``all_logits`` keeps those of every token.
+
+        Args:
+            progress: told (tokens done, tokens in all) after each part, unless all logits are kept.
 
         Raises:
             NotFiniteError: NaN or infinite logits, in whatever row.
         """
         longest = max(map(len, prompts))
         if all(len(prompt) == longest for prompt in prompts):
-            read = functools.partial(hf.forward, all_logits=True) if all_logits else hf.prefill
+            whole = functools.partial(hf.forward, all_logits=True)
+            read = whole if all_logits else functools.partial(hf.prefill, progress=progress)
             return cls(model, cache, None, read(model, prompts, cache))
         ids = torch.zeros((len(prompts), longest), dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -69,7 +79,7 @@ class Batch:
             places = (mask.cumsum(1) - 1).clamp(min=0)
             logits = hf.forward(model, ids, cache, all_logits=True, attention_mask=mask, position_ids=places)
         else:
-            logits = hf.prefill(model, ids, cache, mask=mask)
+            logits = hf.prefill(model, ids, cache, mask=mask, progress=progress)
         return cls(model, cache, mask, logits)
 
     def on(self, cache: SparseCache) -> Batch:

@@ -111,6 +111,12 @@ def run(
     small = {one.key: error for one, usable, _ in work if (error := _too_large(session, one, usable)) is not None}
     fitting = [one for one, _, _ in work if one.key not in small]
     total, done = sum(one.samples for one in fitting), 0
+
+    def within(words: str) -> None:
+        if progress and not done:  # later ones have the forecast to go by
+            progress(0, total, f"the first sample: {words}")
+
+    session.tell = within
     own = {one.key: RequestSession.of(session) if isinstance(one.task, RequestTask) else session for one in fitting}
     for one in fitting:
         _check_usable(own[one.key], one, finished)

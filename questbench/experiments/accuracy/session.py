@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from questbench import seeding
+from questbench import seeding, units
 from questbench._memory import move_to_huge_pages
 from questbench.errors import CellError, UsageError
 from questbench.experiments.accuracy import rows as made
@@ -51,6 +51,8 @@ class Session:
     chat: Chat | None
     max_length: int | None
     """Tokens of the longest text that the model takes."""
+    tell: Callable[[str], object] = field(default=lambda words: None, repr=False)
+    """Told how far the samples are that run now."""
 
     def __post_init__(self) -> None:
         self.batch = self.config.batch
@@ -193,8 +195,13 @@ class Session:
         base = self.base(cells, max(one.prompt.length + one.max_new_tokens for one in prepared))
         start = time.perf_counter()
         failure = None
+        many = "prompt" if len(prepared) == 1 else f"{len(prepared)} prompts"
+
+        def told(done: int, total: int) -> None:
+            self.tell(f"{done / total:.0%} of the {many} read")
+
         try:
-            batch = Batch.prefill(self.loaded.model, [one.prompt.prefill for one in prepared], base)
+            batch = Batch.prefill(self.loaded.model, [one.prompt.prefill for one in prepared], base, progress=told)
         except Exception as error:
             if len(prepared) > 1 or not apart(error):
                 raise
@@ -202,7 +209,8 @@ class Session:
         prefill = time.perf_counter() - start
         spent = {"prefill": prefill / len(prepared)}
         found = {}
-        for cell in cells:
+        for number, cell in enumerate(cells, 1):
+            self.tell(f"{units.counted(len(prepared), 'prompt')} read, cell {number} of {len(cells)}")
             rows = [made.failed(failure)] * len(prepared) if failure else self._cell(work, cell, batch, prepared)
             found[cell.key] = [row | {"seconds": spent | row["seconds"]} if "seconds" in row else row for row in rows]
         hf.release(base)
