@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,14 @@ class OwnedPages:
     def gather(self, row: int, held: int, stored: Tensor) -> Tensor:
         """The first ``held`` entries of a row ``[Hk, held, D]`` (a copy), from the pool's keys or values."""
         return stored[self.table[row, : len(self.owned[row])].long()].transpose(0, 1).flatten(1, 2)[:, :held]
+
+    def runs(self, row: int) -> Iterator[tuple[int, int, int]]:
+        """Pages of a row that lie one behind the other: (the first in the row, the first in the pool, how many)."""
+        owned, start = self.owned[row], 0
+        for place in range(1, len(owned) + 1):
+            if place == len(owned) or owned[place] != owned[place - 1] + 1:
+                yield start, owned[start], place - start
+                start = place
 
     def replace(self, row: int, k: Tensor, v: Tensor) -> None:
         """Other keys and values ``[Hk, held, D]`` for the entries of a row (pruned, quantised); not their bounds."""

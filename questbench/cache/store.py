@@ -6,7 +6,7 @@ with it, ``positions`` tells. ``seen`` counts the text, ``held`` what is residen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -199,6 +199,11 @@ class EntryStore:
     def keys(self, row: int) -> Tensor:
         """The keys alone, for whoever needs no values."""
         return self.pages.gather(row, self.held[row], self.pool.k)
+
+    def key_pages(self, row: int) -> Iterator[tuple[int, Tensor]]:
+        """Keys of one row where they are stored: (first page, ``[pages, Hk, S, D]``), rubbish in slots behind the last."""
+        for place, first, count in self.pages.runs(row):
+            yield place, self.pool.k[first : first + count]
 
     def forget_prompt(self) -> None:
         """Drop what was collected from prompts."""

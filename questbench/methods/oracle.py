@@ -25,13 +25,19 @@ class Oracle(PageYardstick):
         import torch
 
         rows, heads, _ = q.shape
-        pages = layer.page_table.shape[1]
-        scores = torch.full((rows, heads, pages * layer.page_size), -torch.inf, device=q.device)
+        scores = torch.full((rows, heads, layer.page_table.shape[1]), -torch.inf, device=q.device)
+        grouped = q.float().unflatten(1, (layer.kv_heads, -1)).transpose(2, 3)
+        best = scores.unflatten(1, (layer.kv_heads, -1))
         for row in range(rows):
-            keys = layer.keys(row).float().repeat_interleave(heads // layer.kv_heads, dim=0)
-            scores[row, :, : layer.held[row]] = (keys @ q[row].float()[..., None])[..., 0]
-        best: Tensor = scores.unflatten(2, (pages, layer.page_size)).amax(-1)
-        return best
+            for first, keys in layer.key_pages(row):
+                count = keys.shape[0]
+                left = max(layer.held[row] - first * layer.page_size, 0)
+                for head in range(layer.kv_heads):
+                    # Page by page, so that no key is copied.
+                    products = torch.bmm(keys[:, head].float(), grouped[row, head].expand(count, -1, -1))
+                    products.flatten(0, 1)[left:] = -torch.inf
+                    best[row, head, :, first : first + count] = products.amax(1).T
+        return scores
 
     def tokens_scored(self, length: int) -> int:
         """Every key is read to score the pages."""

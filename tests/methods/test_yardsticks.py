@@ -27,6 +27,28 @@ def test_oracle_reads_the_page_of_the_best_key(ops):
                 assert counter.visits[-1][row, head, best[head]] == GROUP
 
 
+def test_oracle_scores_pages_where_they_are_stored(ops):
+    driver = Driver(Oracle(24), ops, 3)
+    driver.prefill([70, 44, 3])
+    fork = driver.layer.fork(Oracle(24))  # its open pages are copies, which lie elsewhere
+    for _ in range(2 * PAGE):
+        _, k, v = driver.entries(1)
+        fork.append(k, v)
+    driver.layer.append(k, v)
+    assert len(list(fork.pages.runs(0))) > 1
+    q = driver.entries(1)[0][:, :, 0]
+    for layer in (driver.layer, fork):
+        layer.pool.k[layer.pages.owned[0][-1], :, layer.held[0] % PAGE :] = torch.nan  # what was never stored
+        scores = Oracle(24).page_scores(q, layer)
+        assert scores.shape == (3, HEADS, layer.page_table.shape[1])
+        for row in range(3):
+            keys = layer.keys(row).float().repeat_interleave(GROUP, dim=0)
+            products = (keys @ q[row].float()[..., None])[..., 0]
+            pages = [part.amax(1) for part in products.split(PAGE, dim=1)]
+            torch.testing.assert_close(scores[row, :, : len(pages)], torch.stack(pages, dim=1))
+            assert scores[row, :, len(pages) :].eq(-torch.inf).all()
+
+
 def test_random_draws_anew_in_each_step_and_the_same_in_each_run(ops):
     visits = []
     for _ in range(2):
