@@ -13,7 +13,7 @@ OUT ?= results
 
 # make real: samples of the pass key task at each length, and texts that perplexity is taken of
 SAMPLES ?= 8
-TEXTS ?= 4
+TEXTS ?= 6
 METHODS := dense,quest,h2o,tova,streaming_llm,oracle,random
 
 .PHONY: demo real kernels test lint types pytest test-transformers wheel clean

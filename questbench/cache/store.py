@@ -201,7 +201,10 @@ class EntryStore:
         return self.pages.gather(row, self.held[row], self.pool.k)
 
     def key_pages(self, row: int) -> Iterator[tuple[int, Tensor]]:
-        """Keys of one row where they are stored: (first page, ``[pages, Hk, S, D]``), rubbish in slots behind the last."""
+        """Keys of one row where they are stored: (first page, ``[pages, Hk, S, D]``).
+
+        Slots behind the newest entry hold anything.
+        """
         for place, first, count in self.pages.runs(row):
             yield place, self.pool.k[first : first + count]
 
