@@ -16,6 +16,7 @@ namespace questbench {
 
 constexpr int64_t kChunk = 1024;  // entries of a work item at most
 constexpr int64_t kTouch = 8;
+constexpr int64_t kWide = 16;  // lists side by side: the sums of more crowd the first-level cache
 // Floats between the sums of two heads: whole blocks of 32 columns, the last one with room for what a row leaves over.
 inline int64_t sums_width(int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
 
@@ -61,10 +62,11 @@ struct Attend {
     return pages ? pages[(row * lists + list) * width + i] : i;
   }
   int64_t items() const { return paged.rows * lists * chunks; }
-  // Neighbouring lists that one work item takes where everything is read: as many as leave every thread a few items.
+  // Neighbouring lists that one work item takes where everything is read: as many as leave every thread a few items, and no
+  // more than kWide while they can be halved.
   int64_t wide(int threads) const {
     int64_t out = choice.together && pages == nullptr ? lists : 1;
-    while (out % 2 == 0 && items() / out < 4 * threads) out /= 2;
+    while (out % 2 == 0 && (out > kWide || items() / out < 4 * threads)) out /= 2;
     return items() / out < 4 * threads ? 1 : out;
   }
 };
