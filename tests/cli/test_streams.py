@@ -17,6 +17,12 @@ from questbench.cli._output import Output
 SHELL = "/bin/sh"
 
 
+def listen() -> None:
+    """In a process about to start: what nohup, or a shell's background job, told the tests to ignore is heard again."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def shell(line: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[bytes]:
     """A line of the shell, with ``questbench`` for the command."""
     line = line.replace("questbench ", f"{sys.executable} -m questbench ")
@@ -99,7 +105,9 @@ def test_a_run_keeps_its_results_whatever_its_output_does(end: str, code: int, p
 def test_signals_leave_the_command_that_continues(number: signal.Signals, program: Path) -> None:
     command, settings = [sys.executable, "program.py", "kernel"], {**os.environ, "SLEEP": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=program, env=settings, text=True, **pipes) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(  # type: ignore[call-overload]
+        command, cwd=program, env=settings, text=True, preexec_fn=listen, **pipes
+    ) as process:
         for _ in range(600):
             if (program / "asleep").exists() or process.poll() is not None:
                 break
@@ -119,7 +127,7 @@ def test_ctrl_c_while_modules_load_is_one_line(tmp_path: Path) -> None:
     path = f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}"
     command = [sys.executable, "-m", "questbench", "ls"]
     with subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, preexec_fn=listen
     ) as process:
         for _ in range(600):
             if (tmp_path / "loading").exists() or process.poll() is not None:
