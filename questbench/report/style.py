@@ -71,6 +71,8 @@ _SPARE = (
     Look("#5B5B9E", ">", (0, (4, 2, 1, 2)), "--"),
 )
 _YARDSTICKS = (Look("#6F6F6F", "*", (0, (1, 1)), hollow=True), Look("#A0A0A0", "+", (0, (1, 3)), hollow=True))
+USUAL_LINES = 3
+"""Of small print below a figure."""
 STAGES = {
     "append": ("#999999", ""),
     "score": ("#E69F00", "///"),
@@ -251,6 +253,9 @@ def small_print(figure: Figure, text: str) -> None:
 
     width = int(figure.get_size_inches()[0] * 28)
     lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width)]
+    # The figure's height counts on this many; more of them make it higher, and the panels keep their height.
+    across, height = figure.get_size_inches()
+    figure.set_size_inches(across, height + 0.09 * max(len(lines) - USUAL_LINES, 0))
     room = (0.09 * len(lines) + 0.04) / figure.get_size_inches()[1]
     engine = figure.get_layout_engine()
     if engine is not None:

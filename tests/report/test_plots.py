@@ -161,6 +161,17 @@ def test_names_that_are_too_long_for_the_line_go_into_the_legend() -> None:
             assert axes.get_position().width > 0.5, "the panel keeps its room"
 
 
+def test_panels_keep_their_height_above_long_small_print() -> None:
+    heights = []
+    for lines in (1, 15):
+        with _base.blank() as figure:
+            (axes,) = style.panels(figure, 1, height=1.0)
+            style.small_print(figure, "\n".join(["Something to know."] * lines))
+            figure.draw_without_rendering()
+            heights.append(axes.get_position().height * figure.get_size_inches()[1])
+    assert heights[1] > 0.7 * heights[0]
+
+
 def test_small_print_stays_below_tall_figures() -> None:
     records = golden.accuracy((64, 256), (4096, 8192, 16384, 32768), ("passkey", "kv", "niah", "vt"))
     with _base.blank() as figure:
