@@ -51,7 +51,7 @@ def test_traffic_of_a_count_that_is_up_to_the_data():
     config = kernel_config(methods=["dense", "quest", "twilight"])
     records = [record for unit in kernel.run(config) for record in unit.records]
     stages = {r.params["stage"] for r in records if (r.method, r.metric) == ("twilight", "latency")}
-    assert stages == {"total", "append", "score", "select", "attend"}
+    assert stages == {"total", "append", "score", "select", "attend", "rest"}
     found = {(r.method, r.metric): r.value for r in records if r.metric in ("bytes", "tokens_read", "ideal_speedup")}
     read, shape = found["twilight", "tokens_read"], CacheShape(4, 2, 64, 16, 2)
     assert 1 <= read < found["quest", "tokens_read"] == 64
