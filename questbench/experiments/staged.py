@@ -82,6 +82,11 @@ def staged(parts: Sequence[LayerCache], mark: Callable[[], Any]) -> Iterator[Mar
             part.ops = plain
 
 
+def rest(whole: float, parts: Iterable[float]) -> float:
+    """Seconds of a step between and around its parts."""
+    return max(whole - sum(parts), 0.0)
+
+
 def summed(spans: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Seconds per stage."""
     total: dict[str, float] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -70,10 +71,9 @@ def warnings(seconds: Sequence[float], *, stopped: Stop | str | None = None, tar
     if len(seconds) < ROUNDS_LEAST:
         found.append(Caution.TOO_FEW.text(n=len(seconds), least=ROUNDS_LEAST))
     noise = relative_noise(seconds)
-    # What the sentence cannot tell from the target is no news.
-    missed = round(noise, 3) > round(target, 3)
-    if stopped in (Stop.TIME, Stop.ROUNDS) and len(seconds) >= ROUNDS_LEAST and missed:
-        found.append(Caution.UNSETTLED.text(noise=f"{noise:.1%}", target=f"{target:.1%}", limit=stopped))
+    if stopped in (Stop.TIME, Stop.ROUNDS) and len(seconds) >= ROUNDS_LEAST and noise >= target:
+        known = math.ceil(noise * 1000) / 1000  # upwards: else it may read like the target
+        found.append(Caution.UNSETTLED.text(noise=f"{known:.1%}", target=f"{target:.1%}", limit=stopped))
     spread = quantile(seconds, 0.8) / max(quantile(seconds, 0.2), 1e-12)
     if spread > SPREAD_LIMIT:
         found.append(Caution.NOISY.text(spread=spread))

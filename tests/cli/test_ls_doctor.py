@@ -120,13 +120,17 @@ def test_doctor(questbench: Callable[..., Any]) -> None:
     assert all(row["todo"] for row in checks.values() if row["state"] == "missing")
 
 
-def test_doctor_shows_what_was_chosen_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_shows_what_was_chosen_for_this_machine(
+    questbench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from questbench import _compiling
     from questbench.cli import doctor
 
     def shown() -> list[tuple[str, str]]:
         """These checks alone: each whole doctor asks another process for its torch."""
-        return [(check.state, check.found) for check in doctor._choices()]
+        checks = list(doctor._choices())
+        assert {check.what for check in checks} == {"kernel choice"}
+        return [(check.state, check.found) for check in checks]
 
     monkeypatch.setenv("QUESTBENCH_CACHE", str(tmp_path))
     monkeypatch.delenv("QUESTBENCH_CHOICE")
@@ -143,6 +147,8 @@ def test_doctor_shows_what_was_chosen_for_this_machine(tmp_path: Path, monkeypat
     file = tmp_path / "cpu-1" / "choice-2.json"
     file.write_text(json.dumps(kept))
     assert shown() == [("ok", "2 threads, measured in 3.5 s: dense_single ahead=4")]
+    whole = rows(questbench("doctor", "--json").out)
+    assert [(row["state"], row["found"]) for row in whole if row["what"] == "kernel choice"] == shown()
     monkeypatch.setenv("QUESTBENCH_CHOICE", "order=apart")
     assert shown()[0] == ("ok", "QUESTBENCH_CHOICE forces order=apart")
     monkeypatch.setenv("QUESTBENCH_CHOICE", "order=sideways")

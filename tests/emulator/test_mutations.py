@@ -107,15 +107,7 @@ def test_the_kernels_as_they_are_pass(sound: Path) -> None:
     assert mutations.check(sound, *quick_checks.CHECKS) is None
 
 
-BY_DEFAULT = 3
-"""One of each kind: a wrong result, one that depends on the schedule, a fault of the emulator's own. Each is compiled
-anew, for five to seven seconds of a core."""
-
-
-@pytest.mark.parametrize(
-    "planted",
-    [pytest.param(one, marks=[pytest.mark.slow] * (at >= BY_DEFAULT), id=one.name) for at, one in enumerate(PLANTED)],
-)
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
 def test_a_planted_mistake_is_found(sound: Path, tmp_path: Path, planted: Mutation) -> None:
     assert mutations.caught(planted, OPS[Path(planted.file).stem], tmp_path) is not None
 

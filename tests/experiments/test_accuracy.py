@@ -161,7 +161,7 @@ def test_progress_counts_samples_and_names_budgets_where_a_method_has_several():
     assert [state[:2] for state in told] == [(0, 2)] * 5 + [(1, 2), (2, 2)]
     assert [state[2] for state in told[:5]] == [
         "the first sample",
-        "the first sample: 100% of the prompt read",
+        "the first sample: 100% of 1 prompt read",
         *(f"the first sample: 1 prompt read, cell {number} of 3" for number in (1, 2, 3)),
     ]
     assert told[6][2].startswith("passkey at 512: dense 100%, quest 64 100%, quest 128 100%")

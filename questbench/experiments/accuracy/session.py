@@ -195,10 +195,10 @@ class Session:
         base = self.base(cells, max(one.prompt.length + one.max_new_tokens for one in prepared))
         start = time.perf_counter()
         failure = None
-        many = "prompt" if len(prepared) == 1 else f"{len(prepared)} prompts"
+        prompts = units.counted(len(prepared), "prompt")
 
         def told(done: int, total: int) -> None:
-            self.tell(f"{done / total:.0%} of the {many} read")
+            self.tell(f"{done / total:.0%} of {prompts} read")
 
         try:
             batch = Batch.prefill(self.loaded.model, [one.prompt.prefill for one in prepared], base, progress=told)
@@ -210,7 +210,7 @@ class Session:
         spent = {"prefill": prefill / len(prepared)}
         found = {}
         for number, cell in enumerate(cells, 1):
-            self.tell(f"{units.counted(len(prepared), 'prompt')} read, cell {number} of {len(cells)}")
+            self.tell(f"{prompts} read, cell {number} of {len(cells)}")
             rows = [made.failed(failure)] * len(prepared) if failure else self._cell(work, cell, batch, prepared)
             found[cell.key] = [row | {"seconds": spent | row["seconds"]} if "seconds" in row else row for row in rows]
         hf.release(base)

@@ -15,7 +15,7 @@ from questbench._noise import Noise
 from questbench.baselines import _ways
 from questbench.baselines._base import Still
 from questbench.baselines._loop import StepArm
-from questbench.experiments.staged import staged, summed
+from questbench.experiments.staged import rest, staged, summed
 from questbench.models.static_loop import StaticLoop
 
 CONTROL_LENGTH = 8192
@@ -55,8 +55,8 @@ def stages(loop: StaticLoop, rounds: int, clock: Callable[[], float]) -> dict[st
             parts = {"weights": seconds.get("weights", 0.0)}
             parts |= summed((stage, after - before) for stage, before, after in marks)
             if number:  # the first round warms up
-                rest = max(total - sum(parts.values()), 0.0)
-                for stage, value in (parts | {"rest": rest, "staged": total}).items():
+                around = rest(total, parts.values())
+                for stage, value in (parts | {"rest": around, "staged": total}).items():
                     found.setdefault(stage, []).append(value)
     arm.setup()
     return found

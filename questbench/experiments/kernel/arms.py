@@ -12,7 +12,7 @@ from questbench import attention
 from questbench._noise import Noise
 from questbench.cache import Layer, LayerCache, fork_layer, make_layer
 from questbench.experiments.counting import ReadCounter
-from questbench.experiments.staged import StageClock, staged
+from questbench.experiments.staged import StageClock, rest, staged
 from questbench.kernels._ops import Ops
 from questbench.methods._base import CacheShape, Method
 from questbench.models._rotation import relative
@@ -196,9 +196,9 @@ def stages(arm: MethodArm, clock: StageClock, rounds: int) -> dict[str, list[flo
             clock.begin()
             before = clock.mark()
             arm.step(index)
-            whole = clock.seconds([("rest", before, clock.mark())])
+            (whole,) = clock.seconds([("whole", before, clock.mark())]).values()
             seconds = clock.seconds(marks)
-            seconds["rest"] = max(whole["rest"] - sum(seconds.values()), 0.0)
+            seconds["rest"] = rest(whole, seconds.values())
             if index >= 2:
                 for stage, spent in seconds.items():
                     samples.setdefault(stage, []).append(spent)
