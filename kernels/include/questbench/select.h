@@ -1,12 +1,13 @@
 // The `wanted` best pages of one head, exact on the given fp32 scores, in ascending order.
 //
-// Scores become monotone 32-bit keys (NaN first, then by value, +0 and -0 alike); a binary search over the bits of the
-// key finds the smallest one that is still taken; equal keys are taken from the lower page on.
+// Scores become monotone 32-bit keys (NaN first, then by value, +0 and -0 alike); a search for the smallest key that is
+// still taken halves its range, or better; equal keys are taken from the lower page on.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "questbench/vector.h"
@@ -101,18 +102,33 @@ inline int64_t select_pages(const float* scores, int64_t pages, int64_t wanted, 
     for (int64_t p = 0; p < pages; ++p) out[p] = static_cast<int32_t>(p);
     return pages;
   }
-  std::vector<uint32_t> keys(pages);
+  thread_local std::vector<uint32_t> kept;
+  if (static_cast<int64_t>(kept.size()) < pages) kept.resize(pages);
+  uint32_t* const keys = kept.data();
   for (int64_t p = 0; p < pages; ++p) keys[p] = order_key(scores[p]);
-  // The largest threshold that at least `wanted` keys reach, bit by bit; every count is one pass of vector compares.
-  uint32_t threshold = 0;
-  int64_t reached = pages;
-  for (int bit = 31; bit >= 0 && reached != wanted; --bit) {
-    const uint32_t trial = threshold | (1u << bit);
+  uint32_t least = ~0u, most = 0;  // a loop of its own: together they are no vector code
+  for (int64_t p = 0; p < pages; ++p) {
+    least = std::min(least, keys[p]);
+    most = std::max(most, keys[p]);
+  }
+  // The largest threshold that at least `wanted` keys reach is in [threshold, above); every count is one pass of vector
+  // compares. The range is split where `wanted` keys would be if they were spread evenly over it, and every third time in
+  // the middle: no spread of keys takes more than three passes for a bit.
+  uint32_t threshold = least;
+  uint64_t above = uint64_t{most} + 1;
+  int64_t reached = pages, over = 0;
+  for (int turn = 0; reached != wanted && above - threshold > 1; ++turn) {
+    const uint64_t span = above - threshold;
+    const double share = turn % 3 != 2 ? static_cast<double>(reached - wanted) / static_cast<double>(reached - over) : 0.5;
+    const uint32_t trial = threshold + static_cast<uint32_t>(std::clamp<double>(share * span, 1, span - 1));
     uint32_t count = 0;
     for (int64_t p = 0; p < pages; ++p) count += keys[p] >= trial;
     if (count >= wanted) {
       threshold = trial;
       reached = count;
+    } else {
+      above = trial;
+      over = count;
     }
   }
   // Everything above the threshold, and of the keys that equal it the first ones: drop `reached - wanted` from the end.
@@ -131,6 +147,21 @@ inline int64_t select_pages(const float* scores, int64_t pages, int64_t wanted, 
       const int count = __builtin_popcount(hit);
       _mm512_mask_storeu_epi32(out + taken, static_cast<__mmask16>((1u << count) - 1), _mm512_maskz_compress_epi32(hit, ids));
       taken += count;
+    }
+    for (; p < pages; ++p)
+      if (keys[p] >= threshold) out[taken++] = static_cast<int32_t>(p);
+    return taken;
+  }
+#elif defined(__AVX2__)
+  if (reached == wanted) {
+    const __m256i sign = _mm256_set1_epi32(std::numeric_limits<int32_t>::min());  // compares are signed
+    const __m256i least_key = _mm256_xor_si256(_mm256_set1_epi32(static_cast<int32_t>(threshold)), sign);
+    int64_t p = 0;
+    for (; p + 8 <= pages; p += 8) {
+      const __m256i eight = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(&keys[p])), sign);
+      const int below = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(least_key, eight)));
+      for (int hits = ~below & 0xff; hits != 0; hits &= hits - 1)
+        out[taken++] = static_cast<int32_t>(p + __builtin_ctz(static_cast<unsigned>(hits)));
     }
     for (; p < pages; ++p)
       if (keys[p] >= threshold) out[taken++] = static_cast<int32_t>(p);
