@@ -51,11 +51,19 @@ def test_imports_no_torch(arguments: tuple[str, ...], expected: int, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "arguments", ["kernel --cache none", "e2e --loop none", "accuracy --task passkey --protocol x"]
+    ("arguments", "expected"),
+    [
+        ("kernel --cache none", 2),
+        ("e2e --loop none", 2),
+        ("accuracy --task passkey --protocol x", 2),
+        ("e2e --model ./nowhere", 3),
+        ("accuracy --task passkey --model nowhere.gguf", 3),
+        ("accuracy --task passkey --model pip:questbench-nowhere", 3),
+    ],
 )
-def test_a_wrong_value_does_not_wait_for_torch(arguments: str, tmp_path: Path) -> None:
+def test_a_wrong_value_does_not_wait_for_torch(arguments: str, expected: int, tmp_path: Path) -> None:
     code, heavy = loaded(*arguments.split(), cwd=tmp_path)
-    assert code == 2 and not heavy & {"torch", "transformers"}
+    assert code == expected and not heavy & {"torch", "transformers"}
 
 
 def test_help_is_fast(tmp_path: Path) -> None:

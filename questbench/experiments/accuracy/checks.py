@@ -7,6 +7,7 @@ from questbench.errors import UsageError
 from questbench.experiments.accuracy.config import AccuracyConfig, bare_tasks, cells, grid
 from questbench.experiments.setup import check_machine
 from questbench.methods._make import check_arguments
+from questbench.models import loading
 from questbench.tasks._data import DataTask, check_use
 
 SAMPLES_MOST = 1_000_000
@@ -18,11 +19,12 @@ def check(config: AccuracyConfig) -> None:
 
     Raises:
         UsageError: unknown names, impossible values.
-        PrerequisiteError: a missing backend or device.
+        PrerequisiteError: a missing model, backend or device.
     """
     if not config.tasks:
         raise UsageError("No task given.", f"Use --task with one of: {', '.join(registry.names('questbench.tasks'))}.")
     flags.check(config)
+    loading.check(config.model)
     if config.samples is not None and config.samples > SAMPLES_MOST:
         raise UsageError(
             f"--samples {config.samples:,}: a run holds its rows in memory, {SAMPLES_MOST:,} samples of them at most.",
