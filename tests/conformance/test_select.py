@@ -63,6 +63,18 @@ def test_any_few_scores_summed(
     assert valid_lists(given_scores, lengths, SIZE, got, **rule)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("pages", [17, 300, 2049])
+def test_scores_however_they_are_spread(pages: int) -> None:
+    """Where a search for the threshold supposes that they are spread evenly, it must not rely on it."""
+    scores = torch.randn((3, 4, pages), generator=generator(pages))
+    scores[0] = torch.randint(-(2**31), 2**31, (4, pages), generator=generator(pages)).int().view(torch.float32)
+    scores[1] = (20 * scores[1]).exp()
+    scores[2, :, ::3] = torch.inf
+    lengths = torch.full((3,), pages * SIZE, dtype=torch.int32)
+    for count in (1, 2, pages // 7, pages // 2, pages - 1):
+        check_select(CPU, scores, lengths, count, width=count, force_newest=False, merge="none", group=1)
+
+
 @pytest.mark.parametrize("pages", [1, 2, 15, 16, 17, 31, 33, 300, 2049])
 @pytest.mark.parametrize("merge", ["none", "max"])
 def test_random_scores_with_ties(ops: Any, pages: int, merge: Merge) -> None:
