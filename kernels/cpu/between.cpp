@@ -2,6 +2,7 @@
 #include "between.h"
 
 #include <initializer_list>
+#include <vector>
 
 namespace questbench {
 namespace {
@@ -82,8 +83,8 @@ void gated(const T* gate, const T* up, int64_t n, Gate activation, T* out) {
   for (int64_t rest = i; rest < n; ++rest) from_float(lanes[rest - i], out + rest);
 }
 
-template <typename T>
-void turn(T* x, const T* cos, const T* sin, int64_t turned) {
+template <typename T, typename Angle>
+void turn(T* x, const Angle* cos, const Angle* sin, int64_t turned) {
   const int64_t half = turned / 2;
   int64_t i = 0;
   for (; i + kLanes <= half; i += kLanes) {
@@ -95,6 +96,24 @@ void turn(T* x, const T* cos, const T* sin, int64_t turned) {
     const float low = to_float(x[i]), high = to_float(x[half + i]);
     from_float(low * to_float(cos[i]) - high * to_float(sin[i]), x + i);
     from_float(high * to_float(cos[half + i]) + low * to_float(sin[half + i]), x + half + i);
+  }
+}
+
+template <typename T>
+void rotate(const Rotate<T>& job) {
+  thread_local std::vector<float> angles;
+  const int64_t turned = 2 * job.pairs, head_size = job.heads * job.head_dim;
+  angles.resize(2 * turned);
+  float *cos = angles.data(), *sin = cos + turned;
+  for (int64_t row = 0; row < job.rows; ++row) {
+    for (int64_t i = 0; i < job.pairs; ++i) {
+      const float angle = static_cast<float>(job.delta[row]) * job.frequency[i];
+      cos[i] = cos[job.pairs + i] = std::cos(angle);
+      sin[i] = sin[job.pairs + i] = std::sin(angle);
+    }
+    T* out = job.out + row * head_size;
+    std::copy_n(job.x + row * head_size, head_size, out);
+    for (int64_t head = 0; head < job.heads; ++head) turn(out + head * job.head_dim, cos, sin, turned);
   }
 }
 
@@ -159,7 +178,7 @@ void leave(const Leave<T>& job, int threads) {
 #define QB_BETWEEN(T)                                                          \
   template void normalise(const T*, int64_t, Norm, T*);                        \
   template void gated(const T*, const T*, int64_t, Gate, T*);                  \
-  template void turn(T*, const T*, const T*, int64_t);                         \
+  template void rotate(const Rotate<T>&);                                      \
   template void enter(const Enter<T>&, const T*, const T*, int64_t, int64_t, int); \
   template void leave(const Leave<T>&, int);
 QB_BETWEEN(float)

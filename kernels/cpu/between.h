@@ -67,7 +67,19 @@ void normalise(const T* x, int64_t n, Norm norm, T* out);
 template <typename T>
 void gated(const T* gate, const T* up, int64_t n, Gate activation, T* out);
 // Rotary embedding of the halves of the first `turned` channels of a head, in place.
+template <typename T, typename Angle>
+void turn(T* x, const Angle* cos, const Angle* sin, int64_t turned);
+
+// Heads turned by a number of positions: pair i of the first 2 pairs channels by the angle delta * frequency[i].
 template <typename T>
-void turn(T* x, const T* cos, const T* sin, int64_t turned);
+struct Rotate {
+  const T* x;              // [rows, heads, head_dim]
+  const int32_t* delta;    // [rows]
+  const float* frequency;  // [pairs]
+  int64_t rows, heads, head_dim, pairs;
+  T* out;                  // as x
+};
+template <typename T>
+void rotate(const Rotate<T>& job);
 
 }  // namespace questbench

@@ -196,7 +196,7 @@ void bind_evict(TensorView k_pages, TensorView v_pages, TensorView page_table, T
     job.mass = data<float>(mass);
     job.mass_slots = mass.has_value() ? mass.value().size(2) : 0;
     job.capacity = capacity, job.sinks = sinks, job.recent = recent, job.shared = shared;
-    (void)threads;  // too little to share
+    job.threads = static_cast<int>(threads);
     evict(job);
   });
 }

@@ -1,5 +1,6 @@
-// Binds the parts of a decode step between two calls of attention (between.h). Making one checks its tensors and returns a
-// function for the steps: those have neither shapes to look at nor anything to allocate. The caller keeps the tensors.
+// Binds what stands between two calls of attention (between.h). Making a part of a decode step checks its tensors and
+// returns a function for the steps: those have neither shapes to look at nor anything to allocate. The caller keeps the
+// tensors.
 #include <tvm/ffi/function.h>
 
 #include <memory>
@@ -167,9 +168,24 @@ Function bind_leave(TensorView hidden, TensorView out, Optional<TensorView> out_
   return made;
 }
 
+// Letters: B rows, Q heads, D channels, F pairs of channels that are turned.
+void bind_rotate(TensorView x, TensorView delta, TensorView frequency, TensorView out) {
+  contract::Contract is(kBackend, "rotate", x);
+  is.tensor("x", x, contract::Type::kStored, "BQD");
+  is.tensor("delta", delta, contract::Type::kInt, "B");
+  is.tensor("frequency", frequency, contract::Type::kFloat, "F");
+  is.tensor("out", out, contract::Type::kStored, "BQD");
+  if (2 * is.size('F') > is.size('D')) is.refuse("more channels are turned than there are");
+  with_type(x, [&]<typename T>(T) {
+    rotate(Rotate<T>{data<T>(x), data<int32_t>(delta), data<float>(frequency), x.size(0), x.size(1), x.size(2),
+                     frequency.size(0), data<T>(out)});
+  });
+}
+
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(enter, bind_enter);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(leave, bind_leave);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(rotate, bind_rotate);
 
 }  // namespace questbench

@@ -80,7 +80,7 @@ def build_cache(
     full = [index for index, layer in enumerate(layers) if not layer.is_sliding]
     methods = _assign(method, full, dense_layers, page_size)
     _check_shape(model, backend, method, page_size, [index for index in full if index >= dense_layers] or full[:1])
-    turns = _rotations(model, method, len(layers))
+    turns = _rotations(model, method, backend, len(layers))
     for index in full:
         layers[index] = MethodLayer(index, methods[index], settings, turns[index], layers=len(layers))
     return SparseCache(layers, model, settings)
@@ -111,7 +111,7 @@ def fork(
     methods = _assign(method, full, dense_layers, settings.page_size)
     sparse = [index for index in full if index >= dense_layers]
     _check_shape(cache.model, settings.ops, method, settings.page_size, sparse)
-    turns = _rotations(cache.model, method, len(cache.layers))
+    turns = _rotations(cache.model, method, settings.ops, len(cache.layers))
     # Sliding-window layers replace their tensors rather than write to them, so that a shallow copy is a copy.
     layers = [
         layer.fork(methods[layer.index], settings, turns[layer.index])
@@ -309,5 +309,5 @@ def _assign(method: Method, full: list[int], dense_layers: int, page_size: int) 
     return {index: Dense() if index < dense_layers else method for index in full}
 
 
-def _rotations(model: PreTrainedModel, method: Method, layers: int) -> list[Rotate | None]:
-    return rotations(model) if method.needs_rotation else [None] * layers
+def _rotations(model: PreTrainedModel, method: Method, ops: Ops, layers: int) -> list[Rotate | None]:
+    return rotations(model, compiled=ops.name == "cpu") if method.needs_rotation else [None] * layers

@@ -14,30 +14,33 @@ from transformers import DynamicCache, PreTrainedModel
 
 from questbench.cache import Rotate
 from questbench.models._forward import cache_argument
+from questbench.models._rotation import by_difference
 
 CHANGING = ("dynamic", "longrope")
 """Kinds of rotary embedding whose frequencies change with the length: no rotation by a difference exists."""
 TOKENS, SHIFT = 8, 5
 """Tokens to try a rotation out on, and by how many positions."""
 
-_known: weakref.WeakKeyDictionary[PreTrainedModel, list[Rotate | None]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[PreTrainedModel, dict[bool, list[Rotate | None]]] = weakref.WeakKeyDictionary()
 
 
-def rotations(model: PreTrainedModel) -> list[Rotate | None]:
+def rotations(model: PreTrainedModel, *, compiled: bool = False) -> list[Rotate | None]:
     """One rotation per layer; ``None`` where the layer's keys are not turned by a fixed angle per position.
 
-    Every rotation is tried out: the keys of some tokens at two positions must be turned into each other. (A text of one
-    token attends to itself alone, so nothing else in the model depends on its position.) Layers that use no positions
-    at all get the identity.
+    With ``compiled`` by our kernels for the CPU, where they fit the model's rotary embedding. Every rotation is tried
+    out: the keys of some tokens at two positions must be turned into each other. (A text of one token attends to itself
+    alone, so nothing else in the model depends on its position.) Layers that use no positions at all get the identity.
     """
-    if model not in _known:
+    known = _known.setdefault(model, {})
+    if compiled not in known:
         near, far = _keys(model, 0), _keys(model, SHIFT)
         found: list[Rotate | None] = []
         for layer in range(len(near)):
-            candidates = (_delta_rotation(model, layer), _unturned)
+            ways = (_compiled_rotation,) if compiled else ()
+            candidates = (*(way(model, layer) for way in (*ways, _delta_rotation)), _unturned)
             found.append(next((turn for turn in candidates if _fits(turn, near[layer], far[layer])), None))
-        _known[model] = found
-    return _known[model]
+        known[compiled] = found
+    return known[compiled]
 
 
 def changes_with_length(model: PreTrainedModel) -> bool:
@@ -49,6 +52,17 @@ def changes_with_length(model: PreTrainedModel) -> bool:
 def _unturned(x: Tensor, delta: Tensor) -> Tensor:
     """For layers without positions."""
     return x
+
+
+def _compiled_rotation(model: PreTrainedModel, layer: int) -> Rotate | None:
+    """The rotation of one layer by the frequencies of its model; whether they are used as here is tried out."""
+    embed = getattr(model.get_decoder(), "rotary_emb", None)
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [None] * (layer + 1)
+    names = (f"{kinds[layer]}_inv_freq", "inv_freq")
+    frequency = next((found for name in names if (found := getattr(embed, name, None)) is not None), None)
+    if not isinstance(frequency, Tensor) or frequency.device.type != "cpu" or changes_with_length(model):
+        return None
+    return by_difference(frequency.detach().float().contiguous(), compiled=True)
 
 
 def _delta_rotation(model: PreTrainedModel, layer: int) -> Rotate | None:

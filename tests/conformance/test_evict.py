@@ -61,3 +61,15 @@ def test_a_large_store_is_evicted_from(ops: Any) -> None:
     mass = torch.rand((1, 2, capacity + 1), generator=generator(2))
     mass[0, 0, 2400], mass[0, 1, 2499] = -1.0, -1.0
     check_evict(ops, store, positions, mass, capacity=capacity, sinks=4, recent=0, shared=False)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_of_equal_masses_far_apart_the_oldest_goes(ops: Any, shared: bool) -> None:
+    """Work enough to be shared among threads, and equals in every part of the store."""
+    capacity, heads = 2000, 5
+    store = make_store([capacity + 1, 9], heads=heads, dim=64, page_size=16, dtype=torch.float16)
+    order = torch.randperm(capacity, generator=generator(3))
+    positions = torch.cat([order, torch.tensor([capacity])]).to(torch.int32).expand(2, heads, -1).contiguous()
+    mass = torch.randint(1, 9, (2, heads, capacity + 1), generator=generator(4)).float()
+    for weights in (mass, torch.ones_like(mass), None):
+        check_evict(ops, store, positions, weights, capacity=capacity, sinks=4, recent=50, shared=shared)

@@ -5,6 +5,7 @@ import torch
 from tiny import BASE, prompts, tiny
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from questbench import kernels
 from questbench.attention import Scoring
 from questbench.errors import CellError, PrerequisiteError, UsageError
 from questbench.experiments.setup import cost_model
@@ -16,6 +17,7 @@ from questbench.methods.streaming_llm import StreamingLLM
 from questbench.methods.tova import TOVA
 from questbench.models import hf
 from questbench.models._forward import cache_argument
+from questbench.models._rotation import by_difference
 from questbench.models._shape import cache_shape
 from questbench.models.rotary import rotations
 
@@ -29,6 +31,17 @@ def build(model, method=None, **options):
 def made(kind, **extra):
     config = AutoConfig.for_model(kind, **{**BASE, "num_hidden_layers": 2, **extra})
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+OTHERS = {
+    "gemma3_text": {"head_dim": 64, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "glm": {"head_dim": 64},
+}
+"""Frequencies per kind of layer; neighbouring channels turned in place of halves."""
+
+
+def turning(name):
+    return made(name, **OTHERS[name]) if name in OTHERS else tiny(name)
 
 
 def test_keys_as_tensors_are_refused():
@@ -166,7 +179,7 @@ def test_frequencies_that_change_with_the_length_are_refused_where_positions_mov
     factors = {"short_factor": [1.0] * half, "long_factor": [2.0] * half} if kind == "longrope" else {}
     rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 256, **factors}
     model = made("llama", rope_parameters=rope)
-    assert rotations(model) == [None, None]
+    assert rotations(model) == rotations(model, compiled=True) == [None, None]
     assert hf.forward(model, list(range(2, 40)), build(model, StreamingLLM(16, positions="text"))).isfinite().all()
     cache = build(model, StreamingLLM(16))
     hf.forward(model, list(range(2, 40)), cache)
@@ -174,11 +187,14 @@ def test_frequencies_that_change_with_the_length_are_refused_where_positions_mov
         hf.forward(model, [3], cache)
 
 
-@pytest.mark.parametrize("name", ["llama", "phi3", "gpt_oss", "gemma2", "qwen3"])
-def test_rotations_are_the_model_s_own(name):
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt_oss", "gemma2", "qwen3", *OTHERS])
+def test_rotations_are_the_model_s_own(name, compiled):
     """YaRN's scaling (gpt-oss) and partial rotation (phi3) included: keys at one position become those at another."""
-    model = tiny(name)
-    turns = rotations(model)
+    if compiled and (reason := kernels.available()["cpu"]):
+        pytest.skip(reason)
+    model = turning(name)
+    turns = rotations(model, compiled=compiled)
     keys = []
     for position in (3, 40):
         seen = hf.build_cache(model, Dense(), ops=OPS, dense_layers=0)
@@ -188,6 +204,17 @@ def test_rotations_are_the_model_s_own(name):
         if near is not None:
             torch.testing.assert_close(rotate(near[None], torch.tensor([37]))[0], far, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(rotate(far[None], torch.tensor([-37]))[0], near, rtol=1e-4, atol=1e-4)
+
+
+def test_the_compiled_rotation_is_taken_where_it_fits():
+    if reason := kernels.available()["cpu"]:
+        pytest.skip(reason)
+    ours = by_difference(torch.ones(2), compiled=True).__code__
+    taken = {
+        name: {turn.__code__ is ours for turn in rotations(turning(name), compiled=True)}
+        for name in ("llama", "phi3", "gpt_oss", "gemma3_text", "glm")
+    }
+    assert taken == {"llama": {True}, "phi3": {True}, "gpt_oss": {True}, "gemma3_text": {True}, "glm": {False}}
 
 
 def test_layers_without_positions_are_not_turned():

@@ -66,6 +66,7 @@ struct Evict {
   float* mass;         // same, or null
   int64_t position_slots, mass_slots, capacity, sinks, recent;
   bool shared;
+  int threads;
 };
 template <typename T>
 void evict(const Evict<T>& job);

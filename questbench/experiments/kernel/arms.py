@@ -79,7 +79,7 @@ def new_layer(method: Method, ops: Ops, shape: LayerShape, room: int) -> Layer:
         dtype=shape.dtype,
         device=shape.device,
         capacity=lambda own: own.tokens_resident(shape.seq_len) - 1 + room,
-        rotate=relative(shape.rope_theta, shape.head_dim, shape.device),
+        rotate=relative(shape.rope_theta, shape.head_dim, shape.device, compiled=ops.name == "cpu"),
     )
 
 
