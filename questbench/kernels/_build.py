@@ -30,8 +30,12 @@ ISA_FLAGS = {
     "native": ["-march=native"],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "portable": [],
+    # Without optimisation: this is compiled for one test, whose shapes are small.
+    "avx512-emulated": ["-mavx2", "-mfma", "-mf16c", "-O0"],
 }
-"""Instruction sets, chosen by ``QUESTBENCH_ISA``: what the processor has, or less for tests and old machines."""
+"""Instruction sets, chosen by ``QUESTBENCH_ISA``: what the processor has, or less for tests and old machines; or, for
+tests alone, the code for AVX-512 by functions that compute the same."""
+EMULATED = "avx512-emulated"
 COMMON_FLAGS = ["-std=c++20", "-O3", "-fopenmp", "-fPIC", "-Wno-aggressive-loop-optimizations", "-Wno-psabi"]
 
 
@@ -83,6 +87,9 @@ def build_cpu(force: bool = False, verbose: bool = False) -> BuildResult:
     prefix = [*chosen.command, *_flags(), *includes(root)]
     linker = [*chosen.command, "-shared", "-fopenmp"]
     sources, headers = (sorted((root / "cpu").glob(f"*.{kind}")) for kind in ("cpp", "h"))
+    if os.environ.get("QUESTBENCH_ISA") == EMULATED:
+        headers.append(root / "emulator" / "avx512.h")
+        prefix += ["-include", str(headers[-1])]
     # A library built for one processor may not run on another.
     version = f"{chosen.version}\n{_compiling.processor()}"
     return library(LIBRARY, prefix, linker, sources, root, version, force, verbose, headers)

@@ -7,6 +7,7 @@ float64 speaks for all. Products of bf16 and of fp32 differ, and are held to the
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,8 +27,9 @@ from questbench.kernels import _build, _choices
 from questbench.kernels._choices import KINDS, SETTINGS
 
 WEIGHTS = next(one for one in SETTINGS if one.name == "weights")
-WAYS = list(WEIGHTS.values)[: 2 if "avx512_bf16" in _compiling.processor() else 1]
-"""To weigh values, as far as this processor has them."""
+EMULATED = os.environ.get("QUESTBENCH_ISA") == _build.EMULATED
+WAYS = list(WEIGHTS.values)[: 2 if EMULATED or "avx512_bf16" in _compiling.processor() else 1]
+"""To weigh values, as far as the library has them."""
 
 
 def plans(library: _choices.Library, weights: str) -> list[_choices.Plan]:
