@@ -89,6 +89,8 @@ def build_cpu(force: bool = False, verbose: bool = False) -> BuildResult:
     sources, headers = (sorted((root / "cpu").glob(f"*.{kind}")) for kind in ("cpp", "h"))
     if os.environ.get("QUESTBENCH_ISA") == EMULATED:
         headers.append(root / "emulator" / "avx512.h")
+        if not headers[-1].is_file():
+            raise UsageError(f"QUESTBENCH_ISA={EMULATED} is for tests in a checkout.", "Use QUESTBENCH_ISA=native.")
         prefix += ["-include", str(headers[-1])]
     # A library built for one processor may not run on another.
     version = f"{chosen.version}\n{_compiling.processor()}"

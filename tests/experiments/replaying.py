@@ -51,7 +51,10 @@ def record(work: Callable[[], object]) -> Callable[[], None]:
 
 
 def through_the_dispatcher(monkeypatch: Any) -> None:
-    """Let the cpu backend call its registered operators, which a recording sees."""
+    """Let the cpu backend call what a recording sees: registered operators, and torch to turn queries, as on a GPU."""
     from questbench.kernels._native import NativeOps
+    from questbench.models import _rotation
 
     monkeypatch.setattr(NativeOps, "_op", lambda self, name: getattr(torch.ops.questbench_cpu, name))
+    by_difference = _rotation.by_difference
+    monkeypatch.setattr(_rotation, "by_difference", lambda frequency, compiled: by_difference(frequency, False))

@@ -26,9 +26,7 @@ def test_error_budget(dtype: torch.dtype, dim: int, pairs: int) -> None:
     assert torch.equal(got[..., 2 * pairs :], x[..., 2 * pairs :])
     angle = delta.double()[:, None, None] * frequency.double()
     first, second = x[..., :pairs].double(), x[..., pairs : 2 * pairs].double()
-    exact = torch.cat(
-        [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=-1
-    )
+    exact = torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=-1)
     size = (first.abs() + second.abs()).repeat(1, 1, 2)
     # The angle is rounded once, as in a model; cosine, sine and three operations behind it are off by little.
     error = size * (angle.abs().repeat(1, 1, 2) + 5) * FP32
