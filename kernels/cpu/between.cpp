@@ -4,6 +4,8 @@
 #include <initializer_list>
 #include <vector>
 
+#include "shares.h"
+
 namespace questbench {
 namespace {
 
@@ -128,12 +130,14 @@ void enter(const Enter<T>& job, const T* cos, const T* sin, int64_t turned, int6
     ends[part] = items += linear_items(job.weights[part]);
     bytes += weight_bytes(job.weights[part]);
   }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(bytes < kShared ? 1 : threads)
-  for (int64_t item = 0; item < items; ++item) {
+  if (bytes < kShared) threads = 1;
+  Shares shares(items, threads);
+#pragma omp parallel num_threads(threads)
+  shares.each([&](int64_t item) {
     int part = 0;
     while (item >= ends[part]) ++part;
     linear_item(job.weights[part], job.arranged, part > 0 ? item - ends[part - 1] : item);
-  }
+  });
   if (cos == nullptr) return;
   for (int64_t row = 0; row < first.rows; ++row)
     for (int64_t head = 0; head < job.query_heads + job.kv_heads; ++head) {
@@ -146,7 +150,8 @@ void enter(const Enter<T>& job, const T* cos, const T* sin, int64_t turned, int6
 template <typename T>
 void leave(const Leave<T>& job, int threads) {
   const int64_t rows = job.out.rows, width = job.out.outputs;
-  const int64_t outs = linear_items(job.out), gates = linear_items(job.gate), downs = linear_items(job.down);
+  threads = threads_of({&job.out, &job.gate, &job.up, &job.down}, threads);
+  Shares outs(linear_items(job.out), threads), gates(linear_items(job.gate), threads), downs(linear_items(job.down), threads);
   const auto add_delta = [&](Norm norm) {
     for (int64_t row = 0; row < rows; ++row) {
       normalise(job.delta + row * width, width, norm, job.delta + row * width);
@@ -154,10 +159,10 @@ void leave(const Leave<T>& job, int threads) {
     }
   };
   arrange_rows(job.out, job.arranged_width);
-#pragma omp parallel num_threads(threads_of({&job.out, &job.gate, &job.up, &job.down}, threads))
+#pragma omp parallel num_threads(threads)
   {
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t item = 0; item < outs; ++item) linear_item(job.out, job.arranged_width, item);
+    outs.each([&](int64_t item) { linear_item(job.out, job.arranged_width, item); });
+#pragma omp barrier
 #pragma omp single
     {
       add_delta(job.out_norm);
@@ -165,12 +170,11 @@ void leave(const Leave<T>& job, int threads) {
         normalise(job.hidden + row * width, width, job.mlp_norm, job.normed + row * width);
       arrange_rows(job.gate, job.arranged_width);
     }
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t item = 0; item < gates; ++item) gate_item(job, item);
+    gates.each([&](int64_t item) { gate_item(job, item); });
+#pragma omp barrier
 #pragma omp single
     arrange_rows(job.down, job.arranged_inner);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t item = 0; item < downs; ++item) linear_item(job.down, job.arranged_inner, item);
+    downs.each([&](int64_t item) { linear_item(job.down, job.arranged_inner, item); });
   }
   add_delta(job.down_norm);
 }

@@ -1,6 +1,8 @@
 // Linear layers of a decode step: blocks of outputs in one parallel region.
 #include "questbench/linear.h"
 
+#include "shares.h"
+
 namespace questbench {
 
 template <typename T>
@@ -9,8 +11,9 @@ void linear(const Linear<T>& job) {
   const int threads = weight_bytes(job) < kAlone ? 1 : job.threads;
   std::vector<float> arranged(arranged_size(job));
   arrange_rows(job, arranged.data());
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t item = 0; item < items; ++item) linear_item(job, arranged.data(), item);
+  Shares shares(items, threads);
+#pragma omp parallel num_threads(threads)
+  shares.each([&](int64_t item) { linear_item(job, arranged.data(), item); });
 }
 
 template void linear(const Linear<float>&);

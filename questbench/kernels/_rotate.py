@@ -1,7 +1,7 @@
-"""Queries turned by a number of positions on the CPU, compiled: one call where torch takes a dozen.
+"""Queries turned by a number of positions on the CPU, compiled.
 
-No op of the contract: a method that re-indexes positions is given a rotation, and this is one. Against memory that holds
-a small cache, a dozen calls of torch are a third of a step.
+No op of the contract: a method that re-indexes positions is given a rotation, and this is one. It is one call where torch
+takes a dozen, which are a third of a step over a small cache.
 """
 
 from __future__ import annotations
