@@ -1,7 +1,7 @@
 """Queries turned by a number of positions on the CPU, compiled.
 
-No op of the contract: a method that re-indexes positions is given a rotation, and this is one. It is one call where torch
-takes a dozen, which are a third of a step over a small cache.
+No op of the contract: a method that re-indexes positions is given a rotation, and this is one. It is one call where
+torch takes a dozen, which are a third of a step over a small cache.
 """
 
 from __future__ import annotations
