@@ -26,16 +26,16 @@ from questbench.errors import PrerequisiteError, UsageError
 from questbench.kernels import _choices
 
 LIBRARY = "libquestbench_cpu.so"
+EMULATED = "avx512-emulated"
 ISA_FLAGS = {
     "native": ["-march=native"],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "portable": [],
     # Without optimisation: this is compiled for one test, whose shapes are small.
-    "avx512-emulated": ["-mavx2", "-mfma", "-mf16c", "-O0"],
+    EMULATED: ["-mavx2", "-mfma", "-mf16c", "-O0"],
 }
 """Instruction sets, chosen by ``QUESTBENCH_ISA``: what the processor has, or less for tests and old machines; or, for
 tests alone, the code for AVX-512 by functions that compute the same."""
-EMULATED = "avx512-emulated"
 COMMON_FLAGS = ["-std=c++20", "-O3", "-fopenmp", "-fPIC", "-Wno-aggressive-loop-optimizations", "-Wno-psabi"]
 
 

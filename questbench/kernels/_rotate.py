@@ -22,7 +22,8 @@ def rotate(x: Tensor, delta: Tensor, frequency: Tensor) -> Tensor:
         frequency: ``[P]`` fp32: the angle per position of each pair of channels ``(i, P + i)``.
 
     Raises:
-        ValueError: the shapes do not fit, or the type is not stored.
+        ValueError: the shapes do not fit, or the type of ``x`` is not stored.
+        TypeError: another tensor has another type.
     """
     if x.dtype not in STORED:
         raise ValueError(f"the kernels store no {x.dtype}")
